@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Everything.
+#pragma once
+
+#include "winnow/attention.hpp"
+#include "winnow/partition.hpp"
+#include "winnow/reference.hpp"
+#include "winnow/relative_position.hpp"
+#include "winnow/selection.hpp"
+#include "winnow/status.hpp"
+#include "winnow/storage.hpp"
+#include "winnow/tensor.hpp"
+#include "winnow/version.hpp"
+#include "winnow/window.hpp"
