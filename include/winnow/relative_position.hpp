@@ -34,11 +34,12 @@ WINNOW_HOST_DEVICE constexpr int difference_row(int p_i, int p_j, int quant_leng
 
 /// Row of the radial axis, in [0, 2L-1].
 ///
-/// `delta = r_i - r_j` in FP32. With n the number of thresholds a, 2a, 4a, 6a, 10a, 14a, 22a, 30a,
-/// … that |delta| reaches, the row is `L + n` for delta >= 0 and `L - 1 - n` otherwise, clamped.
-/// The thresholds are where the two leading fraction bits of `|delta|/a + 2` change, so n is read
-/// off the float's bits. Source: the exponential split of SphereFormer. \param inverse_a `1.0f /
-/// a`, rounded once.
+/// `delta = r_i - r_j` in FP32. With n the number of thresholds a, 2a, 4a, 6a, 10a, 14a, 22a, 30a …
+/// that |delta| reaches, the row is `L + n` for delta >= 0 and `L - 1 - n` otherwise, clamped. The
+/// thresholds are where the exponent or the leading fraction bit of `|delta|/a + 2` changes, so n is
+/// read off the float's bits; a |delta| that this FP32 sum rounds up to a threshold reaches it.
+/// Source: the exponential split of SphereFormer.
+/// \param inverse_a `1.0f / a`, rounded once.
 WINNOW_HOST_DEVICE inline int exponential_row(float delta, float inverse_a,
                                               int quant_length) noexcept {
   const float magnitude = delta < 0.0f ? -delta : delta;

@@ -46,6 +46,11 @@ struct alignas(2) bfloat16 {
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
 
+// GCC takes the enumerator for a shadow of the type.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+#endif
 /// The element type of a type-erased view.
 enum class dtype : int {
   float32 = 0,
@@ -55,6 +60,9 @@ enum class dtype : int {
   int32,    ///< coordinates only
   uint8     ///< masks only
 };
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 constexpr const char* to_string(dtype type) noexcept {
   switch (type) {
@@ -177,7 +185,7 @@ inline half from_float<half>(float value) noexcept {
   }
   const auto packed = static_cast<std::uint16_t>(sign | h);
   half result;
-  std::memcpy(&result, &packed, 2);
+  std::memcpy(static_cast<void*>(&result), &packed, 2);
   return result;
 }
 
@@ -192,7 +200,7 @@ inline bfloat16 from_float<bfloat16>(float value) noexcept {
     b = static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
   bfloat16 result;
-  std::memcpy(&result, &b, 2);
+  std::memcpy(static_cast<void*>(&result), &b, 2);
   return result;
 }
 

@@ -23,7 +23,7 @@ struct tensor_layout {
   /// The element offset of an index tuple, which is not checked.
   template <class... Index>
   WINNOW_HOST_DEVICE constexpr std::int64_t offset(Index... index) const noexcept {
-    static_assert(sizeof...(Index) <= Rank, "more indices than dimensions");
+    static_assert(sizeof...(Index) >= 1 && sizeof...(Index) <= Rank, "one index a dimension");
     const std::int64_t indices[] = {static_cast<std::int64_t>(index)...};
     std::int64_t sum = 0;
     for (int d = 0; d < static_cast<int>(sizeof...(Index)); ++d) sum += indices[d] * stride[d];

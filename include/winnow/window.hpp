@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 namespace winnow {
@@ -82,9 +83,19 @@ struct grid_window {
   [[nodiscard]] constexpr std::int64_t windows_per_image() const noexcept {
     return std::int64_t{rows()} * columns();
   }
-  /// Tokens of all images, padding not counted.
+  /// Windows of all images; saturates, so that absurd sizes stay absurd.
+  [[nodiscard]] constexpr std::int64_t windows() const noexcept {
+    return times_batch(windows_per_image());
+  }
+  /// Tokens of all images, padding not counted; saturates.
   [[nodiscard]] constexpr std::int64_t tokens() const noexcept {
-    return std::int64_t{batch} * height * width;
+    return times_batch(std::int64_t{height} * width);
+  }
+
+ private:
+  [[nodiscard]] constexpr std::int64_t times_batch(std::int64_t per_image) const noexcept {
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    return batch > 0 && per_image > most / batch ? most : batch * per_image;
   }
 };
 

@@ -74,7 +74,7 @@ inline partition_shape shape_of(const labels_window& window, const label_set& la
 
 inline partition_shape shape_of(const grid_window& window, const window_selection* kept) noexcept {
   const std::int64_t windows =
-      kept != nullptr ? kept->max_windows() : window.batch * window.windows_per_image();
+      kept != nullptr ? kept->max_windows() : window.windows();
   return {window.tokens(), windows, {relative_kind::grid, window.window, 0.0f}};
 }
 
