@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Runs a case on a device.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "replay/replay_case.hpp"
+#include "winnow/storage.hpp"
+
+namespace winnow::replay {
+
+struct named_array {
+  std::string name;  ///< "out", "grad_table_q.1", …: the file's name without .npy
+  npy_array array;   ///< float32, or int32 for "kept"
+};
+
+using case_results = std::vector<named_array>;
+
+/// Computes a case with inputs and results in a storage type.
+/// \throw support::input_error with the library's message for what the library refuses; its
+///        message begins with `name`.
+using runner = case_results (*)(const replay_case& input, dtype storage, const std::string& name);
+
+/// By the host reference with float arithmetic.
+case_results run_on_cpu(const replay_case& input, dtype storage, const std::string& name);
+
+}  // namespace winnow::replay
