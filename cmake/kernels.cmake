@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# Which storage types and head dims winnow::winnow is compiled for. Calls with others get the status
+# `unsupported`, with the list. Whoever needs another pair names it here or instantiates the
+# templates of winnow::headers.
+set(WINNOW_HEAD_DIMS "16;32;64;128" CACHE STRING "Head dims to compile: multiples of 8 up to 128")
+set(WINNOW_DTYPES "float;half;bfloat16" CACHE STRING "Storage types to compile")
+
+foreach(list IN ITEMS WINNOW_HEAD_DIMS WINNOW_DTYPES)
+  list(LENGTH ${list} length)
+  set(unique ${${list}})
+  list(REMOVE_DUPLICATES unique)
+  list(LENGTH unique unique_length)
+  if(length EQUAL 0 OR NOT length EQUAL unique_length)
+    message(FATAL_ERROR "${list} is \"${${list}}\", must name one or more, each once")
+  endif()
+endforeach()
+foreach(head_dim IN LISTS WINNOW_HEAD_DIMS)
+  if(NOT head_dim MATCHES "^[1-9][0-9]?[0-9]?$")
+    message(FATAL_ERROR "WINNOW_HEAD_DIMS: \"${head_dim}\" is not a number")
+  endif()
+  math(EXPR remainder "${head_dim} % 8")
+  if(head_dim GREATER 128 OR NOT remainder EQUAL 0)
+    message(FATAL_ERROR "WINNOW_HEAD_DIMS: ${head_dim}, must be a multiple of 8 up to 128")
+  endif()
+endforeach()
+foreach(dtype IN LISTS WINNOW_DTYPES)
+  if(NOT dtype MATCHES "^(float|half|bfloat16)$")
+    message(FATAL_ERROR "WINNOW_DTYPES: \"${dtype}\", must be float, half or bfloat16")
+  endif()
+endforeach()
