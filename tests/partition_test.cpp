@@ -476,10 +476,10 @@ TEST(GridPartition, NamesWhatIsWrong) {
     return std::string(reference::build_partition(grid, &selection, result.view()).message());
   };
   EXPECT_EQ(message({1, 4, 4, 2, 0}, {3, 0}, 4), "");
-  EXPECT_THAT(message({1, 5, 4, 2, 0}, {0}, 4), HasSubstr("height: 5"));
-  EXPECT_THAT(message({1, 4, 3, 2, 0}, {0}, 4), HasSubstr("width: 3"));
-  EXPECT_THAT(message({1, 4, 4, 0, 0}, {0}, 4), HasSubstr("window: 0"));
-  EXPECT_THAT(message({1, 4, 4, 2, 2}, {0}, 4), HasSubstr("shift: 2"));
+  EXPECT_THAT(message({1, 5, 4, 2, 0}, {0}, 4), HasSubstr("grid.height: 5"));
+  EXPECT_THAT(message({1, 4, 3, 2, 0}, {0}, 4), HasSubstr("grid.width: 3"));
+  EXPECT_THAT(message({1, 4, 4, 0, 0}, {0}, 4), HasSubstr("grid.window: 0"));
+  EXPECT_THAT(message({1, 4, 4, 2, 2}, {0}, 4), HasSubstr("grid.shift: 2"));
   EXPECT_THAT(message({2, 4, 4, 2, 0}, {0}, 4), HasSubstr("selects from 1 images"));
   EXPECT_THAT(message({1, 4, 4, 2, 0}, {0}, 5), HasSubstr("selects from 5 windows"));
   EXPECT_THAT(message({1, 4, 4, 2, 0}, {4}, 4), HasSubstr("window id 4 of image 0"));

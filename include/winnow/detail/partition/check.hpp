@@ -12,6 +12,7 @@
 
 #include "winnow/detail/partition/cell.hpp"
 #include "winnow/detail/partition/grid.hpp"
+#include "winnow/detail/selection/validate.hpp"
 #include "winnow/detail/util/check_view.hpp"
 #include "winnow/detail/util/parallel.hpp"
 #include "winnow/partition.hpp"
@@ -93,18 +94,14 @@ inline status check_window(const spherical_window& window) noexcept {
 }
 
 inline status check_window(const grid_window& grid) noexcept {
-  WINNOW_REQUIRE(grid.window >= 1 && grid.window <= max_quant_length,
-                 "window: %d, must be in [1, %d]", grid.window, max_quant_length);
-  WINNOW_REQUIRE(grid.batch >= 0, "batch: %d, must be >= 0", grid.batch);
-  WINNOW_REQUIRE(grid.height >= 0 && grid.height % grid.window == 0,
-                 "height: %d, must be a multiple of the window edge %d", grid.height, grid.window);
-  WINNOW_REQUIRE(grid.width >= 0 && grid.width % grid.window == 0,
-                 "width: %d, must be a multiple of the window edge %d", grid.width, grid.window);
-  WINNOW_REQUIRE(grid.shift >= 0 && grid.shift < grid.window, "shift: %d, must be in [0, %d]",
-                 grid.shift, grid.window - 1);
-  std::int64_t tokens = 0;
-  WINNOW_REQUIRE(multiply_checked(std::int64_t{grid.height} * grid.width, grid.batch, tokens) &&
-                     tokens <= max_tokens,
+  WINNOW_TRY(check_grid(grid));
+  WINNOW_REQUIRE(grid.height % grid.window == 0,
+                 "grid.height: %d, must be a multiple of the window edge %d", grid.height,
+                 grid.window);
+  WINNOW_REQUIRE(grid.width % grid.window == 0,
+                 "grid.width: %d, must be a multiple of the window edge %d", grid.width,
+                 grid.window);
+  WINNOW_REQUIRE(grid.tokens() <= max_tokens,
                  "grid: %d images of %d x %d tokens, must be fewer than 2^31 tokens in all",
                  grid.batch, grid.height, grid.width);
   return {};
