@@ -272,7 +272,8 @@ struct grid_case {
 class GridPartition : public ::testing::TestWithParam<grid_case> {};
 
 TEST_P(GridPartition, EqualsTheRolledImage) {
-  const auto& [grid, select] = GetParam();
+  const grid_window& grid = GetParam().grid;
+  const bool select = GetParam().select;
   const int per_image = static_cast<int>(grid.windows_per_image());
   const int kept = select ? per_image / 2 : per_image;
   std::vector<std::int32_t> ids;

@@ -14,6 +14,15 @@ namespace winnow {
 /// The largest quant length: a position must fit eight bits.
 inline constexpr int max_quant_length = 256;
 
+namespace detail {
+/// A product of sizes; -1 where one is negative, the largest int64 where it overflows.
+constexpr std::int64_t saturating_product(std::int64_t a, std::int64_t b) noexcept {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  if (a < 0 || b < 0) return -1;
+  return a > 0 && b > most / a ? most : a * b;
+}
+}  // namespace detail
+
 /// Cubes of a fixed size (Stratified Transformer, SphereFormer).
 ///
 /// Per axis, in FP32: `u = ((x - origin) + shift) / size` with `shift = size/2` if shifted, else 0;
@@ -85,17 +94,11 @@ struct grid_window {
   }
   /// Windows of all images; saturates, so that absurd sizes stay absurd.
   [[nodiscard]] constexpr std::int64_t windows() const noexcept {
-    return times_batch(windows_per_image());
+    return detail::saturating_product(batch, windows_per_image());
   }
   /// Tokens of all images, padding not counted; saturates.
   [[nodiscard]] constexpr std::int64_t tokens() const noexcept {
-    return times_batch(std::int64_t{height} * width);
-  }
-
- private:
-  [[nodiscard]] constexpr std::int64_t times_batch(std::int64_t per_image) const noexcept {
-    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-    return batch > 0 && per_image > most / batch ? most : batch * per_image;
+    return detail::saturating_product(batch, std::int64_t{height} * width);
   }
 };
 

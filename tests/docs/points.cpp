@@ -54,7 +54,8 @@ int main() {
   check(attend(3, xyz.data(), qkv.data(), table_q.data(), out.data(), lse.data()));
   for (int i = 0; i < heads * dim; ++i) {
     const float lonely = qkv[static_cast<std::size_t>((2 * 3 + 2) * heads * dim + i)];
-    check_near(out[static_cast<std::size_t>(2 * heads * dim + i)], lonely, "token 2: not its value");
+    check_near(out[static_cast<std::size_t>(2 * heads * dim + i)], lonely,
+               "token 2: not its value");
   }
   check(attend(-1, xyz.data(), qkv.data(), table_q.data(), out.data(), lse.data()).code() ==
             winnow::status_code::invalid_argument,

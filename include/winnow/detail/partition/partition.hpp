@@ -54,6 +54,26 @@ inline std::size_t lay_out(const partition_shape& shape, void* memory, partition
 
 }  // namespace detail
 
+inline status check_flags(const partition_counts& counts) noexcept {
+  constexpr const char* meanings[] = {
+      "coordinates: a coordinate or radius is not finite",
+      "batch: a batch id is negative",
+      "coordinates: a token lies 2^30 or more windows from the origin on some axis",
+      "bounds: a token lies outside of them",
+      "coordinates: cells and batch items span 2^63 or more windows",
+      "result: the tokens lie in more windows than it has room for",
+      "num_tokens: is negative or larger than N",
+      "positions: a position is outside [0, quant_length)",
+      "kept: a window id is outside the image's windows",
+      "kept: a window id appears twice",
+      "kept: the offsets are no ranges of the image's windows"};
+  int flag = 0;
+  for (const char* meaning : meanings)
+    WINNOW_REQUIRE((counts.flags >> flag++ & 1u) == 0, "%s (flags 0x%x)", meaning, counts.flags);
+  WINNOW_REQUIRE(counts.flags == 0, "counts: unknown flags 0x%x", counts.flags);
+  return {};
+}
+
 inline partition_shape shape_of(const cubic_window& window, std::int64_t max_tokens) noexcept {
   return {max_tokens, max_tokens, {relative_kind::differences, window.quant_length, 0.0f}};
 }
@@ -73,8 +93,7 @@ inline partition_shape shape_of(const labels_window& window, const label_set& la
 }
 
 inline partition_shape shape_of(const grid_window& window, const window_selection* kept) noexcept {
-  const std::int64_t windows =
-      kept != nullptr ? kept->max_windows() : window.windows();
+  const std::int64_t windows = kept != nullptr ? kept->max_windows() : window.windows();
   return {window.tokens(), windows, {relative_kind::grid, window.window, 0.0f}};
 }
 

@@ -353,13 +353,17 @@ inline status build_partition(const grid_window& window, const window_selection*
                               const partition& result, int threads) noexcept {
   WINNOW_TRY(detail::check_window(window));
   if (kept != nullptr) WINNOW_TRY(detail::check_selection(window, *kept));
+  // Before temporaries as large as the grid; the number of windows is known only after them.
+  partition_shape shape = shape_of(window, kept);
+  shape.max_windows = 0;
+  WINNOW_TRY(detail::check_result(result, shape));
   const std::int64_t per_image = window.windows_per_image();
   return detail::guard_allocation([&]() -> status {
     // rank: window of the batch -> its place among the computed ones, or -1.
     const std::int64_t all = window.batch * per_image;
     std::vector<std::int32_t> rank(static_cast<std::size_t>(all), -1);
     std::int32_t windows = 0;
-    for (int b = 0; b < window.batch; ++b) {
+    for (int b = 0; per_image > 0 && b < window.batch; ++b) {
       const detail::index_range ids =
           kept != nullptr ? detail::kept_range(*kept, b) : detail::index_range{0, per_image};
       for (std::int64_t i = ids.begin; i < ids.end; ++i) {
@@ -373,7 +377,6 @@ inline status build_partition(const grid_window& window, const window_selection*
         place = windows++;
       }
     }
-    partition_shape shape = shape_of(window, kept);
     shape.max_windows = windows;
     WINNOW_TRY(detail::check_result(result, shape));
 

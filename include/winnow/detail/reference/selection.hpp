@@ -71,24 +71,10 @@ void write_ragged(const window_selection& result, Keep&& keep) {
 template <class Accumulator>
 status window_importance(const grid_window& grid, const tensor_view<const void, 3>& features,
                          const tensor_view<float, 2>& importance, int threads) noexcept {
-  WINNOW_TRY(detail::check_grid(grid));
-  WINNOW_TRY(detail::check_input("features", features));
-  WINNOW_REQUIRE(features.type == dtype::float32 || features.type == dtype::float16 ||
-                     features.type == dtype::bfloat16 || features.type == dtype::float64,
-                 "features: dtype %s, must be float32, float16, bfloat16 or float64",
-                 to_string(features.type));
-  WINNOW_TRY(detail::check_covers_grid("features", features, grid));
-  WINNOW_REQUIRE(features.shape[2] >= 1, "features: shape[2] is 0, must be at least one channel");
-  WINNOW_TRY(detail::check_output<2>("importance", importance));
-  const std::int64_t windows = grid.windows_per_image();
-  WINNOW_REQUIRE(importance.shape[0] == grid.batch && importance.shape[1] == windows,
-                 "importance: shape is [%lld, %lld], must be [%d, %lld]",
-                 static_cast<long long>(importance.shape[0]),
-                 static_cast<long long>(importance.shape[1]), grid.batch,
-                 static_cast<long long>(windows));
-  WINNOW_TRY(detail::check_disjoint<2>("importance", importance, "features", features));
+  WINNOW_TRY(detail::check_importance(grid, features, importance));
   WINNOW_REQUIRE(threads >= 0, "threads: %d, must be >= 0", threads);
 
+  const std::int64_t windows = grid.windows_per_image();
   const auto channels = static_cast<Accumulator>(features.shape[2]);
   return detail::parallel_for(grid.batch * windows, threads, [&](std::int64_t task) {
     const std::int64_t image = task / windows;

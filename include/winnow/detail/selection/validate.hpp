@@ -74,6 +74,27 @@ status check_disjoint(const char* output_name, const tensor_view<const void, Out
   return {};
 }
 
+/// The arguments of `window_importance`.
+inline status check_importance(const grid_window& grid, const tensor_view<const void, 3>& features,
+                               const tensor_view<float, 2>& importance) noexcept {
+  WINNOW_TRY(check_grid(grid));
+  WINNOW_TRY(check_input("features", features));
+  WINNOW_REQUIRE(features.type == dtype::float32 || features.type == dtype::float16 ||
+                     features.type == dtype::bfloat16 || features.type == dtype::float64,
+                 "features: dtype %s, must be float32, float16, bfloat16 or float64",
+                 to_string(features.type));
+  WINNOW_TRY(check_covers_grid("features", features, grid));
+  WINNOW_REQUIRE(features.shape[2] >= 1, "features: shape[2] is 0, must be at least one channel");
+  WINNOW_TRY(check_output<2>("importance", importance));
+  const std::int64_t windows = grid.windows_per_image();
+  WINNOW_REQUIRE(importance.shape[0] == grid.batch && importance.shape[1] == windows,
+                 "importance: shape is [%lld, %lld], must be [%d, %lld]",
+                 static_cast<long long>(importance.shape[0]),
+                 static_cast<long long>(importance.shape[1]), grid.batch,
+                 static_cast<long long>(windows));
+  return check_disjoint<2>("importance", importance, "features", features);
+}
+
 /// The result refers to the images and windows of its input.
 inline status check_refers_to(const window_selection& result, std::int64_t images,
                               std::int64_t windows) noexcept {
