@@ -18,7 +18,12 @@
 /// `reference.hpp`.
 #pragma once
 
+#include <cstddef>
 #include <type_traits>
+
+#if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include "winnow/partition.hpp"
 #include "winnow/status.hpp"
@@ -116,6 +121,81 @@ struct attention_backward_arguments {
 status validate(const attention_forward_arguments<void>& arguments) noexcept;
 status validate(const attention_backward_arguments<void>& arguments) noexcept;
 
+#if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
+/// Bytes of device memory that `attention_forward` wants for these arguments; 0 today.
+[[nodiscard]] std::size_t attention_forward_workspace_bytes(
+    const attention_forward_arguments<void>& arguments) noexcept;
+
+/// Attention forward on the GPU; the formulas are at the top of this file.
+///
+/// All pointers are device memory, those inside the partitions included, whose counts the host
+/// never reads: a captured graph runs frames of any size up to `max_tokens`. The call neither
+/// allocates nor synchronises, is capturable, keeps no state, and serves the current device. It
+/// makes one launch for all groups of the same position encoding.
+///
+/// Rows of q, k, v and out that start on 16 bytes are the fast case. So are contextual tables of a
+/// quant length up to 24 and bias tables of windows up to 32 x 32; larger ones are computed row by
+/// row, slowly.
+///
+/// Determinism: every result repeats bit for bit, and does not depend on what else runs.
+/// Memory: none beyond the arguments.
+///
+/// \param workspace at least `attention_forward_workspace_bytes` bytes; null where that is 0.
+/// \return as `validate`; unsupported for float64 and for storage types and head dims that were not
+///         compiled; workspace_too_small; cuda_error. A failed call has launched nothing, except
+///         where the CUDA runtime refuses the second of two launches.
+status attention_forward(const attention_forward_arguments<void>& arguments, void* workspace,
+                         std::size_t workspace_bytes, cudaStream_t stream) noexcept;
+
+/// The typed forms.
+template <class T, class Table, class = std::enable_if_t<!std::is_void_v<T>>>
+std::size_t attention_forward_workspace_bytes(
+    const attention_forward_arguments<T, Table>& arguments) noexcept;
+template <class T, class Table, class = std::enable_if_t<!std::is_void_v<T>>>
+status attention_forward(const attention_forward_arguments<T, Table>& arguments, void* workspace,
+                         std::size_t workspace_bytes, cudaStream_t stream) noexcept;
+
+/// Bytes of device memory that `attention_backward` wants for these arguments: at most 4·H + 16 a
+/// token, and up to 64 MB where gradients of tables are asked for. 0 for arguments that the call
+/// rejects. Looks at no memory that the views point to.
+[[nodiscard]] std::size_t attention_backward_workspace_bytes(
+    const attention_backward_arguments<void>& arguments) noexcept;
+
+/// Attention backward on the GPU; the formulas follow from those at the top of this file.
+///
+/// As for `attention_forward`: all pointers are device memory, the host never reads counts, the call
+/// neither allocates nor synchronises, is capturable, keeps no state, and serves the current device.
+/// It makes two launches for all groups of the same position encoding, and one more for all tables.
+///
+/// P is recomputed from q, k and LSE; nothing of the size of the pairs is stored. dS is rounded to
+/// the storage type relative to the largest finite |dO| around, so that gradients of 1e-7 do not
+/// vanish in half. Tables whose gradients are wanted are summed up by a number of blocks that does
+/// not depend on the device.
+///
+/// Determinism: every gradient repeats bit for bit, whatever else runs; there are no atomics.
+/// NaN and infinity: those of one window reach no gradient of another window's rows; the gradients
+/// of tables, which sum over all windows, may become NaN as a whole.
+/// Memory: the workspace, whose content matters neither before nor after.
+///
+/// \param workspace at least `attention_backward_workspace_bytes` bytes, aligned to 16.
+/// \return as `validate`; unsupported for float64 and for storage types and head dims that were not
+///         compiled; workspace_too_small; cuda_error. A failed call has launched nothing, except
+///         where the CUDA runtime refuses one of several launches.
+status attention_backward(const attention_backward_arguments<void>& arguments, void* workspace,
+                          std::size_t workspace_bytes, cudaStream_t stream) noexcept;
+
+/// The typed forms.
+template <class T, class Table, class = std::enable_if_t<!std::is_void_v<T>>>
+std::size_t attention_backward_workspace_bytes(
+    const attention_backward_arguments<T, Table>& arguments) noexcept;
+template <class T, class Table, class = std::enable_if_t<!std::is_void_v<T>>>
+status attention_backward(const attention_backward_arguments<T, Table>& arguments, void* workspace,
+                          std::size_t workspace_bytes, cudaStream_t stream) noexcept;
+#endif
+
 }  // namespace winnow
 
 #include "winnow/detail/attention/validate.hpp"
+#if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
+#include "winnow/detail/attention/erase.hpp"
+#endif

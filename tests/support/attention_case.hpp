@@ -156,6 +156,7 @@ class attention_case {
   template <class U>
   static void poison(std::int64_t size, std::vector<U>& values) {
     values.resize(static_cast<std::size_t>(size));
+    if (values.empty()) return;  // memset takes no null pointer
     std::memset(static_cast<void*>(values.data()), 0xff, values.size() * sizeof(U));  // NaN
   }
 

@@ -3,7 +3,6 @@
 /// From typed attention arguments to type-erased ones.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "winnow/attention.hpp"
@@ -21,15 +20,16 @@ head_group_gradients<void> erase(const head_group_gradients<T>& gradients) noexc
   return {gradients.table_q, gradients.table_k, gradients.table_v, gradients.bias_table};
 }
 
-/// Up to max_head_groups erased groups. More stay unconverted: validation rejects their number.
+/// Up to max_head_groups erased groups. A larger number is refused by validation, so that none is
+/// looked at.
 template <class Erased>
 struct erased_groups {
   Erased values[max_head_groups];
 
   template <class Typed>
   erased_groups(const Typed* typed, int count) noexcept {
-    for (int g = 0; typed != nullptr && g < std::min(count, max_head_groups); ++g)
-      values[g] = erase(typed[g]);
+    if (typed == nullptr || count > max_head_groups) return;
+    for (int g = 0; g < count; ++g) values[g] = erase(typed[g]);
   }
 };
 
@@ -82,3 +82,7 @@ struct erased_backward {
 };
 
 }  // namespace winnow::detail
+
+#if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
+#include "winnow/detail/attention/typed_calls.hpp"
+#endif

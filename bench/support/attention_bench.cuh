@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What the benchmarks of attention share: device memory, random inputs, timing by events, and the
+/// list of work with its geometry.
+///
+/// Times are GPU times. Warm: a graph of 20 calls on the same arrays, divided by 20. Cold: one call
+/// after 256 MB of other data have passed through L2. `copy_bandwidth` is what a vectorised copy
+/// kernel reads and writes in the same run.
+#pragma once
+
+#include <benchmark/benchmark.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "support/npy.hpp"
+#include "support/random.hpp"
+#include "winnow/attention.hpp"
+#include "winnow/reference.hpp"
+
+namespace winnow::bench {
+
+using reference::host_partition;
+using partition_pointer = std::shared_ptr<const host_partition>;
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+inline void check(const status& result) {
+  if (!result.ok()) throw std::runtime_error(result.message());
+}
+
+/// Device memory.
+class buffer {
+ public:
+  explicit buffer(std::size_t bytes) : bytes_(bytes) {
+    check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
+  }
+  buffer(buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+    other.data_ = nullptr;
+  }
+  buffer(const buffer&) = delete;
+  ~buffer() { cudaFree(data_); }
+  [[nodiscard]] void* data() const { return data_; }
+  [[nodiscard]] std::size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
+template <class T>
+__device__ T rounded(float value) {
+  if constexpr (std::is_same_v<T, half>)
+    return __float2half_rn(value);
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return __float2bfloat16_rn(value);
+  else
+    return value;
+}
+
+/// About normal values from a hash of the index.
+template <class T>
+__global__ void fill_random(T* data, std::int64_t count, float deviation, std::uint32_t seed) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  std::uint32_t h = static_cast<std::uint32_t>(i) * 2654435761u ^ seed;
+  float sum = -6.0f;
+  for (int turn = 0; turn < 12; ++turn) {
+    h ^= h << 13, h ^= h >> 17, h ^= h << 5;
+    sum += static_cast<float>(h) * 0x1p-32f;
+  }
+  data[i] = rounded<T>(sum * deviation);
+}
+
+template <class T>
+buffer random_array(std::int64_t count, float deviation, std::uint32_t seed) {
+  buffer result(static_cast<std::size_t>(count) * sizeof(T));
+  if (count > 0)
+    fill_random<<<static_cast<unsigned>((count + 255) / 256), 256>>>(static_cast<T*>(result.data()),
+                                                                     count, deviation, seed);
+  check(cudaGetLastError(), "fill_random");
+  return result;
+}
+
+static __global__ void copy_vectors(const uint4* from, uint4* to, std::int64_t count) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride)
+    to[i] = from[i];
+}
+
+/// Times of several repetitions, in ms.
+inline double median(std::vector<float> times) {
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
+
+class stopwatch {
+ public:
+  stopwatch() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaEventCreate(&begin_), "cudaEventCreate");
+    check(cudaEventCreate(&end_), "cudaEventCreate");
+  }
+  stopwatch(const stopwatch&) = delete;
+  ~stopwatch() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+    cudaStreamDestroy(stream_);
+  }
+  [[nodiscard]] cudaStream_t stream() const { return stream_; }
+  float time(const std::function<void()>& work) {
+    check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+    work();
+    check(cudaEventRecord(end_, stream_), "cudaEventRecord");
+    check(cudaEventSynchronize(end_), "cudaEventSynchronize");
+    float milliseconds = 0.0f;
+    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+    return milliseconds;
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+/// Bytes read and written per second by the copy kernel, on arrays far larger than L2.
+inline double copy_bandwidth() {
+  static const double measured = [] {
+    const std::int64_t vectors = std::int64_t{1} << 26;
+    const buffer from(vectors * 16), to(vectors * 16);
+    check(cudaMemset(from.data(), 1, from.bytes()), "cudaMemset");
+    stopwatch watch;
+    std::vector<float> times;
+    for (int turn = 0; turn < 12; ++turn) {
+      const float time = watch.time([&] {
+        copy_vectors<<<132 * 16, 512, 0, watch.stream()>>>(static_cast<const uint4*>(from.data()),
+                                                           static_cast<uint4*>(to.data()), vectors);
+      });
+      if (turn >= 2) times.push_back(time);
+    }
+    return static_cast<double>(2 * vectors * 16) / (median(times) * 1e-3);
+  }();
+  return measured;
+}
+
+struct group_plan {
+  partition_pointer windows;
+  int heads;
+  position_encoding position;
+};
+
+inline constexpr int calls_per_graph = 20;
+
+inline void time_warm(benchmark::State& state, const std::function<void(cudaStream_t)>& launch) {
+  stopwatch watch;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check(cudaStreamBeginCapture(watch.stream(), cudaStreamCaptureModeThreadLocal), "capture");
+  for (int call = 0; call < calls_per_graph; ++call) launch(watch.stream());
+  check(cudaStreamEndCapture(watch.stream(), &graph), "capture");
+  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  const auto replay = [&] {
+    check(cudaGraphLaunch(executable, watch.stream()), "cudaGraphLaunch");
+  };
+  watch.time(replay);
+  for (auto _ : state) state.SetIterationTime(watch.time(replay) * 1e-3 / calls_per_graph);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+}
+
+inline void time_cold(benchmark::State& state, const std::function<void(cudaStream_t)>& launch) {
+  stopwatch watch;
+  const buffer other(std::size_t{256} << 20);
+  launch(watch.stream());
+  for (auto _ : state) {
+    check(cudaMemsetAsync(other.data(), 0, other.bytes(), watch.stream()), "cudaMemset");
+    state.SetIterationTime(watch.time([&] { launch(watch.stream()); }) * 1e-3);
+  }
+}
+
+/// The inputs that forward and backward share: q, k, v, groups and their tables on the device.
+template <class T>
+class prepared_inputs {
+ public:
+  prepared_inputs(const std::vector<group_plan>& plans, int head_dim)
+      : tokens(plans[0].windows->view().max_tokens), dim(head_dim) {
+    for (const group_plan& plan : plans) heads += plan.heads;
+    size = tokens * heads * dim;
+    q = random_rows(1);
+    k = random_rows(2);
+    v = random_rows(3);
+    scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    for (const group_plan& plan : plans) add_group(plan);
+  }
+
+  void* own(buffer&& memory) {
+    memory_.push_back(std::move(memory));
+    return memory_.back().data();
+  }
+  tensor_view<const T, 3> random_rows(std::uint32_t seed) {
+    return {static_cast<const T*>(own(random_array<T>(size, 1.0f, seed))), {tokens, heads, dim}};
+  }
+  tensor_view<T, 3> empty_rows() {
+    return {static_cast<T*>(own(buffer(static_cast<std::size_t>(size) * sizeof(T)))),
+            {tokens, heads, dim}};
+  }
+  /// The bytes of one array of rows.
+  [[nodiscard]] double row_bytes() const { return static_cast<double>(size) * sizeof(T); }
+
+  std::int64_t tokens, heads = 0, dim, size = 0;
+  float scale = 1.0f;
+  tensor_view<const T, 3> q, k, v;
+  std::vector<head_group<T>> groups;
+
+ private:
+  void add_group(const group_plan& plan) {
+    const partition& host = plan.windows->view();
+    head_group<T> group;
+    group.heads = plan.heads;
+    group.position = plan.position;
+    const partition_shape kind{host.max_tokens, host.max_windows, host.relative};
+    void* memory = own(buffer(partition_bytes(kind)));
+    check(bind_partition(kind, memory, partition_bytes(kind), group.windows));
+    // Both copies have one layout, which begins with the counts.
+    check(cudaMemcpy(memory, host.counts, partition_bytes(kind), cudaMemcpyHostToDevice),
+          "copy a partition");
+    const relative_position& relative = host.relative;
+    if (plan.position == position_encoding::contextual) {
+      const std::int64_t shape[] = {relative.table_rows(), 3, plan.heads, dim};
+      const std::int64_t elements = shape[0] * 3 * plan.heads * dim;
+      group.table_q = {static_cast<const T*>(own(random_array<T>(elements, 0.5f, 4))), shape};
+      group.table_k = {static_cast<const T*>(own(random_array<T>(elements, 0.5f, 5))), shape};
+      group.table_v = {static_cast<const T*>(own(random_array<T>(elements, 0.5f, 6))), shape};
+    } else if (plan.position == position_encoding::bias) {
+      const std::int64_t shape[] = {relative.bias_rows(), plan.heads};
+      group.bias_table = {static_cast<const T*>(own(random_array<T>(shape[0] * shape[1], 0.5f, 7))),
+                          shape};
+    }
+    groups.push_back(group);
+  }
+
+  std::vector<buffer> memory_;
+};
+
+/// What a piece of work is called, and what has to be built for it.
+struct work {
+  std::string name;
+  int dim;
+  std::function<std::vector<group_plan>()> plan;
+};
+
+/// Times one call, warm or cold, against the floor of the bytes it has to move.
+inline void report(benchmark::State& state, bool cold, double floor_bytes,
+                   const std::function<void(cudaStream_t)>& launch) {
+  cold ? time_cold(state, launch) : time_warm(state, launch);
+  state.counters["floor_us"] = floor_bytes / copy_bandwidth() * 1e6;
+  state.counters["of_floor"] = benchmark::Counter(
+      floor_bytes / copy_bandwidth(),
+      benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.SetBytesProcessed(
+      static_cast<std::int64_t>(floor_bytes * static_cast<double>(state.iterations())));
+}
+
+inline partition_pointer uniform_windows(std::int64_t tokens, int size) {
+  std::vector<std::int32_t> labels(static_cast<std::size_t>(tokens));
+  for (std::int64_t i = 0; i < tokens; ++i)
+    labels[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i / size);
+  label_set set;
+  set.labels = labels.data();
+  set.tokens = tokens;
+  auto result = std::make_shared<host_partition>(shape_of(labels_window{}, set));
+  check(reference::build_partition(labels_window{}, set, result->view()));
+  return result;
+}
+
+inline partition_pointer image_windows(const grid_window& window) {
+  auto result = std::make_shared<host_partition>(shape_of(window));
+  check(reference::build_partition(window, nullptr, result->view()));
+  return result;
+}
+
+/// The points of a stage, at most `limit` of them.
+template <class Window>
+partition_pointer scan_windows(const std::filesystem::path& folder, int stage, std::int64_t limit,
+                               const Window& window) {
+  const std::string name = "stage" + std::to_string(stage);
+  const support::npy_array coords = support::read_npy(folder / (name + "_coords.npy"));
+  const support::npy_array batch = support::read_npy(folder / (name + "_batch.npy"));
+  const std::int64_t tokens = std::min(limit, coords.shape[0]);
+  const point_set points{tensor_view<const float, 2>(coords.as<float>(), {tokens, 3}),
+                         batch.as<std::int32_t>(), nullptr};
+  auto result = std::make_shared<host_partition>(shape_of(window, tokens));
+  check(reference::build_partition(window, points, result->view()));
+  return result;
+}
+
+struct stage_geometry {
+  const char* name;
+  int stage;
+  std::int64_t limit;
+  int heads;
+  float cube;
+  float angle;
+};
+
+/// The SphereFormer branches on the scans of a folder: each stage's cubic windows, spherical windows,
+/// and both as two head groups of one call.
+inline std::vector<work> scan_work(const std::filesystem::path& folder) {
+  constexpr std::int64_t all = std::int64_t{1} << 31;
+  const stage_geometry stages[] = {
+      {"W1", 1, 268720, 2, 0.3f, 2.0f},   {"stage1", 1, all, 1, 0.3f, 2.0f},
+      {"stage2", 2, all, 2, 0.6f, 3.0f},  {"stage3", 3, all, 4, 1.2f, 4.5f},
+      {"stage4", 4, all, 8, 2.4f, 6.75f}, {"stage5", 5, all, 8, 4.8f, 10.125f}};
+  std::vector<work> result;
+  for (const stage_geometry& s : stages) {
+    const auto cubic = [folder, s] {
+      return scan_windows(folder, s.stage, s.limit,
+                          cubic_window{{s.cube, s.cube, s.cube}, false, 24, {}});
+    };
+    const auto spherical = [folder, s] {
+      spherical_window window;
+      window.size = {s.angle, s.angle, 80.0f};
+      window.quant_length = 24;
+      window.exponential_a = 0.0125f;
+      return scan_windows(folder, s.stage, s.limit, window);
+    };
+    for (const position_encoding position :
+         {position_encoding::none, position_encoding::contextual}) {
+      const std::string suffix = position == position_encoding::none ? "plain" : "contextual";
+      const std::string name = s.name;
+      result.push_back({name + "_cubic_" + suffix, 16, [=] {
+                          return std::vector<group_plan>{{cubic(), s.heads, position}};
+                        }});
+      result.push_back({name + "_spherical_" + suffix, 16, [=] {
+                          return std::vector<group_plan>{{spherical(), s.heads, position}};
+                        }});
+      result.push_back({name + "_both_" + suffix, 16, [=] {
+                          return std::vector<group_plan>{{cubic(), s.heads, position},
+                                                         {spherical(), s.heads, position}};
+                        }});
+    }
+  }
+  return result;
+}
+
+/// Windows of one size, and the stages of a Swin transformer at 672 x 672, batch 4.
+inline std::vector<work> synthetic_work() {
+  std::vector<work> result;
+  const struct {
+    std::int64_t tokens;
+    int size, heads, dim;
+  } uniform[] = {
+      {262128, 48, 8, 16}, {262144, 256, 8, 32}, {131072, 1024, 8, 16}, {131072, 1024, 8, 64}};
+  for (const auto& u : uniform)
+    result.push_back(
+        {"windows_of_" + std::to_string(u.size) + "_dim_" + std::to_string(u.dim), u.dim, [u] {
+           return std::vector<group_plan>{
+               {uniform_windows(u.tokens, u.size), u.heads, position_encoding::none}};
+         }});
+  for (int stage = 0; stage < 4; ++stage)
+    for (const int shift : {0, 3}) {
+      const int edge = 168 >> stage, heads = 3 << stage;
+      result.push_back(
+          {"swin_stage" + std::to_string(stage + 1) + (shift ? "_shifted" : ""), 32, [=] {
+             return std::vector<group_plan>{
+                 {image_windows({4, edge, edge, 7, shift}), heads, position_encoding::bias}};
+           }});
+    }
+  return result;
+}
+
+}  // namespace winnow::bench

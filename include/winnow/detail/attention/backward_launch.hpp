@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The seam between the host's dispatch of the backward call and the kernels that nvcc compiled.
+/// Needs the CUDA toolkit.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "winnow/detail/attention/backward_problem.hpp"
+
+namespace winnow::detail {
+
+/// One gradient of a table: `count` parts to sum up in order for each element.
+struct parts_sum {
+  const float* parts = nullptr;  ///< [heads][count][axes][rows][dim]
+  float* target = nullptr;
+  std::int64_t row_stride = 0;
+  std::int64_t axis_stride = 0;
+  std::int64_t head_stride = 0;
+  int count = 0;
+  int heads = 0;
+  int axes = 0;
+  int rows = 0;
+  int dim = 0;
+};
+
+struct parts_sums {
+  int count = 0;
+  bool accumulate = false;
+  parts_sum sums[4 * max_head_groups];
+};
+static_assert(sizeof(parts_sums) <= 4000, "kernel parameters end at 4 KB");
+
+/// Defined in backward_launch.cuh; instantiated by the build, or by whoever uses winnow::headers.
+/// \tparam D padded head dim: 16, 32, 64 or 128.
+template <class T, int D, position_encoding Position>
+cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,
+                                  backward_side side, cudaStream_t stream) noexcept;
+template <class T>
+cudaError_t launch_backward_rows(const backward_problem& problem, backward_side side,
+                                 cudaStream_t stream) noexcept;
+
+/// Sums up the parts of all tables of a call.
+cudaError_t launch_parts_sums(const parts_sums& sums, cudaStream_t stream) noexcept;
+
+}  // namespace winnow::detail

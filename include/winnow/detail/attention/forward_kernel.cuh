@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The forward kernel.
+///
+/// What a block computes: up to four heads, one after the other, of 32 to 128 consecutive slots, 16
+/// a warp. Slots are sorted by window, so the keys these rows need are one range: from the start of
+/// the first row's window to the end of the last row's. The block walks that range in key tiles;
+/// each warp walks the part that its own 16 rows need and masks keys by the windows of its rows. No
+/// window is padded and no schedule is built: short windows cost about 16·(16 + n) pairs a tile, and
+/// a window of 50,000 tokens is the same loop with more turns, where keys are shared by the block
+/// and masks vanish.
+///
+/// Where things live: Q's fragments, the result O and the softmax state in registers (float: Q in
+/// shared memory); K and V in shared memory, rows padded by 16 bytes against bank conflicts, in two
+/// stages: one is computed on while cp.async fills the other through `order`. A turn is one tile of
+/// one head and has one barrier, so that the next head's first tile loads behind the last one's
+/// arithmetic. The position encoding is a policy with its own registers and shared memory
+/// (encoding.cuh, contextual.cuh).
+///
+/// What bounds it: for short windows, latency and the instructions around the products, so the first
+/// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
+/// fastest in the grid, which lets the heads of one token meet in L2. For long windows,
+/// exponentials at head dim 16, shared memory and tensor cores above. Code that is seldom needed
+/// (rows off 16 bytes, rows that are not finite) is in other instantiations or at the very end: in
+/// the loop it cost registers, and the loop a third of its speed.
+///
+/// NaN and infinity: a masked weight is exactly 0, but 0 · NaN is not. Rows that come out non-finite
+/// are computed again by exact_row.cuh, which touches no foreign key.
+///
+/// Why warps and not warpgroups: 16 rows waste the least on short windows, and the same code runs
+/// on every architecture from sm_80.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/forward_block.cuh"
+#include "winnow/detail/attention/layout.hpp"
+#include "winnow/detail/attention/problem.hpp"
+
+namespace winnow::detail {
+
+/// Zeroes the rows [from, to) of the block, which are tokens in no window.
+template <class T>
+__device__ __forceinline__ void zero_rows(const forward_problem& problem, int head,
+                                          const std::int32_t* tokens, int from, int to) {
+  const int count = (to - from) * problem.head_dim;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int row = from + i / problem.head_dim;
+    const int d = i % problem.head_dim;
+    const_cast<T*>(row_of<T>(problem.out, tokens[row], head))[d] = narrow<T>(0.0f);
+    if (d == 0 && problem.lse != nullptr)
+      problem.lse[tokens[row] * problem.lse_token_stride + head * problem.lse_head_stride] = 0.0f;
+  }
+}
+
+/// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
+template <class T, int D, position_encoding Position, bool Vectors>
+__global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
+                                  forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
+    attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+  using layout = forward_layout<sizeof(T), D, Position>;
+  extern __shared__ __align__(16) std::byte memory[];
+  int g = 0;
+  while (g + 1 < problem.group_count &&
+         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
+    ++g;
+  const group_problem& group = problem.groups[g];
+  const int first_head =
+      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
+  const int heads = min(problem.heads_per_block, group.heads - first_head);
+  const std::int64_t start =
+      (static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * layout::rows;
+  if (start >= group.max_tokens) return;
+  const int first = static_cast<int>(start);
+  const int stored = static_cast<int>(min(std::int64_t{layout::rows}, group.max_tokens - start));
+
+  // All of the first loads at once, so that one latency serves them.
+  const auto* slots = reinterpret_cast<const int2*>(group.bounds) + start;
+  const int assigned = group.counts->assigned;
+  const int present = group.counts->tokens;
+  const int range_first = slots[0].x;
+  int range_last = slots[stored - 1].y;
+  int2 own_bounds = {0, 0};
+  std::int32_t own_token = 0;
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < stored) {
+    own_bounds = slots[row];
+    own_token = group.order[start + row];
+  }
+  const int active = max(0, min(assigned - first, layout::rows));
+  if (active < stored && active > 0) range_last = slots[active - 1].y;
+  // Rows past the last token in a window attend to nothing.
+  if (row >= active) own_bounds = {0, 0};
+  auto* tokens = reinterpret_cast<std::int32_t*>(memory + layout::query_order);
+  if (row < layout::rows) {
+    reinterpret_cast<int2*>(memory + layout::bounds)[row] = own_bounds;
+    tokens[row] = own_token;
+  }
+  if (problem.zero_unassigned && active < stored) {
+    __syncthreads();
+    for (int h = 0; h < heads; ++h)
+      zero_rows<T>(problem, group.first_head + first_head + h, tokens, active,
+                   max(active, min(present - first, layout::rows)));
+  }
+  if (active == 0) return;
+  if (group.path == encoding_path::rows) {
+    const int begin = row / 32 * 16;
+    for (int h = 0; h < heads; ++h)
+      for (int r = begin; r < min(begin + 16, active); ++r)
+        attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
+    return;
+  }
+  forward_block<T, D, Position, Vectors> block{
+      problem, group,  memory,      first_head, heads,
+      first,   active, range_first, range_last, shared_address(memory)};
+  block.run();
+}
+
+}  // namespace winnow::detail

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Launches one instantiation of the forward kernel.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "winnow/detail/attention/forward_kernel.cuh"
+#include "winnow/detail/attention/forward_launch.hpp"
+
+namespace winnow::detail {
+
+/// How many heads a block computes one after the other. More of them share what heads have in common
+/// and hide each other's latency; fewer fill the GPU when there are few tokens.
+inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_of_rows) noexcept {
+  constexpr std::int64_t enough_blocks = 2000;
+  int most = 1;
+  for (int g = 0; g < problem.group_count; ++g) most = std::max(most, problem.groups[g].heads);
+  int heads = 1;
+  while (heads < 4 && 2 * heads <= most) {
+    std::int64_t columns = 0;
+    for (int g = 0; g < problem.group_count; ++g)
+      columns += (problem.groups[g].heads + 2 * heads - 1) / (2 * heads);
+    if (columns * blocks_of_rows < enough_blocks) break;
+    heads *= 2;
+  }
+  return heads;
+}
+
+template <class T, int D, position_encoding Position>
+cudaError_t launch_forward(const forward_problem& problem, const launch_extent& extent,
+                           cudaStream_t stream) noexcept {
+  using layout = forward_layout<sizeof(T), D, Position>;
+  const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
+  forward_problem parameters = problem;
+  if (layout::many_heads) parameters.heads_per_block = heads_per_block(problem, blocks);
+  const auto bias_floats = [&] {
+    return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;
+  };
+  constexpr std::size_t most_bytes = 99 * 1024;
+  while (parameters.heads_per_block > 1 &&
+         layout::bytes(extent.radial, bias_floats()) > most_bytes / 2)
+    parameters.heads_per_block /= 2;
+  int columns = 0;
+  for (int g = 0; g < parameters.group_count; ++g) {
+    group_problem& group = parameters.groups[g];
+    group.first_index = columns;
+    columns += (group.heads + parameters.heads_per_block - 1) / parameters.heads_per_block;
+  }
+
+  const bool vectors =
+      problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+  const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
+                              : attention_forward_kernel<T, D, Position, false>;
+  const std::size_t bytes = layout::bytes(extent.radial, bias_floats());
+  if (bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  const std::int64_t limit = 65535;
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
+                  static_cast<unsigned>((blocks + limit - 1) / limit));
+  void* arguments[] = {&parameters};
+  return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+}
+
+}  // namespace winnow::detail

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The running softmax of two rows, in base 2.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/storage.hpp"
+
+namespace winnow::detail {
+
+inline constexpr float log2_e = 1.44269504088896340736f;
+inline constexpr float ln_2 = 0.69314718055994530942f;
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// The larger of the quad's values.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+/// Rows g and g + 8 of a tile; the four lanes of a quad share them. Logits count in base 2.
+///
+/// Weights are 2^(logit - largest), where `largest` trails the true maximum by up to `slack`, since
+/// weights of up to 2^slack cost no precision. Most keys then change nothing: it takes one
+/// comparison a lane to know, and neither shuffles nor rescaling. A row that has met no key has a
+/// largest of -infinity and a sum of 0; if it ends so, its result is NaN.
+struct softmax_state {
+  static constexpr float slack = 6.0f;
+  float largest[2] = {-INFINITY, -INFINITY};
+  /// What to add to logits: -largest, but finite, so that a masked logit becomes weight 0, not NaN.
+  float offset[2] = {0.0f, 0.0f};
+  /// Σ of the weights of the two rows in [0] and [2], as `values_at` leaves them.
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+
+  /// Do this lane's new logits keep all lanes of the warp within the slack?
+  [[nodiscard]] __device__ __forceinline__ bool holds(const float (&logit)[2]) const {
+    // Not written as a negation: a NaN changes nothing, and -infinity never exceeds -infinity.
+    const bool exceeds = logit[0] > largest[0] + slack || logit[1] > largest[1] + slack;
+    return !__any_sync(0xffffffffu, exceeds);
+  }
+  /// Takes the largest new logit of each row. What has been summed up is then to be multiplied by
+  /// `factor`, if the result is true, which it is for the whole warp.
+  __device__ __forceinline__ bool raise(const float (&logit)[2], float (&factor)[2]) {
+    bool rescale = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float row_logit = quad_max(logit[i]);
+      factor[i] = 1.0f;
+      if (row_logit > largest[i] + slack) {
+        if (largest[i] != -INFINITY) {
+          factor[i] = exp2_fast(largest[i] - row_logit);
+          rescale = true;
+        }
+        largest[i] = row_logit;
+        offset[i] = -row_logit;
+      }
+      sum[2 * i] *= factor[i];
+    }
+    return __any_sync(0xffffffffu, rescale);
+  }
+  /// Adds up the quad's shares, where lanes have their own.
+  template <bool LaneSums>
+  __device__ __forceinline__ void finish() {
+    if constexpr (LaneSums) {
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+      }
+    }
+  }
+  /// log Σ exp, natural; after `finish`.
+  [[nodiscard]] __device__ __forceinline__ float log_sum(int i) const {
+    return (largest[i] + log2f(sum[2 * i])) * ln_2;
+  }
+};
+
+}  // namespace winnow::detail
