@@ -17,6 +17,12 @@ if(WINNOW_BUILD_TOOLS)
     foreach(storage fp32 fp16 bf16)
       add_test(NAME replay.${case_name}.${storage}
                COMMAND winnow-replay ${case_folder} --check --dtype ${storage})
+      if(WINNOW_CUDA)
+        add_test(NAME replay.${case_name}.${storage}.cuda
+                 COMMAND winnow-replay ${case_folder} --check --dtype ${storage} --device cuda)
+        set_tests_properties(replay.${case_name}.${storage}.cuda
+                             PROPERTIES SKIP_REGULAR_EXPRESSION "no GPU can be used")
+      endif()
     endforeach()
   endforeach()
 endif()

@@ -257,7 +257,11 @@ void PrintTo(const bad_command& bad, std::ostream* stream) {
 }
 
 const bad_command bad_commands[] = {
+#if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
+    {"cuda", "--device cuda", "--device cuda: no GPU can be used"},
+#else
     {"cuda", "--device cuda", "--device cuda: this build has no CUDA device support"},
+#endif
     {"unknown_device", "--device tpu", "--device"},
     {"unknown_dtype", "--dtype fp64", "--dtype"},
     {"numeric_dtype", "--dtype 1", "--dtype"},
@@ -274,6 +278,7 @@ class replay_refuses_command : public ::testing::TestWithParam<bad_command> {};
 TEST_P(replay_refuses_command, in_one_line_and_writes_nothing) {
   const test::temporary_folder folder;
   const fs::path out = folder.path() / "results";
+  ASSERT_EQ(setenv("CUDA_VISIBLE_DEVICES", "-1", 1), 0);  // hides the GPU, if there is one
   const outcome got =
       replay(quoted(cases / "cubic_plain") + " " + GetParam().arguments + " --out " + quoted(out));
   EXPECT_EQ(got.exit_code, 2);

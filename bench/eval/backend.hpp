@@ -71,6 +71,10 @@ struct attention_result {
 class backend {
  public:
   virtual ~backend() = default;
+  /// What the calls run on, for people.
+  [[nodiscard]] virtual std::string description() const = 0;
+  /// The storage type that one would use there.
+  [[nodiscard]] virtual dtype usual_storage() const = 0;
   virtual std::unique_ptr<built_partition> build(const point_window& window,
                                                  const token_set& tokens) = 0;
   /// Rounds the tensors to the storage type and runs forward, then backward for each loss.
@@ -78,7 +82,10 @@ class backend {
                                dtype storage) = 0;
 };
 
-/// \throw support::input_error if the device is not there. There is no falling back to another.
-std::unique_ptr<backend> make_backend(device_kind device, int threads);
+std::unique_ptr<backend> make_cpu_backend(int threads);
+/// \param threads of the host, for what only the host computes.
+/// \throw support::input_error if there is no GPU, or winnow was built without CUDA. There is no
+///        falling back to another device.
+std::unique_ptr<backend> make_cuda_backend(int threads);
 
 }  // namespace winnow::eval

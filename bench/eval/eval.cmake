@@ -20,7 +20,9 @@ if(WINNOW_BUILD_TOOLS)
   add_executable(
     winnow-eval
     eval/array.cpp
+    eval/attention_calls.cpp
     eval/cpu_backend.cpp
+    eval/cuda_backend.cpp
     eval/evaluation.cpp
     eval/inputs.cpp
     eval/json_report.cpp

@@ -96,13 +96,16 @@ void check_json_path(const std::filesystem::path& path) {
 }
 
 void write_json(const std::filesystem::path& path, const options& asked, const token_set& tokens,
-                const std::vector<window_evaluation>& windows) {
+                const backend& device, const std::vector<window_evaluation>& windows) {
   json report = {{"tool", "winnow-eval"},
                  {"version", build_info::version},
                  {"commit", build_info::commit},
                  {"compiler", build_info::compiler},
                  {"build_type", build_info::build_type},
-                 {"machine", {{"cpu", cpu_model()}, {"threads", used_threads(asked.threads)}}},
+                 {"machine",
+                  {{"cpu", cpu_model()},
+                   {"threads", used_threads(asked.threads)},
+                   {"calls_run_on", device.description()}}},
                  {"options", to_json(asked)},
                  {"source", tokens.source},
                  {"points", tokens.points},

@@ -16,6 +16,6 @@ void check_json_path(const std::filesystem::path& path);
 /// beside `path` and renames it. An error that is not finite is null.
 /// \throw support::input_error if the file cannot be written.
 void write_json(const std::filesystem::path& path, const options& asked, const token_set& tokens,
-                const std::vector<window_evaluation>& windows);
+                const backend& device, const std::vector<window_evaluation>& windows);
 
 }  // namespace winnow::eval

@@ -20,14 +20,16 @@ int main(int argc, char** argv) {
   try {
     const std::optional<options> asked = parse_options(argc, argv);
     if (!asked) return 0;
-    const std::unique_ptr<backend> device = make_backend(asked->device, asked->threads);
+    const std::unique_ptr<backend> device = asked->device == device_kind::cuda
+                                                ? make_cuda_backend(asked->threads)
+                                                : make_cpu_backend(asked->threads);
     if (asked->json) check_json_path(*asked->json);
     const token_set tokens = load_tokens(*asked);
-    print_inputs(stdout, *asked, tokens);
+    print_inputs(stdout, *asked, tokens, *device);
     std::fflush(stdout);
     const std::vector<window_evaluation> windows = evaluate(*asked, tokens, *device);
-    print_tables(stdout, *asked, tokens, windows);
-    if (asked->json) write_json(*asked->json, *asked, tokens, windows);
+    print_tables(stdout, *asked, tokens, *device, windows);
+    if (asked->json) write_json(*asked->json, *asked, tokens, *device, windows);
     return 0;
   } catch (const winnow::support::input_error& error) {
     std::fprintf(stderr, "winnow-eval: %s\n", error.what());

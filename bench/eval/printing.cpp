@@ -39,8 +39,13 @@ std::string bytes(std::size_t count) {
 
 std::string duration(double seconds) {
   char text[32];
-  std::snprintf(text, sizeof text, seconds < 1.0 ? "%.1f ms" : "%.2f s",
-                seconds < 1.0 ? 1e3 * seconds : seconds);
+  std::snprintf(text, sizeof text,
+                seconds < 1e-3  ? "%.1f us"
+                : seconds < 1.0 ? "%.1f ms"
+                                : "%.2f s",
+                seconds < 1e-3  ? 1e6 * seconds
+                : seconds < 1.0 ? 1e3 * seconds
+                                : seconds);
   return text;
 }
 
@@ -135,14 +140,15 @@ void print_precision(std::FILE* file, const options& asked, const token_set& tok
     std::fprintf(file, "In half this mean loss underflows; training in half scales its loss.\n");
 }
 
-void print_time(std::FILE* file, const options& asked,
+void print_time(std::FILE* file, const options& asked, const backend& device,
                 const std::vector<window_evaluation>& windows) {
-  std::fprintf(file, "\nTIME on %d threads, float storage\n", used_threads(asked.threads));
+  std::fprintf(file, "\nTIME on %s, %s storage\n", device.description().c_str(),
+               to_string(device.usual_storage()));
   std::fprintf(file, "%-21s%11s%11s%11s%11s%26s\n", "", "partition", "forward", "backward", "both",
                "pairs x heads a second");
   for (const window_evaluation& each : windows) {
     for (const attention_evaluation& attention : each.attention) {
-      const storage_run& run = attention.run(dtype::float32);
+      const storage_run& run = attention.run(device.usual_storage());
       const double both = run.forward.seconds + run.backward.seconds;
       const double work = static_cast<double>(each.statistics.pairs) * asked.heads;
       std::fprintf(file, "%-10s%-11s%11s%11s%11s%11s%24.1f M\n", each.kind.c_str(),
@@ -155,11 +161,11 @@ void print_time(std::FILE* file, const options& asked,
 
 }  // namespace
 
-void print_inputs(std::FILE* file, const options& asked, const token_set& tokens) {
+void print_inputs(std::FILE* file, const options& asked, const token_set& tokens,
+                  const backend& device) {
   std::fprintf(file, "winnow-eval %s, commit %s, %s %s\n", build_info::version, build_info::commit,
                build_info::compiler, build_info::build_type);
-  std::fprintf(file, "machine    %s, %d threads\n", cpu_model().c_str(),
-               used_threads(asked.threads));
+  std::fprintf(file, "machine    %s, %s\n", cpu_model().c_str(), device.description().c_str());
   std::fprintf(file, "source     %s: %s points\n", tokens.source.c_str(),
                grouped(tokens.points).c_str());
   std::fprintf(file, "tokens     %s", grouped(tokens.size()).c_str());
@@ -172,11 +178,11 @@ void print_inputs(std::FILE* file, const options& asked, const token_set& tokens
 }
 
 void print_tables(std::FILE* file, const options& asked, const token_set& tokens,
-                  const std::vector<window_evaluation>& windows) {
+                  const backend& device, const std::vector<window_evaluation>& windows) {
   print_windows(file, windows);
   print_memory(file, windows);
   print_precision(file, asked, tokens, windows);
-  print_time(file, asked, windows);
+  print_time(file, asked, device, windows);
 }
 
 }  // namespace winnow::eval

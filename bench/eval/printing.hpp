@@ -9,9 +9,10 @@
 namespace winnow::eval {
 
 /// What is about to be evaluated.
-void print_inputs(std::FILE* file, const options& asked, const token_set& tokens);
+void print_inputs(std::FILE* file, const options& asked, const token_set& tokens,
+                  const backend& device);
 /// Windows, memory, precision and time.
 void print_tables(std::FILE* file, const options& asked, const token_set& tokens,
-                  const std::vector<window_evaluation>& windows);
+                  const backend& device, const std::vector<window_evaluation>& windows);
 
 }  // namespace winnow::eval

@@ -7,12 +7,13 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
 
-#include "replay/runner.hpp"
+#include "replay/run_case.hpp"
 #include "support/compare.hpp"
 #include "support/input_error.hpp"
 
@@ -34,10 +35,8 @@ struct options {
   std::optional<double> tolerance;  ///< absent: the precision limits of the storage type
 };
 
-/// The device's runner. No device stands in for another.
-runner runner_for(const std::string& device) {
-  if (device == "cpu") return run_on_cpu;
-  throw input_error("--device " + device, "this build has no CUDA device support");
+std::unique_ptr<executor> executor_for(const std::string& device) {
+  return device == "cuda" ? make_cuda_executor() : make_cpu_executor();
 }
 
 dtype dtype_of(const std::string& storage) {
@@ -116,12 +115,13 @@ void write(const case_results& results, const fs::path& out) {
 }
 
 int replay(const options& chosen) {
-  const runner run = runner_for(chosen.device);
+  const std::unique_ptr<executor> device = executor_for(chosen.device);
   if (chosen.tolerance && !(std::isfinite(*chosen.tolerance) && *chosen.tolerance > 0.0)) {
     throw input_error("--tolerance", "must be a finite number > 0");
   }
   const fs::path folder = chosen.folder;
-  const case_results results = run(read_case(folder), dtype_of(chosen.storage), folder.string());
+  const case_results results =
+      run_case(read_case(folder), dtype_of(chosen.storage), folder.string(), *device);
   std::vector<checked_array> checked;
   if (chosen.check) checked = check(results, folder / "expected", chosen);
   if (!chosen.out.empty()) write(results, chosen.out);

@@ -2,15 +2,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include "replay/runner.hpp"
+#include "replay/run_case.hpp"
 #include "support/input_error.hpp"
-#include "winnow/reference.hpp"
 
 namespace winnow::replay {
 namespace {
-
-using reference::build_partition;
-using reference::host_partition;
 
 /// Elements of a run-time type. Never null, because a null view stands for an absent array.
 class buffer {
@@ -92,14 +88,14 @@ void require(const status& result, const std::string& where) {
 }
 
 /// The partition of one head group.
-host_partition partition_of(const attention_case& input, const group_case& group,
-                            const std::string& where) {
+partition partition_of(const attention_case& input, const group_case& group,
+                       const std::string& where, executor& device) {
+  partition result;
   if (const auto* labels = std::get_if<labels_window>(&group.window)) {
     const label_set tokens{group.labels->as<std::int32_t>(), input.tokens,
                            data_or_null<std::int32_t>(group.positions),
                            data_or_null<float>(group.radius)};
-    host_partition result(shape_of(*labels, tokens));
-    require(build_partition(*labels, tokens, result.view()), where);
+    require(device.build(*labels, tokens, result), where);
     return result;
   }
   if (const auto* grid = std::get_if<grid_window>(&group.window)) {
@@ -112,29 +108,20 @@ host_partition partition_of(const attention_case& input, const group_case& group
       kept = uniform_selection(grid->batch, grid->windows_per_image(), group.kept->shape[1],
                                ids.data());
     }
-    const window_selection* selection = group.kept ? &kept : nullptr;
-    host_partition result(shape_of(*grid, selection));
-    require(build_partition(*grid, selection, result.view()), where);
+    require(device.build(*grid, group.kept ? &kept : nullptr, result), where);
     return result;
   }
   const point_set points{{input.coords->as<float>(), dtype::float32, {input.tokens, 3}},
                          data_or_null<std::int32_t>(input.batch)};
-  return std::visit(
-      [&](const auto& window) -> host_partition {
-        if constexpr (std::is_same_v<decltype(window), const cubic_window&> ||
-                      std::is_same_v<decltype(window), const spherical_window&>) {
-          host_partition result(shape_of(window, input.tokens));
-          require(build_partition(window, points, result.view()), where);
-          return result;
-        }
-        return {};
-      },
-      group.window);
+  if (const auto* cubic = std::get_if<cubic_window>(&group.window))
+    require(device.build(*cubic, points, result), where);
+  else
+    require(device.build(std::get<spherical_window>(group.window), points, result), where);
+  return result;
 }
 
 /// The memory behind one head group and its gradients.
 struct group_memory {
-  host_partition windows;
   std::optional<buffer> table_q, table_k, table_v, bias_table;
   std::optional<buffer> grad_table_q, grad_table_k, grad_table_v, grad_bias_table;
 };
@@ -142,8 +129,10 @@ struct group_memory {
 /// One attention call: what it reads and what it writes.
 class attention_run {
  public:
-  attention_run(const attention_case& input, dtype storage, const std::string& name)
+  attention_run(const attention_case& input, dtype storage, const std::string& name,
+                executor& device)
       : input_(input),
+        device_(device),
         storage_(storage),
         name_(name),
         q_(storage, input.q),
@@ -167,10 +156,10 @@ class attention_run {
     group_memory& memory = memory_.emplace_back();
     head_group<>& group = groups_.emplace_back();
     head_group_gradients<>& gradients = gradients_.emplace_back();
-    memory.windows = partition_of(
-        input_, from, input_.suffixed ? name_ + ": head group " + std::to_string(g) : name_);
     group.heads = from.heads;
-    group.windows = memory.windows.view();
+    group.windows = partition_of(
+        input_, from, input_.suffixed ? name_ + ": head group " + std::to_string(g) : name_,
+        device_);
     group.position = from.position;
     const auto add = [&](const std::optional<npy_array>& array, std::optional<buffer>& table,
                          std::optional<buffer>& gradient, auto& view, auto& gradient_view) {
@@ -199,7 +188,7 @@ class attention_run {
     arguments.groups = groups_.data();
     arguments.group_count = static_cast<int>(groups_.size());
     arguments.zero_unassigned = true;
-    require(reference::attention_forward<float>(arguments), name_);
+    require(device_.forward(arguments), name_);
   }
 
   void backward(case_results& results) {
@@ -222,7 +211,7 @@ class attention_run {
     arguments.group_gradients = gradients_.data();
     arguments.group_count = static_cast<int>(groups_.size());
     arguments.zero_unassigned = true;
-    require(reference::attention_backward<float>(arguments), name_);
+    require(device_.backward(arguments), name_);
 
     results.push_back({"grad_q", grad_q.to_npy()});
     results.push_back({"grad_k", grad_k.to_npy()});
@@ -240,6 +229,7 @@ class attention_run {
   }
 
   const attention_case& input_;
+  executor& device_;
   dtype storage_;
   const std::string& name_;
   buffer q_, k_, v_, out_, lse_;
@@ -248,23 +238,20 @@ class attention_run {
   std::vector<head_group_gradients<>> gradients_;
 };
 
-case_results run_selection(const selection_case& input, dtype storage, const std::string& name) {
+case_results run_selection(const selection_case& input, dtype storage, const std::string& name,
+                           executor& device) {
   const std::int64_t images = input.grid.batch;
   const std::int64_t windows = input.grid.windows_per_image();
   const std::int64_t kept = kept_windows(windows, input.prune_ratio);
   const buffer features(storage, input.features);
-  buffer importance(dtype::float32, {images, windows});
-  const auto view = importance.view<2>();
-  const tensor_view<float, 2> scores(static_cast<float*>(view.data), view);
-  require(reference::window_importance<float>(input.grid, features.const_view<3>(), scores), name);
+  std::vector<std::int32_t> selected(static_cast<std::size_t>(images * kept) + 1);
+  require(device.select(input.grid, features.const_view<3>(),
+                        uniform_selection(input.grid.batch, windows, kept, selected.data())),
+          name);
 
   npy_array ids;
   ids.element = support::npy_element::int32;
   ids.shape = {images, kept};
-  std::vector<std::int32_t> selected(static_cast<std::size_t>(images * kept) + 1);
-  require(reference::select_most_important(
-              scores, uniform_selection(input.grid.batch, windows, kept, selected.data())),
-          name);
   const auto* first = reinterpret_cast<const std::byte*>(selected.data());
   ids.data.assign(first, first + (selected.size() - 1) * sizeof(std::int32_t));
   return {{"kept", ids}};
@@ -272,11 +259,11 @@ case_results run_selection(const selection_case& input, dtype storage, const std
 
 }  // namespace
 
-case_results run_on_cpu(const replay_case& input, dtype storage, const std::string& name) {
-  if (const auto* selection = std::get_if<selection_case>(&input)) {
-    return run_selection(*selection, storage, name);
-  }
-  return attention_run(std::get<attention_case>(input), storage, name).run();
+case_results run_case(const replay_case& input, dtype storage, const std::string& name,
+                      executor& device) {
+  if (const auto* selection = std::get_if<selection_case>(&input))
+    return run_selection(*selection, storage, name, device);
+  return attention_run(std::get<attention_case>(input), storage, name, device).run();
 }
 
 }  // namespace winnow::replay

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Runs a case on a device.
+/// Runs a case.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "replay/executor.hpp"
 #include "replay/replay_case.hpp"
 #include "winnow/storage.hpp"
 
@@ -21,9 +22,7 @@ using case_results = std::vector<named_array>;
 /// Computes a case with inputs and results in a storage type.
 /// \throw support::input_error with the library's message for what the library refuses; its
 ///        message begins with `name`.
-using runner = case_results (*)(const replay_case& input, dtype storage, const std::string& name);
-
-/// By the host reference with float arithmetic.
-case_results run_on_cpu(const replay_case& input, dtype storage, const std::string& name);
+case_results run_case(const replay_case& input, dtype storage, const std::string& name,
+                      executor& device);
 
 }  // namespace winnow::replay
