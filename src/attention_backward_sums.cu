@@ -6,6 +6,8 @@
 // reading the parts once, consecutive lanes consecutive elements.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "winnow/detail/attention/backward_launch.hpp"
 
 namespace winnow::detail {

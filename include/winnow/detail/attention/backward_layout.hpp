@@ -30,8 +30,7 @@ constexpr backward_tuning tune_backward(std::size_t element_bytes, int head_dim,
   const bool wide = element_bytes == 4;
   if (position == position_encoding::contextual) return {4, 32, head_dim <= 16 ? 2 : 1};
   if (wide) return head_dim <= 32 ? backward_tuning{4, 32, 3} : backward_tuning{2, 16, 2};
-  if (head_dim <= 32)
-    return {4, 64, head_dim <= 16 && position == position_encoding::none ? 5 : 4};
+  if (head_dim <= 32) return {4, 64, head_dim <= 16 && position == position_encoding::none ? 5 : 4};
   return head_dim <= 64 ? backward_tuning{4, 32, 3} : backward_tuning{4, 16, 2};
 }
 

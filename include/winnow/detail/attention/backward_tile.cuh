@@ -21,9 +21,14 @@
 /// Everything a row's sum depends on is added in the order of slots by one warp, and a block's tiles
 /// follow from its number: results repeat bit for bit, without atomics.
 ///
-/// P and dS become factors in the storage type. P is at most 1; dS is multiplied by a power of two
-/// that depends on the largest finite |dO| around, or the gradients of a mean loss would vanish in
-/// half.
+/// P and dS become factors in the storage type, multiplied by powers of two: P by a fixed one, for
+/// long windows; dS by one that depends on the largest finite |dO| around, or the gradients of a mean
+/// loss would vanish in half.
+///
+/// Windows of a few tokens have a dS that is a small difference of dP and delta. There delta = dO·O
+/// would leave the rounding of O; a row whose window lies in one piece takes Σ P·dP / Σ P instead.
+///
+/// The contextual encoding is in backward_contextual.cuh.
 ///
 /// Bound: small windows by memory traffic and latency, so several blocks share a multiprocessor;
 /// long windows by tensor cores and exponentials. Two sides recompute S and dP, 7 products instead
