@@ -5,9 +5,11 @@
 #   ./build.sh demo [winnow-eval options]   build winnow-eval and run it, on a simulated scan unless
 #                                           told otherwise
 #   ./build.sh test [ctest options]         build everything and run the tests
+#   ./build.sh install PACKAGE...           install Debian packages that are missing
 #
-# Both install what is missing (as root or through sudo), work without CUDA and without a GPU, and
-# use them where they are. WINNOW_BUILD_DIR names the build folder (default: build).
+# The first two install what is missing (as root or through sudo), work without CUDA and without a
+# GPU, and use them where they are. WINNOW_BUILD_DIR names the build folder (default: one in build/),
+# WINNOW_CMAKE_OPTIONS further options for cmake.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -50,9 +52,16 @@ has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep
 configure() {
   local cuda=$1 options=()
   shift
-  if [[ $cuda == ON ]] && has_gpu; then options+=(-DCMAKE_CUDA_ARCHITECTURES=native); fi
+  if [[ $cuda == ON ]]; then
+    if has_gpu; then
+      options+=(-DCMAKE_CUDA_ARCHITECTURES=native)
+    else
+      # Nothing will run; one head dim shows that the device code compiles.
+      options+=(-DWINNOW_HEAD_DIMS=16)
+    fi
+  fi
   cmake -S . -B "$build_dir" -DCMAKE_BUILD_TYPE=Release -DWINNOW_CUDA="$cuda" "${options[@]}" \
-    "$@" >"$build_dir.configure.log" 2>&1 || {
+    "$@" ${WINNOW_CMAKE_OPTIONS:-} >"$build_dir.configure.log" 2>&1 || {
     cat "$build_dir.configure.log" >&2
     fail "configuring failed"
   }
@@ -85,8 +94,12 @@ case ${1:-} in
     cmake --build "$build_dir" -j "$jobs"
     ctest --test-dir "$build_dir" --output-on-failure -j "$jobs" "$@"
     ;;
+  install)
+    shift
+    install_missing "$@"
+    ;;
   *)
-    sed -n '3,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '3,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     [[ ${1:-help} == help || ${1:-} == --help ]] || fail "unknown command: $1"
     ;;
 esac

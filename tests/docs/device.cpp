@@ -43,20 +43,20 @@ namespace {
 
 constexpr int skipped = 77;  // as CMakeLists.txt says
 
-void check(cudaError_t error) {
+void check_cuda(cudaError_t error) {
   check(error == cudaSuccess, cudaGetErrorString(error));
 }
 
 /// Device memory for the process's lifetime.
 void* allocate(std::size_t bytes) {
   void* memory = nullptr;
-  check(cudaMalloc(&memory, bytes));
+  check_cuda(cudaMalloc(&memory, bytes));
   return memory;
 }
 template <class T>
 T* to_device(const std::vector<T>& values) {
   auto* memory = static_cast<T*>(allocate(values.size() * sizeof(T)));
-  check(cudaMemcpy(memory, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+  check_cuda(cudaMemcpy(memory, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
   return memory;
 }
 
@@ -89,8 +89,8 @@ int main() {
   arguments.v = {to_device(v), shape};
   arguments.out = {to_device(q), shape};
   check(attend(window, points, 1, memory, arguments, nullptr));
-  check(cudaMemcpy(q.data(), arguments.out.data, q.size() * sizeof(winnow::half),
-                   cudaMemcpyDeviceToHost));
+  check_cuda(cudaMemcpy(q.data(), arguments.out.data, q.size() * sizeof(winnow::half),
+                        cudaMemcpyDeviceToHost));
   const float expected[] = {0.5f, 0.5f, 2.0f};
   for (std::size_t i = 0; i < q.size(); ++i)
     check_near(winnow::to_float(q[i]), expected[i / dim], "out: not the mean of the window");
