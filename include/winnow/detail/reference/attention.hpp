@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "winnow/detail/attention/erase.hpp"
-#include "winnow/detail/reference/guard.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/detail/util/load.hpp"
 #include "winnow/detail/util/parallel.hpp"
 #include "winnow/reference.hpp"

@@ -14,7 +14,7 @@
 
 #include "winnow/detail/partition/cell.hpp"
 #include "winnow/detail/partition/check.hpp"
-#include "winnow/detail/reference/guard.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/detail/util/parallel.hpp"
 #include "winnow/detail/util/radix_sort.hpp"
 #include "winnow/reference.hpp"

@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
-#include "winnow/detail/reference/guard.hpp"
 #include "winnow/detail/search/front.hpp"
 #include "winnow/detail/search/random.hpp"
 #include "winnow/detail/search/state.hpp"
 #include "winnow/detail/search/variation.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/search.hpp"
 
 namespace winnow {

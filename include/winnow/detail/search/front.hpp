@@ -5,7 +5,7 @@
 #include <tuple>
 #include <utility>
 
-#include "winnow/detail/reference/guard.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/pareto_front.hpp"
 
 namespace winnow {

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <utility>
 
-#include "winnow/detail/reference/guard.hpp"
 #include "winnow/detail/search/random.hpp"
 #include "winnow/detail/search/variation.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/ratio_sampler.hpp"
 
 namespace winnow {

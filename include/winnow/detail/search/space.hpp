@@ -6,7 +6,7 @@
 #include <numeric>
 #include <utility>
 
-#include "winnow/detail/reference/guard.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/ratio_space.hpp"
 
 namespace winnow {

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <utility>
 
-#include "winnow/detail/reference/guard.hpp"
 #include "winnow/detail/search/text.hpp"
+#include "winnow/detail/util/guard.hpp"
 #include "winnow/latency_table.hpp"
 
 namespace winnow {
