@@ -2,18 +2,17 @@
 // Runs the tool itself: what it prints, writes and returns, above all for bad cases.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <limits>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "support/npy.hpp"
+#include "support/run_program.hpp"
 #include "support/temporary_folder.hpp"
 
 namespace winnow {
@@ -27,25 +26,11 @@ using ::testing::Not;
 
 const fs::path cases = WINNOW_TEST_CASES;
 
-std::string text_of(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
-struct outcome {
-  int exit_code;
-  std::string out, err;
-};
+using test::outcome;
+using test::text_of;
 
 outcome replay(const std::string& arguments) {
-  const test::temporary_folder folder;
-  const fs::path out = folder.path() / "out";
-  const fs::path err = folder.path() / "err";
-  const std::string command = std::string("'") + WINNOW_REPLAY + "' " + arguments + " >'" +
-                              out.string() + "' 2>'" + err.string() + "'";
-  const int status = std::system(command.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text_of(out), text_of(err)};
+  return test::run_program(WINNOW_REPLAY, arguments);
 }
 
 std::string quoted(const fs::path& path) {
