@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 
 #include "eval/require.hpp"
 #include "winnow/reference.hpp"
@@ -13,6 +14,23 @@ namespace winnow::eval {
 namespace {
 
 using support::point;
+
+/// Of the box around a window's tokens.
+double diagonal(const partition& windows, std::int32_t window,
+                const std::vector<point>& coordinates) {
+  double squared = 0.0;
+  for (std::size_t axis = 0; axis < 3; ++axis) {
+    float low = std::numeric_limits<float>::infinity();
+    float high = -low;
+    for (std::int32_t slot = windows.offsets[window]; slot < windows.offsets[window + 1]; ++slot) {
+      const float at = coordinates[static_cast<std::size_t>(windows.order[slot])][axis];
+      low = std::min(low, at);
+      high = std::max(high, at);
+    }
+    squared += (double{high} - low) * (double{high} - low);
+  }
+  return std::sqrt(squared);
+}
 
 /// The slot whose token lies nearest the mean of all.
 std::int32_t middle_slot(const partition& windows, std::int32_t window,
@@ -89,13 +107,24 @@ std::optional<sampled_query> pick_query(const partition& windows,
   const auto size = [&](std::int32_t window) {
     return windows.offsets[window + 1] - windows.offsets[window];
   };
-  std::optional<std::int32_t> picked;
+  const auto fits = [&](std::int32_t window) {
+    return size(window) >= 2 && size(window) <= largest_sample;
+  };
+  std::int32_t most = 0;
+  for (std::int32_t window = 0; window < windows.counts->windows; ++window)
+    if (fits(window)) most = std::max(most, size(window));
+  if (most == 0) return {};
+  std::int32_t picked = -1;
+  double farthest = -1.0;
   for (std::int32_t window = 0; window < windows.counts->windows; ++window) {
-    if (size(window) < 2 || size(window) > largest_sample) continue;
-    if (!picked || size(window) > size(*picked)) picked = window;
+    if (!fits(window) || 2 * size(window) < most) continue;
+    const double reach = diagonal(windows, window, coordinates);
+    if (reach <= farthest) continue;
+    picked = window;
+    farthest = reach;
   }
-  if (!picked) return {};
-  return sampled_query{*picked, middle_slot(windows, *picked, coordinates), 0};
+  if (picked < 0) return {};
+  return sampled_query{picked, middle_slot(windows, picked, coordinates), 0};
 }
 
 attention_sample describe(const sampled_query& sampled, const partition& windows,

@@ -23,8 +23,8 @@ struct sampled_query {
   int head = 0;
 };
 
-/// The token nearest the middle of the largest window of 2 to `largest_sample` tokens; the first of
-/// several such windows.
+/// The token nearest the middle of a window of 2 to `largest_sample` tokens: among those at least
+/// half as large as the largest of them, the one that reaches farthest.
 /// \param windows in host memory.
 std::optional<sampled_query> pick_query(const partition& windows,
                                         const std::vector<support::point>& coordinates);

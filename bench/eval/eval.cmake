@@ -34,6 +34,7 @@ if(WINNOW_BUILD_TOOLS)
     eval/output_file.cpp
     eval/printing.cpp
     eval/published.cpp
+    eval/published_printing.cpp
     eval/report/chart.cpp
     eval/report/html.cpp
     eval/report/page.cpp

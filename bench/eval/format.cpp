@@ -42,6 +42,18 @@ std::string duration(double seconds) {
   return text;
 }
 
+std::string milliseconds(double value) {
+  if (value >= 1000.0) return grouped(std::llround(value));
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*f",
+                value < 0.1     ? 3
+                : value < 10.0  ? 2
+                : value < 100.0 ? 1
+                                : 0,
+                value);
+  return text;
+}
+
 std::string scientific(double value) {
   if (value == 0.0) return "0";
   if (!std::isfinite(value)) return std::isnan(value) ? "nan" : "inf";

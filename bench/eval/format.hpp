@@ -16,6 +16,8 @@ std::string bytes(std::int64_t count);
 std::string bytes(std::size_t count);
 /// "15.6 ms"
 std::string duration(double seconds);
+/// "0.055", "1.59", "4,734": milliseconds without their unit.
+std::string milliseconds(double value);
 /// "1.2e-7": an exponent without padding.
 std::string scientific(double value);
 /// As short as `%g` makes it.

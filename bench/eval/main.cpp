@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
     std::fflush(stdout);
     const std::vector<window_evaluation> windows = evaluate(*asked, tokens, *device);
     print_tables(stdout, *asked, tokens, *device, windows);
+    print_published(stdout, *asked, tokens, *device, windows);
     if (!asked->json && !asked->report) return 0;
     const nlohmann::ordered_json results = make_json(*asked, tokens, *device, windows);
     if (asked->json) write_json(*asked->json, results);

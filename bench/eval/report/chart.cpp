@@ -106,20 +106,20 @@ std::string size_histogram(const json& window_tokens, const std::string& title) 
   svg += text((left + right) / 2, height - 6, "middle",
               bins.size() < 8 ? "tokens of a window" : "tokens of a window, from … on");
 
-  // Inside a bin [from, 2 from) the place grows with the logarithm.
+  // Inside a bin [from, 2 from) the place grows with the logarithm. Labels come after all lines.
+  std::string labels;
   double row = 14.0;
-  const auto marks = marks_of(window_tokens);
-  for (const auto& [size, name] : marks) {
+  for (const auto& [size, name] : marks_of(window_tokens)) {
     const double at = std::min(right, left + step * std::log2(static_cast<double>(size) + 0.5));
     const bool is_right = at > width / 2;
     svg += "<path class=\"mark\" d=\"M" + pixels(at) + " " + pixels(row - 9) + "V" +
-           pixels(bottom) + "\"/>" +
-           text(at + (is_right ? -5 : 5), row, is_right ? "end" : "start",
-                name + " = " + grouped(size)) +
-           "\n";
+           pixels(bottom) + "\"/>";
+    labels += text(at + (is_right ? -5 : 5), row, is_right ? "end" : "start",
+                   name + " = " + grouped(size)) +
+              "\n";
     row += 14.0;
   }
-  return svg + "</svg>\n";
+  return svg + labels + "</svg>\n";
 }
 
 }  // namespace winnow::eval::report

@@ -50,6 +50,17 @@ std::string escaped(std::string_view text) {
   return result;
 }
 
+std::string size_text(std::string_view size) {
+  std::string result(size);
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    for (std::size_t at = 0; (at = result.find(from, at)) != std::string::npos; at += to.size())
+      result.replace(at, from.size(), to);
+  };
+  replace(" deg", "°");
+  replace(", ", " × ");
+  return result;
+}
+
 table::table(const std::string& caption, const std::vector<std::string>& columns)
     : columns_(columns.size()) {
   head_ = "<table>\n<caption>" + escaped(caption) + "</caption>\n<thead><tr>";

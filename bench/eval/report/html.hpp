@@ -10,6 +10,9 @@ namespace winnow::eval::report {
 /// Text as HTML or SVG content or attribute value.
 std::string escaped(std::string_view text);
 
+/// "2 deg, 2 deg, 80 m" as "2° × 2° × 80 m".
+std::string size_text(std::string_view size);
+
 /// A table's cell: a number as text and, if it is to be compared, a bar below it.
 struct cell {
   std::string text;

@@ -74,7 +74,7 @@ std::string opening(const json& results) {
                bytes(half.at("pair_list_bytes").at("backward").get<std::int64_t>())) +
       tile(scientific(worst), "largest relative error of an output in half") +
       tile(duration(seconds),
-           "contextual forward and backward in " + kind + " windows, " + storage) +
+           "contextual forward and backward in " + kind + " windows, " + storage + " storage") +
       "</div>\n";
   return html +
          "<nav aria-label=\"Sections\"><a href=\"#windows\">Windows</a><a "
@@ -102,10 +102,10 @@ std::string scan_pictures(const json& results, const token_set& tokens,
       picture.title = (is_whole ? "The scan from above in " : "A part of the scan from above in ") +
                       each.kind + " windows, one colour a window";
       const std::string name = each.kind == "cubic" ? "Cubic windows of " : "Spherical windows of ";
-      html +=
-          figure(draw_scan(picture, tokens, each.window_of_token), name + each.size + ".",
-                 is_whole ? "The scan from above, a colour a window. The frame is enlarged below."
-                          : "The framed part. Windows above one another hide the lower ones.");
+      html += figure(
+          draw_scan(picture, tokens, each.window_of_token), name + size_text(each.size) + ".",
+          is_whole ? "The scan from above, a colour a window. The frame is enlarged below."
+                   : "The framed part. Windows above one another hide the lower ones.");
     }
     html += "</div>\n";
   }
@@ -123,7 +123,7 @@ std::string window_sizes(const json& results) {
     html += figure(size_histogram(windows.at("window_tokens"),
                                   "Histogram of tokens per window, " + kind + " windows"),
                    (kind == "cubic" ? "Cubic windows." : "Spherical windows."),
-                   "Sizes in steps of two; dashed lines are percentiles over windows.");
+                   "Ranges double from bar to bar; dashed lines are percentiles over windows.");
   }
   return html + "</div>\n" + windows_table(results);
 }
@@ -160,8 +160,9 @@ std::string attention_pictures(const std::vector<window_evaluation>& windows) {
     html += "</div>\n";
   }
   return html +
-         how("The window is the largest of at most " + std::to_string(largest_sample) +
-             " tokens, the query the token nearest its middle. Weights come from the host "
+         how("Of the larger windows of at most " + std::to_string(largest_sample) +
+             " tokens this is the one that reaches farthest; the query is the token nearest its "
+             "middle. Weights come from the host "
              "reference in double, on the q, k and tables of this run, which are random: what "
              "changes from left to right is the tables&#39; doing. Cubic windows are seen "
              "obliquely, inside the box around their tokens.");
@@ -187,9 +188,13 @@ std::string precision(const json& results) {
       "<p>Relative error, the norm of the error over the norm of the reference, and below it the "
       "largest error of any element. Bars are shares of the limit that winnow&#39;s tests "
       "keep.</p>\n<div class=\"pair\">\n";
-  for (const json& windows : results.at("windows"))
-    for (const json& attention : windows.at("attention"))
-      html += precision_table(windows, attention);
+  // Plain attention of all windows, then contextual: neighbours have as many rows.
+  const auto for_each_attention = [&](const auto& show) {
+    for (const std::size_t position : {0, 1})
+      for (const json& windows : results.at("windows"))
+        html += show(windows, windows.at("attention").at(position));
+  };
+  for_each_attention(precision_table);
   html += "</div>\n" +
           how("q, k, v, dO ~ N(0, 1), tables ~ N(0, 0.5²). Half and bfloat16 against float on the "
               "inputs before rounding, float against the host reference in double. The limits are "
@@ -199,9 +204,7 @@ std::string precision(const json& results) {
           "<h3>Gradients of a mean loss</h3>\n<p>With dO = 1/(N H D) gradients are tiny, and half "
           "runs out of exponents: training in half scales its loss. bfloat16 and float need no "
           "scaling.</p>\n<div class=\"pair\">\n";
-  for (const json& windows : results.at("windows"))
-    for (const json& attention : windows.at("attention"))
-      html += mean_loss_table(windows, attention);
+  for_each_attention(mean_loss_table);
   return html + "</div>\n";
 }
 

@@ -33,8 +33,8 @@ void for_each_own(const json& results, const json& position, Add&& add) {
       if (attention.at("position") == position) add(windows, attention);
 }
 
-std::string time_of(const json& milliseconds) {
-  return milliseconds.is_null() ? "cannot" : number(milliseconds.get<double>()) + " ms";
+std::string time_of(const json& value) {
+  return value.is_null() ? "cannot" : milliseconds(value.get<double>()) + " ms";
 }
 
 }  // namespace
@@ -124,7 +124,8 @@ std::string published_time_table(const json& results) {
         const auto seconds = [&](const char* direction) {
           return run.at(direction).at("seconds").get<double>();
         };
-        cells.emplace_back(duration(seconds("forward") + (is_both ? seconds("backward") : 0.0)));
+        const double both = seconds("forward") + (is_both ? seconds("backward") : 0.0);
+        cells.emplace_back(milliseconds(1e3 * both) + " ms");
       }
     });
     shown.row(figure.at("kind").get<std::string>() + ", " + encoding_of(figure) +

@@ -46,6 +46,7 @@ figcaption { font-size: .92rem; color: var(--faint); margin-top: .5rem; }
 figcaption b, caption { color: var(--text); }
 svg { display: block; width: 100%; height: auto; font: 12.5px system-ui, "DejaVu Sans", sans-serif; }
 svg text { fill: var(--faint); }
+.chart text { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg.scan { font-size: 26px; }
 .scan text { fill: var(--text); paint-order: stroke; stroke: var(--card); stroke-width: 6px; }
 .scale, .frame { fill: none; stroke: var(--text); stroke-width: 3; }
@@ -73,11 +74,13 @@ tbody tr + tr { border-top: 1px solid var(--line); }
 tbody tr th.group + td, tbody tr:first-child { border-top: 0; }
 td small { display: block; color: var(--faint); font-size: .82rem; white-space: nowrap; }
 td.over, td.over small { color: var(--over); font-weight: 600; }
-.bar { display: block; height: 6px; min-width: 4rem; margin: .25rem 0 .1rem; border-radius: 3px; background: var(--track); overflow: hidden; }
+.pair table { table-layout: fixed; }
+.bar { display: block; height: 6px; margin: .25rem 0 .1rem; border-radius: 3px; background: var(--track); overflow: hidden; }
 .bar i { display: block; height: 100%; min-width: 1px; background: var(--one); border-radius: 3px; }
 .bar.other i { background: var(--two); }
 .over .bar i { background: var(--over); }
-.facts th { white-space: nowrap; }
+.facts thead { display: none; }
+.facts th { width: 13rem; }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 pre { margin: .5rem 0 1rem; padding: .9rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: auto; font: .85rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -90,6 +93,7 @@ footer { margin-top: 3rem; color: var(--faint); font-size: .9rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .tile { padding: .7rem .75rem; }
   .tile b { font-size: 1.2rem; }
+  .facts th { width: 38%; }
   figure { padding: .6rem; }
 }
 @media print {

@@ -32,7 +32,7 @@ double real(const json& value) {
 
 std::string title_of(const json& windows) {
   return windows.at("kind").get<std::string>() + " windows of " +
-         windows.at("size").get<std::string>();
+         size_text(windows.at("size").get<std::string>());
 }
 
 std::string capital(std::string text) {
@@ -65,7 +65,7 @@ std::string windows_table(const json& results) {
   const auto count = [&](const char* title, const auto& value_of) {
     row(title, [&](const json& windows) { return grouped(integer(value_of(windows))); });
   };
-  row("size", [](const json& windows) { return windows.at("size").get<std::string>(); });
+  row("size", [](const json& windows) { return size_text(windows.at("size").get<std::string>()); });
   count("windows", [](const json& windows) { return windows.at("windows"); });
   count("pairs of tokens", [](const json& windows) { return windows.at("pairs"); });
   const std::pair<const char*, const char*> sizes[] = {
