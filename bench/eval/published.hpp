@@ -24,7 +24,7 @@ inline constexpr const char* fork =
     "figures published with the FP16/BF16 fork of SparseTransformer (SpTr), on another GPU";
 /// Where `times` come from.
 inline constexpr const char* side_by_side =
-    "GPU time measured on one NVIDIA H200 side by side, of every operator that can do the work";
+    "GPU time on one NVIDIA H200, all operators measured side by side";
 
 /// Peak memory of a training step in MB.
 struct memory_figure {
@@ -61,7 +61,7 @@ inline constexpr std::array<time_figure, 8> times = {{
 }};
 /// About `flash_attention` and `flex_attention`.
 inline constexpr const char* times_note =
-    "FlashAttention-2 (varlen) cannot take the 78,294 cubic windows. FlexAttention's contextual "
-    "times leave out the table that meets v.";
+    "FlashAttention-2 (varlen) fails on the 78,294 cubic windows. FlexAttention's contextual times "
+    "are\nwithout the table that meets v.";
 
 }  // namespace winnow::eval::published

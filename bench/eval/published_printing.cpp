@@ -92,8 +92,7 @@ void print_errors(std::FILE* file, const windows_list& windows) {
 void print_times(std::FILE* file, const windows_list& windows) {
   std::fprintf(file, "%-44s%9s%9s%9s%9s%9s%9s\n", "", "SpTr", "SpTr", "FlashA-2", "FlexA", "winnow",
                "winnow");
-  std::fprintf(file, "%-44s%9s%9s%9s%9s%9s%9s\n", "", "half", "float", "half", "half", "half",
-               "float");
+  std::fprintf(file, "%-44s%9s%9s%9s%9s%9s%9s\n", "", "half", "float", "", "", "half", "float");
   const auto or_dash = [](const std::optional<double>& time) {
     return time ? milliseconds(*time) : std::string("-");
   };
@@ -134,7 +133,7 @@ void print_published(std::FILE* file, const options& asked, const token_set& tok
   std::fprintf(file, "\n");
   print_memory(file, windows);
   print_errors(file, windows);
-  std::fprintf(file, "\nTIME OF OTHERS in ms: %s;\nwinnow's of this run, on %s.\n",
+  std::fprintf(file, "\nTIME OF OTHERS in ms: %s.\nwinnow's times are of this run, on %s.\n",
                published::side_by_side, device.description().c_str());
   print_times(file, windows);
   std::fprintf(file, "%s\n", published::times_note);

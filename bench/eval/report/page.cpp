@@ -93,19 +93,22 @@ std::string scan_pictures(const json& results, const token_set& tokens,
   const double side = std::min(26 * edge, whole.side);
   const square part = busiest_part(tokens, windows.front().window_of_token, side);
   const double token_edge = results.at("options").at("voxel");
+  const std::string shown = tokens.batch.front() == tokens.batch.back()
+                                ? "The scan from above"
+                                : "The first batch item from above";
   std::string html;
   for (const bool is_whole : {true, false}) {
     html += "<div class=\"pair\">\n";
     for (const window_evaluation& each : windows) {
       scan_picture picture{is_whole ? whole : part, {}, token_edge, {}};
       if (is_whole) picture.marked = part;
-      picture.title = (is_whole ? "The scan from above in " : "A part of the scan from above in ") +
+      picture.title = (is_whole ? shown + " in " : "A part of the scan from above in ") +
                       each.kind + " windows, one colour a window";
       const std::string name = each.kind == "cubic" ? "Cubic windows of " : "Spherical windows of ";
-      html += figure(
-          draw_scan(picture, tokens, each.window_of_token), name + size_text(each.size) + ".",
-          is_whole ? "The scan from above, a colour a window. The frame is enlarged below."
-                   : "The framed part. Windows above one another hide the lower ones.");
+      html += figure(draw_scan(picture, tokens, each.window_of_token),
+                     name + size_text(each.size) + ".",
+                     is_whole ? shown + ", one colour a window. The frame is enlarged below."
+                              : "The framed part. Windows above one another hide the lower ones.");
     }
     html += "</div>\n";
   }
@@ -183,7 +186,15 @@ std::string memory(const json& results) {
              "the gradients of both. All bars of a table share one scale.");
 }
 
+std::string limits_of(const json& tensor) {
+  std::string result;
+  for (const auto& [type, error] : tensor.items())
+    result += (result.empty() ? "" : ", ") + scientific(error.at("limit").get<double>());
+  return result;
+}
+
 std::string precision(const json& results) {
+  const json& errors = results.at("windows").at(0).at("attention").at(0).at("errors");
   std::string html =
       "<p>Relative error, the norm of the error over the norm of the reference, and below it the "
       "largest error of any element. Bars are shares of the limit that winnow&#39;s tests "
@@ -199,11 +210,13 @@ std::string precision(const json& results) {
           how("q, k, v, dO ~ N(0, 1), tables ~ N(0, 0.5²). Half and bfloat16 against float on the "
               "inputs before rounding, float against the host reference in double. The limits are "
               "meant for equally rounded inputs, so half and bfloat16 are judged more strictly "
-              "here: rounding the inputs counts, too. out: 1e-3 in half, 8e-3 in bfloat16, 1e-5 in "
-              "float; gradients: 2e-3, 1.5e-2, 2e-5.") +
-          "<h3>Gradients of a mean loss</h3>\n<p>With dO = 1/(N H D) gradients are tiny, and half "
-          "runs out of exponents: training in half scales its loss. bfloat16 and float need no "
-          "scaling.</p>\n<div class=\"pair\">\n";
+              "here: rounding the inputs counts, too. Limits of half, "
+              "bfloat16 and float: out " +
+              limits_of(errors.at("out")) + "; gradients " +
+              limits_of(errors.at("gradients_of_normal_loss").at("dq")) + ".") +
+          "<h3>Gradients of a mean loss</h3>\n<p>With dO = 1/(N H D) gradients of many tokens are "
+          "too small for half&#39;s exponents: training in half scales its loss. bfloat16 and "
+          "float need no scaling.</p>\n<div class=\"pair\">\n";
   for_each_attention(mean_loss_table);
   return html + "</div>\n";
 }

@@ -117,6 +117,7 @@ std::string published_time_table(const json& results) {
     for (const char* system : {"sptr_half", "sptr_float", "flash_attention", "flex_attention"})
       cells.emplace_back(time_of(figure.at(system)));
     const bool is_both = figure.at("backward").get<bool>();
+    if (!is_both) shown.group(figure.at("kind").get<std::string>() + ", " + encoding_of(figure));
     for_each_own(results, figure.at("position"), [&](const json& windows, const json& attention) {
       if (windows.at("kind") != figure.at("kind")) return;
       for (const char* storage : {"float16", "float32"}) {
@@ -128,9 +129,7 @@ std::string published_time_table(const json& results) {
         cells.emplace_back(milliseconds(1e3 * both) + " ms");
       }
     });
-    shown.row(figure.at("kind").get<std::string>() + ", " + encoding_of(figure) +
-                  (is_both ? ", forward and backward" : ", forward"),
-              cells);
+    shown.row(is_both ? "forward and backward" : "forward", cells);
   }
   return shown.html();
 }

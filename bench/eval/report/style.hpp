@@ -72,7 +72,9 @@ thead th { color: var(--faint); font-size: .88rem; border-bottom: 1px solid var(
 tbody th.group { padding-top: .9rem; font-weight: 650; }
 tbody tr + tr { border-top: 1px solid var(--line); }
 tbody tr th.group + td, tbody tr:first-child { border-top: 0; }
-td small { display: block; color: var(--faint); font-size: .82rem; white-space: nowrap; }
+td { white-space: nowrap; }
+.pair td, .facts td { white-space: normal; }
+td small { display: block; color: var(--faint); font-size: .82rem; }
 td.over, td.over small { color: var(--over); font-weight: 600; }
 .pair table { table-layout: fixed; }
 .bar { display: block; height: 6px; margin: .25rem 0 .1rem; border-radius: 3px; background: var(--track); overflow: hidden; }
@@ -93,6 +95,7 @@ footer { margin-top: 3rem; color: var(--faint); font-size: .9rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .tile { padding: .7rem .75rem; }
   .tile b { font-size: 1.2rem; }
+  caption { padding-left: .55rem; padding-right: .55rem; }
   .facts th { width: 38%; }
   figure { padding: .6rem; }
 }

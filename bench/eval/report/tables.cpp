@@ -141,7 +141,7 @@ std::string errors_table(const json& windows, const json& attention, const json&
       const json& error = errors.at(type);
       const double relative = real(error.at("relative"));
       cell shown_error(scientific(relative));
-      shown_error.note = "max " + scientific(real(error.at("largest")));
+      shown_error.note = "max " + scientific(real(error.at("largest")));
       if (limited) {
         shown_error.bar = share(relative, real(error.at("limit")));
         shown_error.is_over = !(shown_error.bar <= 1.0);
