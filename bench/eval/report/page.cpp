@@ -256,7 +256,8 @@ std::string published_figures(const json& results) {
       "</div>\n" +
       how("SpTr: " + escaped(published.at("source").get<std::string>()) +
           (comparable ? ". winnow: all inputs and outputs of forward and backward, the partition "
-                        "and the larger workspace."
+                        "and the larger workspace; what else the published peak holds is not known "
+                        "here."
                       : ".")) +
       published_time_table(results) +
       how(escaped(published.at("times_source").get<std::string>()) + ". " +

@@ -5,6 +5,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "eval/format.hpp"
@@ -37,12 +38,18 @@ std::string time_of(const json& value) {
   return value.is_null() ? "cannot" : milliseconds(value.get<double>()) + " ms";
 }
 
+double largest_of(const json& error) {
+  const json& largest = error.at("largest");
+  return largest.is_number() ? largest.get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
 }  // namespace
 
 std::string published_memory_table(const json& results) {
   table shown("Peak memory of forward and backward",
               with_own_columns({"Attention", "SpTr, published"}, results));
   for (const json& figure : results.at("published").at("memory")) {
+    shown.group(encoding_of(figure) + " attention");
     for (const char* storage : {"float16", "float32"}) {
       const double megabytes = figure.at(std::string(storage) + "_megabytes");
       std::vector<cell> cells = {cell(number(megabytes) + " MB", megabytes / 700.0, true)};
@@ -56,8 +63,7 @@ std::string published_memory_table(const json& results) {
                                  std::max(extra("forward"), extra("backward"));
         cells.emplace_back(bytes(all), static_cast<double>(all) / 700e6);
       });
-      shown.row(encoding_of(figure) + (std::string(storage) == "float16" ? ", half" : ", float"),
-                cells);
+      shown.row(std::string(storage) == "float16" ? "half" : "float", cells);
     }
   }
   return shown.html();
@@ -67,38 +73,34 @@ std::string published_error_table(const json& results) {
   const json& published = results.at("published");
   table shown("Largest error against the same in float",
               with_own_columns({"Result", "SpTr, published"}, results));
-  const auto own = [&](const json& error) {
-    return error.at("largest").is_number() ? scientific(error.at("largest").get<double>())
-                                           : scientific(std::numeric_limits<double>::quiet_NaN());
-  };
   for (const json& figure : published.at("largest_error_of_out")) {
+    shown.group("out, " + encoding_of(figure));
     for (const char* type : {"half", "bfloat16"}) {
       std::vector<cell> cells = {cell(scientific(figure.at(type).get<double>()))};
       for_each_own(results, figure.at("position"), [&](const json&, const json& attention) {
-        cells.emplace_back(own(attention.at("errors").at("out").at(type)));
+        cells.emplace_back(scientific(largest_of(attention.at("errors").at("out").at(type))));
       });
-      shown.row("out, " + encoding_of(figure) + ", " + type, cells);
+      shown.row(type, cells);
     }
   }
   const json& range = published.at("largest_error_of_table_gradients");
-  std::vector<cell> cells = {
-      cell(scientific(range.at(0).get<double>()) + " to " + scientific(range.at(1).get<double>()))};
-  cells[0].note = "as published";
-  for_each_own(results, "contextual", [&](const json&, const json& attention) {
-    const auto worst = [&](const char* loss) {
+  shown.group("table gradients, contextual, half");
+  const std::pair<const char*, const char*> own_losses[] = {
+      {"mean loss", "gradients_of_mean_loss"}, {"dO ~ N(0, 1)", "gradients_of_normal_loss"}};
+  for (const auto& [title, loss] : own_losses) {
+    std::vector<cell> cells = {cell(scientific(range.at(0).get<double>()) + " to " +
+                                    scientific(range.at(1).get<double>()))};
+    for_each_own(results, "contextual", [&, gradients = loss](const json&, const json& attention) {
       double largest = 0.0;
       for (const char* tensor : {"dTq", "dTk", "dTv"}) {
-        const json& error = attention.at("errors").at(loss).at(tensor).at("half").at("largest");
-        const double value =
-            error.is_number() ? error.get<double>() : std::numeric_limits<double>::infinity();
-        if (!(value <= largest)) largest = value;
+        const double error = largest_of(attention.at("errors").at(gradients).at(tensor).at("half"));
+        // Not std::max, which would lose a NaN.
+        if (!(error <= largest)) largest = error;
       }
-      return scientific(largest);
-    };
-    cells.emplace_back(worst("gradients_of_mean_loss") + ", mean loss");
-    cells.back().note = worst("gradients_of_normal_loss") + " for dO ~ N(0, 1)";
-  });
-  shown.row("table gradients, contextual, half", cells);
+      cells.emplace_back(scientific(largest));
+    });
+    shown.row(title, cells);
+  }
   return shown.html();
 }
 
