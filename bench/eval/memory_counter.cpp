@@ -47,9 +47,13 @@ static_assert(plain >= sizeof(std::size_t));
 
 }  // namespace
 
-// The array, nothrow and sized forms of the standard library call these.
+// The array and nothrow forms of the standard library call these. The nothrow form of one object is
+// here since AddressSanitizer would bring its own, whose blocks the delete below does not know.
 void* operator new(std::size_t size) {
   return allocate_or_throw(size, plain);
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return allocate(size, plain);
 }
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return allocate_or_throw(size, static_cast<std::size_t>(alignment));

@@ -88,9 +88,9 @@ std::string scan_pictures(const json& results, const token_set& tokens,
                           const std::vector<window_evaluation>& windows) {
   if (tokens.size() == 0) return "<p>There are no tokens to draw.</p>\n";
   const square whole = whole_scan(tokens);
-  // Some 26 cubic windows fit side by side.
+  // Some 26 cubic windows side by side, unless the scan itself is hardly wider.
   const double edge = results.at("options").at("cubic_window");
-  const double side = std::min(26 * edge, whole.side);
+  const double side = std::min(26 * edge, whole.side / 3);
   const square part = busiest_part(tokens, windows.front().window_of_token, side);
   const double token_edge = results.at("options").at("voxel");
   const std::string shown = tokens.batch.front() == tokens.batch.back()

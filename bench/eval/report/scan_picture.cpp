@@ -56,8 +56,9 @@ indexed_image paint(const scan_picture& picture, const token_set& tokens,
   image.pixels.assign(std::size_t{pixels} * pixels, 0);
   const double scale = pixels / picture.view.side;
   const int edge = std::clamp(static_cast<int>(std::lround(picture.token_edge * scale)), 2, 8);
+  const int centring = (edge - 1) / 2;
   const auto pixel = [&](double metres) {
-    return std::floor((metres + picture.view.side / 2) * scale - (edge - 1) / 2);
+    return std::floor((metres + picture.view.side / 2) * scale - centring);
   };
   for (const std::size_t n : shown_tokens(tokens, window_of_token)) {
     const point& at = tokens.coordinates[n];

@@ -64,8 +64,8 @@ projection place_all(const std::vector<double>& x, const std::vector<double>& y,
 projection oblique_view(const std::vector<point>& coordinates) {
   std::array<std::array<double, 2>, 3> box{};
   for (std::size_t axis = 0; axis < 3; ++axis) {
-    std::vector<double> values;
-    for (const point& each : coordinates) values.push_back(each[axis]);
+    std::vector<double> values(coordinates.size());
+    for (std::size_t n = 0; n < values.size(); ++n) values[n] = coordinates[n][axis];
     const extent all(values);
     box[axis] = {all.low, all.high};
   }
