@@ -283,7 +283,7 @@ status attention_backward(const backward_instance (&instances)[Count],
         arguments.grad_v.data != nullptr)
       error = launch_side(launch, *instance, backward_side::key, stream);
   }
-  if (error == cudaSuccess) error = launch_parts_sums(plan.sums, stream);
+  if (error == cudaSuccess) error = launch_parts_sums<summing_warps>(plan.sums, stream);
   if (error != cudaSuccess)
     return status::failure(status_code::cuda_error, "attention_backward: %s",
                            cudaGetErrorString(error));
