@@ -4,10 +4,24 @@
 // The input is a byte that chooses the space, then the file.
 #include <cmath>
 #include <filesystem>
+#include <sstream>
 #include <string>
 
 #include "scratch.hpp"
 #include "search_spaces.hpp"
+
+namespace {
+
+/// Lines that say something.
+int lines_of(const std::string& text) {
+  std::istringstream stream(text);
+  int count = 0;
+  for (std::string line; std::getline(stream, line);)
+    count += !line.empty() && line != "\r" && line[0] != '#' ? 1 : 0;
+  return count;
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace winnow;
@@ -15,7 +29,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const std::string file = scratch_folder("latency_table").string();
   byte_source source(data, size);
   const ratio_space space = make_space(source.pick(space_count));
-  write_scratch(file, {reinterpret_cast<const char*>(source.data()), source.left()});
+  const std::string content(reinterpret_cast<const char*>(source.data()), source.left());
+  write_scratch(file, content);
 
   latency_table table;
   if (const status loaded = latency_table::load(file, space, table); !loaded.ok()) {
@@ -31,6 +46,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
     require(table.save(file).ok(), "a table can be saved");
     const std::string saved = read_scratch(file);
+    require(lines_of(saved) == lines_of(content), "each entry comes once");
+    require(saved.find("inf") == std::string::npos && saved.find("nan") == std::string::npos,
+            "entries are finite");
     latency_table again;
     require(latency_table::load(file, space, again).ok(), "a saved table can be read");
     require(again.save(file).ok() && read_scratch(file) == saved, "numbers come back bit for bit");
