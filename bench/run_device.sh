@@ -30,7 +30,9 @@ failed=0
 # checker.
 tests_of() {
   case $1 in
-    partition) echo partition_device_test partition_lists_device_test partition_workload_device_test ;;
+    partition)
+      echo partition_device_test partition_contract_device_test partition_lists_device_test \
+        partition_workload_device_test ;;
     selection) echo selection_device_test ;;
     attention_forward) echo attention_forward_device_test ;;
     attention_backward) echo attention_backward_device_test ;;

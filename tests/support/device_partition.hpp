@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -53,6 +54,22 @@ class device_points {
   device_array<std::int32_t> count_;
   bool has_batch_ = false;
 };
+
+/// Bounds that hold the points and their batch items, and not more.
+inline partition_bounds box_of(const std::vector<float>& coordinates,
+                               const std::vector<std::int32_t>& batch) {
+  partition_bounds bounds;
+  coordinate_box box;
+  box.lower.fill(1e30);
+  box.upper.fill(-1e30);
+  for (std::size_t i = 0; i < coordinates.size(); ++i) {
+    box.lower[i % 3] = std::min<double>(box.lower[i % 3], coordinates[i]);
+    box.upper[i % 3] = std::max<double>(box.upper[i % 3], coordinates[i]);
+  }
+  if (!coordinates.empty()) bounds.box = box;
+  for (std::int32_t item : batch) bounds.batch_items = std::max(bounds.batch_items, item + 1);
+  return bounds;
+}
 
 /// The same points for the host twins.
 template <class T>
