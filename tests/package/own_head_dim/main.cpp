@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with head dims of its own, forward and backward: two head groups, one plain and one with
-// contextual tables, on the GPU against the host twins in double. Without a GPU only the refusals are
-// tested, and the last line says so.
+// contextual tables, on the GPU against the host twins in double. Linked with winnow's library, its
+// calls run beside. Without a GPU only the refusals are tested, and the last line says so.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -219,15 +219,41 @@ void test_refusals() {
              "forward with a group too few");
 }
 
-void test_head_dim(std::int64_t dim) {
-  std::printf("head dim %d on the GPU\n", static_cast<int>(dim));
+struct attention_calls {
+  const char* whose;
+  decltype(&forward) run_forward;
+  decltype(&backward_workspace_bytes) workspace_bytes;
+  decltype(&backward) run_backward;
+};
+
+#if defined(WINNOW_COMPILED)
+using forward_arguments = winnow::attention_forward_arguments<half>;
+using backward_arguments = winnow::attention_backward_arguments<half>;
+
+/// Those of winnow::winnow, whichever head dims it was compiled for.
+const attention_calls library = {"library",
+                                 [](const forward_arguments& arguments, cudaStream_t stream) {
+                                   return winnow::attention_forward(arguments, nullptr, 0, stream);
+                                 },
+                                 [](const backward_arguments& arguments) {
+                                   return winnow::attention_backward_workspace_bytes(arguments);
+                                 },
+                                 [](const backward_arguments& arguments, void* workspace,
+                                    std::size_t bytes, cudaStream_t stream) {
+                                   return winnow::attention_backward(arguments, workspace, bytes,
+                                                                     stream);
+                                 }};
+#endif
+
+void test_head_dim(const attention_calls& calls, std::int64_t dim) {
+  std::printf("%s, head dim %d on the GPU\n", calls.whose, static_cast<int>(dim));
   problem scene(dim);
   // The device first, so that nothing of the host's results is copied there.
-  check(forward(scene.forward_arguments(true), nullptr));
+  check(calls.run_forward(scene.forward_arguments(true), nullptr));
   const auto arguments = scene.backward_arguments(true);
-  const std::size_t bytes = backward_workspace_bytes(arguments);
+  const std::size_t bytes = calls.workspace_bytes(arguments);
   twin<std::uint64_t> workspace(std::vector<std::uint64_t>((bytes + 7) / 8));
-  check(backward(arguments, workspace.data(true), bytes, nullptr));
+  check(calls.run_backward(arguments, workspace.data(true), bytes, nullptr));
   check(cudaDeviceSynchronize());
   check(winnow::reference::attention_forward<double>(scene.forward_arguments(false)));
   check(winnow::reference::attention_backward<double>(scene.backward_arguments(false)));
@@ -250,7 +276,11 @@ int main() {
     std::printf("SKIPPED: no GPU, so nothing was computed\n");
     return 0;
   }
-  for (const std::int64_t dim : {8, 24, 48}) test_head_dim(dim);
+  const attention_calls own = {"own", forward, backward_workspace_bytes, backward};
+  for (const std::int64_t dim : {8, 24, 48}) test_head_dim(own, dim);
+#if defined(WINNOW_COMPILED)
+  if (library.workspace_bytes(problem(8).backward_arguments(false)) > 0) test_head_dim(library, 8);
+#endif
   std::printf("computed on the GPU\n");
   return 0;
 }
