@@ -17,6 +17,9 @@
 
 namespace winnow::fuzz {
 
+/// Of a block on compute capability 9.0.
+inline constexpr int most_shared_bytes = 227 * 1024;
+
 /// What a call under test asked of the runtime.
 struct runtime_log {
   int submitted = 0;      ///< launches, clears and copies
@@ -116,7 +119,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   winnow::fuzz::require(attribute == cudaFuncAttributeMaxDynamicSharedMemorySize,
                         "only shared memory is asked for");
-  if (value < 0 || value > 227 * 1024) return cudaErrorInvalidValue;
+  if (value < 0 || value > winnow::fuzz::most_shared_bytes) return cudaErrorInvalidValue;
   winnow::fuzz::runtime().shared_bytes[kernel] = value;
   return cudaSuccess;
 }
@@ -138,9 +141,21 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 9;  // the only one asked for is the major compute capability
-  return cudaSuccess;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = winnow::fuzz::most_shared_bytes;
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = 132;
+      return cudaSuccess;
+    default:
+      winnow::fuzz::require(false, "the attribute is one that this runtime knows");
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // extern "C"

@@ -193,9 +193,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         by_rows ? 1
                 : tune_backward(size_of(instance.type), instance.head_dim, wanted.position).rows();
     std::int64_t blocks = std::max<std::int64_t>(1, (tokens + rows_a_block - 1) / rows_a_block);
+    if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
     // A grid has fewer than 2^31 blocks; beyond that each takes several tiles.
     blocks = std::min(blocks, ((std::int64_t{1} << 31) - 1) / problem.heads);
-    if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
     if (part_bytes > 0 || wanted.position == position_encoding::contextual) {
       const int enough = by_rows ? summing_rows : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
