@@ -7,8 +7,9 @@
 ///                                               winnow::attention_kernel<winnow::half, 48>>;
 ///     WINNOW_TRY(kernels::forward(arguments, nullptr, 0, stream));
 ///
-/// The calls are those of `attention.hpp` by other names: same arguments, same statuses, and results
-/// that repeat bit for bit. They may live beside winnow's library in one program.
+/// The calls are those of `attention.hpp` by other names: what is said there of shapes, memory,
+/// streams, errors and determinism holds here. They may live beside winnow's library in one program.
+///
 /// Partitions may come from anywhere: those of winnow::winnow's device builders serve every head dim,
 /// and one that a host builder made may be copied byte by byte.
 ///
