@@ -3,7 +3,7 @@
 # From a fresh Debian or Ubuntu to a demo or a test run; nothing else to know.
 #
 #   ./build.sh demo [winnow-eval options]   build winnow-eval and run it, on a simulated scan unless
-#                                           told otherwise
+#                                           told otherwise; writes a report.html and says where
 #   ./build.sh test [ctest options]         build everything and run the tests
 #   ./build.sh install PACKAGE...           install Debian packages that are missing
 #
@@ -80,7 +80,9 @@ case ${1:-} in
     mkdir -p "$build_dir"
     configure "$cuda" -DWINNOW_BUILD_TESTS=OFF -DWINNOW_BUILD_BENCH=OFF
     cmake --build "$build_dir" -j "$jobs" --target winnow-eval
-    exec "$build_dir/bench/winnow-eval" "$@"
+    report=(--report "$build_dir/report")
+    [[ " $* " != *" --report"[\ =]* ]] || report=()
+    exec "$build_dir/bench/winnow-eval" "${report[@]}" "$@"
     ;;
   test)
     shift

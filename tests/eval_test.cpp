@@ -2,6 +2,7 @@
 // Runs the tool itself, on little: what it prints, writes and returns, above all for bad input.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -163,6 +164,45 @@ TEST_F(eval_tool, refuses_an_unwritable_report_before_the_work) {
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.out, IsEmpty());
   EXPECT_THAT(result.err, HasSubstr("there is no folder"));
+}
+
+TEST_F(eval_tool, writes_a_report) {
+  // A name that would be markup, and a folder that is not there yet.
+  support::write_npy<float>(folder_.path() / "a<b>&'c.npy", {3, 3}, {5, 5, 5, 5, 5, 5, 9, 9, 9});
+  const test::outcome result = eval("--scan \"" + (folder_.path() / "a<b>&'c.npy").string() +
+                                    "\" --voxel 0.001 --report " + quoted("folder"));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("folder/report.html\n"));
+  const std::string page = test::text_of(folder_.path() / "folder" / "report.html");
+  EXPECT_THAT(page, HasSubstr("a&lt;b&gt;&amp;&#39;c.npy (npy)"));
+  EXPECT_THAT(page, ::testing::Not(HasSubstr("a<b>")));
+  EXPECT_THAT(page, ::testing::EndsWith("</html>\n"));
+  // The command again, as a shell reads it.
+  EXPECT_THAT(page, HasSubstr("winnow-eval --scan &#39;"));
+}
+
+TEST_F(eval_tool, reports_zero_tokens) {
+  const test::outcome result = eval("--max-tokens 0 --report " + quoted("folder"));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(test::text_of(folder_.path() / "folder" / "report.html"),
+              HasSubstr("There are no tokens to draw"));
+}
+
+TEST_F(eval_tool, refuses_an_unwritable_report_folder_before_the_work) {
+  const auto expect_refusal = [&](const std::string& folder, const std::string& message) {
+    const test::outcome result = eval("--report " + folder);
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_THAT(result.out, IsEmpty());
+    EXPECT_THAT(result.err, HasSubstr(message));
+  };
+  expect_refusal(quoted("absent/folder"), "absent/folder: this folder cannot be made");
+  std::ofstream(folder_.path() / "file");
+  expect_refusal(quoted("file"), "file: is not a folder");
+  if (geteuid() != 0) {  // root may write anywhere
+    fs::create_directory(folder_.path() / "locked");
+    fs::permissions(folder_.path() / "locked", fs::perms::owner_read | fs::perms::owner_exec);
+    expect_refusal(quoted("locked"), "locked: this folder cannot be written to");
+  }
 }
 
 TEST(eval_help, is_printed) {

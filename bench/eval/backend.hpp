@@ -10,11 +10,10 @@
 #include <memory>
 #include <string>
 #include <variant>
-#include <vector>
 
 #include "eval/array.hpp"
 #include "eval/inputs.hpp"
-#include "winnow/window.hpp"
+#include "winnow/partition.hpp"
 
 namespace winnow::eval {
 
@@ -30,10 +29,8 @@ using point_window = std::variant<cubic_window, spherical_window>;
 class built_partition {
  public:
   virtual ~built_partition() = default;
-  /// window -> first slot, one more than there are windows.
-  [[nodiscard]] virtual std::vector<std::int32_t> offsets() const = 0;
-  /// Rows of its contextual tables.
-  [[nodiscard]] virtual int table_rows() const = 0;
+  /// The same in host memory.
+  [[nodiscard]] virtual const partition& host() const = 0;
   [[nodiscard]] virtual std::size_t bytes() const = 0;
   [[nodiscard]] const measurement& build() const { return build_; }
 

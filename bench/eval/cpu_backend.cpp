@@ -1,29 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host twins behind the backend's interface.
 #include <chrono>
-#include <stdexcept>
 #include <utility>
 
 #include "eval/attention_calls.hpp"
 #include "eval/backend.hpp"
 #include "eval/machine.hpp"
 #include "eval/memory_counter.hpp"
-#include "support/input_error.hpp"
+#include "eval/require.hpp"
 #include "winnow/reference.hpp"
 
 namespace winnow::eval {
 namespace {
 
-/// Runs a call of the library. An argument that it refuses is one that the user asked for.
+/// Runs a call of the library.
 template <class Call>
 measurement measure(const char* name, Call&& call) {
   const memory_meter memory;
   const auto start = std::chrono::steady_clock::now();
   const status outcome = call();
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  if (outcome.code() == status_code::invalid_argument)
-    throw support::input_error(name, outcome.message());
-  if (!outcome.ok()) throw std::runtime_error(std::string(name) + ": " + outcome.message());
+  require(name, outcome);
   return {elapsed.count(), memory.peak_bytes()};
 }
 
@@ -44,13 +41,8 @@ class host_windows : public built_partition {
         },
         window);
   }
-  [[nodiscard]] std::vector<std::int32_t> offsets() const override {
-    const std::int32_t* first = view().offsets;
-    return {first, first + view().counts->windows + 1};
-  }
-  [[nodiscard]] int table_rows() const override { return view().relative.table_rows(); }
   [[nodiscard]] std::size_t bytes() const override { return partition_.bytes(); }
-  [[nodiscard]] const partition& view() const { return partition_.view(); }
+  [[nodiscard]] const partition& host() const override { return partition_.view(); }
 
  private:
   reference::host_partition partition_;
@@ -93,8 +85,7 @@ class cpu_backend : public backend {
   attention_result run(const built_partition& windows, const attention_tensors& tensors,
                        dtype storage) override {
     host_calls calls(threads_);
-    return run_attention(dynamic_cast<const host_windows&>(windows).view(), tensors, storage,
-                         calls);
+    return run_attention(windows.host(), tensors, storage, calls);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #if defined(WINNOW_WITH_CUDA) && WINNOW_WITH_CUDA
 #include "eval/attention_calls.hpp"
+#include "eval/require.hpp"
 #include "support/device_call.hpp"
 #endif
 
@@ -16,13 +17,6 @@ namespace {
 
 /// Times are medians of so many calls.
 constexpr int repeats = 20;
-
-/// An argument that the library refuses is one that the user asked for.
-void require(const char* name, const status& outcome) {
-  if (outcome.code() == status_code::invalid_argument)
-    throw support::input_error(name, outcome.message());
-  if (!outcome.ok()) throw std::runtime_error(std::string(name) + ": " + outcome.message());
-}
 
 measurement measured(const support::device_cost& cost) {
   return {cost.seconds, cost.extra_bytes};
@@ -44,14 +38,9 @@ class device_windows : public built_partition {
     build_ = measured(on_device_.build());
     on_host_ = on_device_.to_host();
   }
-  [[nodiscard]] std::vector<std::int32_t> offsets() const override {
-    const std::int32_t* first = host().offsets;
-    return {first, first + host().counts->windows + 1};
-  }
-  [[nodiscard]] int table_rows() const override { return device().relative.table_rows(); }
   [[nodiscard]] std::size_t bytes() const override { return on_device_.bytes(); }
   [[nodiscard]] const partition& device() const { return on_device_.view(); }
-  [[nodiscard]] const partition& host() const { return on_host_.view(); }
+  [[nodiscard]] const partition& host() const override { return on_host_.view(); }
 
  private:
   support::device_partition on_device_;

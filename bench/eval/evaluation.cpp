@@ -2,10 +2,11 @@
 #include "eval/evaluation.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
+#include <optional>
 #include <utility>
 
+#include "eval/format.hpp"
 #include "eval/progress.hpp"
 #include "support/random.hpp"
 
@@ -84,16 +85,23 @@ class evaluator {
     window_evaluation result;
     result.kind = kind;
     result.size = size;
-    result.statistics = statistics_of(windows->offsets());
+    result.statistics = statistics_of(windows->host());
     result.build = windows->build();
     result.partition_bytes = windows->bytes();
+    if (asked_.report) result.window_of_token = windows_of_tokens(windows->host());
+    const std::optional<sampled_query> sampled = pick_query(windows->host(), tokens_.coordinates);
+    if (sampled) result.sample = describe(*sampled, windows->host(), tokens_.coordinates);
 
     attention_tensors tensors = draw_tensors(asked_, tokens_.size());
     for (const bool contextual : {false, true}) {
-      draw_tables(tensors, contextual ? windows->table_rows() : 0, asked_.seed);
+      draw_tables(tensors, contextual ? windows->host().relative.table_rows() : 0, asked_.seed);
       result.attention.push_back(
           run(*windows, tensors, result.statistics.pairs,
               kind + " windows, " + (contextual ? "contextual" : "plain") + " attention"));
+      if (sampled) {
+        (contextual ? result.sample->contextual : result.sample->plain) =
+            attention_weights(windows->host(), *sampled, tensors);
+      }
     }
     return result;
   }
@@ -110,9 +118,11 @@ class evaluator {
     for (const dtype storage : storage_types) {
       progress_.show(title + " in " + to_string(storage));
       attention_result latest = device_.run(windows, tensors, storage);
+      const auto storage_bytes = static_cast<std::int64_t>(size_of(storage));
       result.runs.push_back({storage, latest.forward, latest.backward,
-                             pair_list_of(pairs, asked_.heads, result.contextual,
-                                          static_cast<std::int64_t>(size_of(storage)))});
+                             tensor_bytes_of(tensors.tokens, tensors.heads, tensors.head_dim,
+                                             tensors.table_rows, storage_bytes),
+                             pair_list_of(pairs, asked_.heads, result.contextual, storage_bytes)});
       for (std::size_t column = 0; column < comparisons.size(); ++column) {
         if (comparisons[column].result == storage) compare(latest, expected, column, result);
       }
@@ -127,12 +137,6 @@ class evaluator {
   backend& device_;
   progress_line progress_;
 };
-
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", value);
-  return text;
-}
 
 }  // namespace
 

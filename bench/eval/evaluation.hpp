@@ -6,10 +6,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "eval/array.hpp"
+#include "eval/attention_sample.hpp"
 #include "eval/backend.hpp"
 #include "eval/inputs.hpp"
 #include "eval/options.hpp"
@@ -43,6 +45,7 @@ struct storage_run {
   dtype storage = dtype::float32;
   measurement forward;
   measurement backward;
+  std::int64_t tensor_bytes = 0;  ///< inputs and outputs
   pair_list_bytes pair_list;
 };
 
@@ -63,6 +66,8 @@ struct window_evaluation {
   window_statistics statistics;
   measurement build;
   std::size_t partition_bytes = 0;
+  std::optional<attention_sample> sample;     ///< none if no window has a fitting size
+  std::vector<std::int32_t> window_of_token;  ///< only for a report
   std::vector<attention_evaluation> attention;
 };
 

@@ -2,20 +2,24 @@
 #pragma once
 
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
 #include <vector>
 
 #include "eval/evaluation.hpp"
 
 namespace winnow::eval {
 
-/// Fails early where `write_json` would fail after all the work.
-/// \throw support::input_error if there is no such folder or `path` is one.
-void check_json_path(const std::filesystem::path& path);
+/// Everything measured, with the commit, compiler, machine and options. An error that is not finite
+/// is null.
+nlohmann::ordered_json make_json(const options& asked, const token_set& tokens,
+                                 const backend& device,
+                                 const std::vector<window_evaluation>& windows);
 
-/// Writes everything measured, with the commit, compiler, machine and options, to a temporary name
-/// beside `path` and renames it. An error that is not finite is null.
 /// \throw support::input_error if the file cannot be written.
-void write_json(const std::filesystem::path& path, const options& asked, const token_set& tokens,
-                const backend& device, const std::vector<window_evaluation>& windows);
+void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& report);
+
+/// The report as text. File names may hold bytes that are no UTF-8; they are replaced.
+std::string json_text(const nlohmann::ordered_json& report);
 
 }  // namespace winnow::eval

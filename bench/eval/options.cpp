@@ -115,6 +115,20 @@ void add_run_options(CLI::App& app, options& result) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--json", result.json, "write the results to this file")->group(group);
+  app.add_option("--report", result.report,
+                 "write report.html, one page without outside parts, to this folder")
+      ->group(group);
+}
+
+/// An argument as a POSIX shell reads it, quoted only where it must be.
+std::string shell_word(const std::string& argument) {
+  constexpr const char* harmless =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:=+@%";
+  if (!argument.empty() && argument.find_first_not_of(harmless) == std::string::npos)
+    return argument;
+  std::string result = "'";
+  for (const char c : argument) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
 }
 
 }  // namespace
@@ -130,6 +144,8 @@ std::optional<options> parse_options(int argc, char** argv) {
   add_token_options(app, result);
   add_attention_options(app, result);
   add_run_options(app, result);
+  for (int n = 0; n < argc; ++n)
+    result.command_line += (n == 0 ? "winnow-eval" : " " + shell_word(argv[n]));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

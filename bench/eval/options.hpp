@@ -34,6 +34,8 @@ struct options {
   int threads = 0;  ///< 0: one per hardware thread
   std::uint64_t seed = 0;
   std::optional<std::string> json;
+  std::optional<std::string> report;
+  std::string command_line;  ///< as a shell reads it
 };
 
 /// The options of a command line; none after --help or --version, which have been printed.

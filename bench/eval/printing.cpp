@@ -2,65 +2,14 @@
 #include "eval/printing.hpp"
 
 #include <cinttypes>
-#include <cmath>
 #include <string>
 
 #include "eval/build_info.hpp"
+#include "eval/format.hpp"
 #include "eval/machine.hpp"
 
 namespace winnow::eval {
 namespace {
-
-/// 1234567 as "1,234,567".
-std::string grouped(std::int64_t value) {
-  std::string text = std::to_string(value);
-  for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, ",");
-  return text;
-}
-
-/// Three significant digits and a decimal unit.
-std::string bytes(std::int64_t count) {
-  constexpr const char* units[] = {"B", "kB", "MB", "GB", "TB"};
-  auto value = static_cast<double>(count);
-  int unit = 0;
-  for (; value >= 999.5 && unit < 4; ++unit) value /= 1000.0;
-  char text[32];
-  std::snprintf(text, sizeof text, "%.*f %s",
-                unit == 0 || value >= 99.95 ? 0
-                : value >= 9.995            ? 1
-                                            : 2,
-                value, units[unit]);
-  return text;
-}
-
-std::string bytes(std::size_t count) {
-  return bytes(static_cast<std::int64_t>(count));
-}
-
-std::string duration(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text,
-                seconds < 1e-3  ? "%.1f us"
-                : seconds < 1.0 ? "%.1f ms"
-                                : "%.2f s",
-                seconds < 1e-3  ? 1e6 * seconds
-                : seconds < 1.0 ? 1e3 * seconds
-                                : seconds);
-  return text;
-}
-
-/// "1.2e-7": an exponent without padding.
-std::string scientific(double value) {
-  if (value == 0.0) return "0";
-  if (!std::isfinite(value)) return std::isnan(value) ? "nan" : "inf";
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1e", value);
-  std::string result = text;
-  const std::size_t digits = result.find('e') + 2;
-  if (result[digits] == '0') result.erase(digits, 1);
-  if (result[digits - 1] == '+') result.erase(digits - 1, 1);
-  return result;
-}
 
 void print_windows(std::FILE* file, const std::vector<window_evaluation>& windows) {
   std::fprintf(file, "\nWINDOWS%39s%29s\n", "", "tokens of a window");

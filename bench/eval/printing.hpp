@@ -15,4 +15,8 @@ void print_inputs(std::FILE* file, const options& asked, const token_set& tokens
 void print_tables(std::FILE* file, const options& asked, const token_set& tokens,
                   const backend& device, const std::vector<window_evaluation>& windows);
 
+/// Published figures beside this run's, where that is the same benchmark.
+void print_published(std::FILE* file, const options& asked, const token_set& tokens,
+                     const backend& device, const std::vector<window_evaluation>& windows);
+
 }  // namespace winnow::eval
