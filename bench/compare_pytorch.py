@@ -12,7 +12,8 @@ PyTorch's calls get what suits them best, free of charge: tokens sorted by windo
 block masks and biases made beforehand. winnow reads the caller's order through its partition. Backward
 means all gradients: q, k, v and, where there is one, the bias table.
 
-What a call cannot serve is listed with the reason it gives.
+What a call cannot serve is listed with the reason it gives. Results of the peers are compared with each
+other; one that differs counts as failed.
 """
 import argparse
 import json
@@ -45,6 +46,7 @@ class Case:
         self.tokens = int(self.offsets[-1])
         self.sizes = np.diff(self.offsets)
         self.shift, self.edge = shift, edge  # of a Swin stage
+        self.expected = None  # the first peer's result
         random = torch.Generator("cuda").manual_seed(0)
 
         def rows():
@@ -117,7 +119,8 @@ def make_cases(folder, wanted):
     return {name: make for name, make in makers.items() if re.search(wanted, name)}
 
 
-# Each peer is a function from a case to (forward, backward), two calls without arguments.
+# Each peer is a function from a case to (forward, backward, rows): two calls without arguments, and
+# what makes [heads, tokens, dim] of forward's result.
 
 
 def flash_varlen(case):
@@ -139,7 +142,7 @@ def flash_varlen(case):
         return torch.ops.aten._flash_attention_backward(
             grad_out, q, k, v, out, lse, offsets, offsets, longest, longest, 0.0, False, seed, offset)
 
-    return forward, backward
+    return forward, backward, lambda result: result[0].transpose(0, 1)
 
 
 def sdpa(case):
@@ -160,7 +163,14 @@ def sdpa(case):
         region = torch.from_numpy(case.regions()).cuda()
         seam = torch.where(region[:, :, None] == region[:, None], 0.0, -math.inf).half()
         seam = seam.repeat(len(case.sizes) // len(region), 1, 1)[:, None]
-        bias_of = lambda: table[index].permute(2, 0, 1)[None] + seam
+
+        def bias_of():
+            # Rows that begin at aligned addresses, as the fast kernels want them.
+            bias = table[index].permute(2, 0, 1)[None]
+            bias = bias + seam if case.shift else bias
+            bias = F.pad(bias, (0, -size % 8))[..., :size]
+            return bias.expand(len(case.sizes), -1, -1, -1)
+
     made = bias_of()
     fixed = None if made is None else made.detach()
 
@@ -173,7 +183,7 @@ def sdpa(case):
     def backward():
         return torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
-    return forward, backward
+    return forward, backward, lambda result: result.transpose(0, 1).reshape(case.q.shape)
 
 
 def flex_attention(case):
@@ -229,7 +239,7 @@ def flex_attention(case):
     def backward():
         return torch.autograd.grad(out, leaves, case.grad_out[None], retain_graph=True)
 
-    return forward, backward
+    return forward, backward, lambda result: result[0]
 
 
 PEERS = {"flash varlen": flash_varlen, "SDPA": sdpa, "FlexAttention": flex_attention}
@@ -265,7 +275,14 @@ def measure_peer(make, case):
     reason = lambda error: {"reason": str(error).strip().splitlines()[0][:160]}
     try:
         with torch.cuda.stream(stream):
-            forward, backward = make(case)
+            forward, backward, rows = make(case)
+            out = rows(forward()).float()
+            stream.synchronize()
+            if case.expected is None:
+                case.expected = out
+            error = ((out - case.expected).norm() / case.expected.norm()).item()
+            if not error < 5e-3:
+                raise Unserved(f"differs from the other peers by {error:.1e}")
     except Exception as error:  # whatever a call says about a case it does not serve
         return {"forward": reason(error), "backward": reason(error)}
     for direction, call in (("forward", forward), ("backward", backward)):
@@ -284,7 +301,8 @@ def run_winnow(program, names, folder):
         report = pathlib.Path(place) / "report.json"
         subprocess.run([program, f"--benchmark_filter=^({'|'.join(names)})/half/warm/",
                         f"--benchmark_out={report}", "--benchmark_out_format=json"],
-                       check=True, env=environment, stdout=subprocess.DEVNULL)
+                       check=True, env=environment, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
         rows = json.loads(report.read_text())["benchmarks"]
     return {row["name"].split("/")[0]: row for row in rows if not row.get("error_occurred")}
 
