@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 import sys
+import textwrap
 
 import charts
 
@@ -129,7 +130,11 @@ class Page:
             work.suite, "") + work.title
 
     def add(self, *paragraphs):
-        self.parts += [p.rstrip("\n") for p in paragraphs]
+        for paragraph in paragraphs:
+            prose = paragraph[0] not in "|*#!<" or re.match(r"\*\w+\*", paragraph)
+            self.parts.append(textwrap.fill(paragraph, 110, break_on_hyphens=False,
+                                            break_long_words=False)
+                              if prose else paragraph.rstrip("\n"))
 
     def optional(self, name):
         path = self.results / name
