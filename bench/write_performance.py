@@ -87,6 +87,7 @@ class Comparison:
 
     def __init__(self, entry, suite, names):
         self.title, self.suite = entry["title"], entry["suite"]
+        self.first_row = entry["rows"][0]
         self.ms = suite.total(entry["rows"], suite.ms)
         self.floor = suite.total(entry["rows"], suite.floor)
         cold = [row.replace("/warm", "/cold") for row in entry["rows"]]
@@ -123,6 +124,12 @@ class Page:
         for work in self.works:
             for name, ms in work.faster_peers():
                 self.slower.append((self.long_title(work), work.ms, name, ms))
+
+    def title_of(self, case):
+        """The words for a benchmark's case, where a work of peers.json has some."""
+        titles = [work.title for work in self.works if work.first_row.startswith(case + "/")
+                  and "storage" not in work.title]
+        return re.sub(", forward and backward$", "", titles[0]) if titles else f"`{case}`"
 
     @staticmethod
     def long_title(work):
@@ -311,15 +318,17 @@ class Page:
                 cells.append("" if ms is None else
                              f"{milliseconds(ms)} ({ms / own:.1f}×)" if own else milliseconds(ms))
                 if ms and own and ms < own:
-                    self.slower.append((f"{row['direction']}: `{row['case']}`", own, peer, ms))
+                    self.slower.append((f"{row['direction']}: {self.title_of(row['case'])}", own,
+                                        f"{peer} (PyTorch)", ms))
                 if "reason" in entry:
-                    reasons.setdefault((peer, entry["reason"]), []).append(f"`{row['case']}`")
-            rows.append([f"`{row['case']}`, {row['direction']}", milliseconds(own),
+                    reasons.setdefault((peer, entry["reason"]), []).append(
+                        self.title_of(row["case"]))
+            rows.append([f"{row['direction']}: {self.title_of(row['case'])}", milliseconds(own),
                          milliseconds(row.get("floor_ms"))] + cells)
         self.add(table(["work", "winnow", "floor"] + peers, rows))
         if reasons:
             self.add("Not served:", "\n".join(
-                f"* {peer}: {', '.join(dict.fromkeys(cases))}: {why}"
+                f"* {peer}: {'; '.join(dict.fromkeys(cases))}: {why}"
                 for (peer, why), cases in reasons.items()))
 
     def swin(self):
