@@ -20,7 +20,7 @@
 # GoogleTest and Google Benchmark may come from a prefix: -DCMAKE_PREFIX_PATH=...
 set -uo pipefail
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '3,21p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,20p' "${BASH_SOURCE[0]}"; exit 2; }
 output=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 suites=${WINNOW_SUITES:-partition selection attention_forward attention_backward}
