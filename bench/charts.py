@@ -4,7 +4,7 @@ import html
 import math
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
-WIDTH, HEIGHT = 640, 400
+WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 36, 52
 
 
@@ -78,7 +78,7 @@ def line_chart(title, x_name, y_name, curves, x_ticks=None):
 
 def bar_chart(title, x_name, bars):
     """Horizontal bars on a logarithmic axis that begins at 1. bars: [(name, value, colour index)]."""
-    left, right, step = 300, WIDTH - 50, 18
+    left, right, step = 365, WIDTH - 50, 18
     height = TOP + step * len(bars) + BOTTOM
     bottom = height - BOTTOM
     decades = max(1, math.ceil(math.log10(max(value for _, value, _ in bars))))

@@ -133,6 +133,8 @@ class Page:
 
     @staticmethod
     def long_title(work):
+        if work.title.endswith("forward and backward"):
+            return work.title
         return {"attention_forward": "forward: ", "attention_backward": "backward: "}.get(
             work.suite, "") + work.title
 
@@ -290,7 +292,8 @@ class Page:
         if rows:
             self.add("Windows longer still, 200,000 tokens or the next multiple below, one head of 16:",
                      table(["window size", "forward ms", "ps a pair", "backward ms", "ps a pair"], rows))
-        bars = [(self.long_title(work), work.of_floor(), work.suite == "attention_backward")
+        bars = [(self.long_title(work), work.of_floor(),
+                 2 if work.title.endswith("forward and backward") else work.suite == "attention_backward")
                 for work in self.works if work.suite != "partition" and work.of_floor()]
         if bars:
             self.picture("ratio_to_floor.svg", "Time over the memory floor", charts.bar_chart(
@@ -333,18 +336,31 @@ class Page:
 
     def swin(self):
         report = self.optional("swin_h200.json")
-        rows = report if isinstance(report, list) else next(
+        lists = report if isinstance(report, list) else next(
             (v for v in (report or {}).values() if isinstance(v, list) and v and isinstance(v[0], dict)), [])
-        if not rows:
+        if not lists:
             return
-        self.add("## Swin with pruning", "From `swin_h200.json`.")
-        if isinstance(report, dict) and isinstance(report.get("note"), str):
-            self.add(report["note"])
-        keys = list(dict.fromkeys(key for row in rows for key in row
-                                  if not isinstance(row[key], (dict, list))))
-        words = lambda v: milliseconds(v) if isinstance(v, float) else "" if v is None else str(v)
+        self.add("## Swin with pruning", "A whole backbone on winnow's attention; `swin_h200.json`.")
+        if isinstance(report, dict):
+            said = [f"{key.replace('_', ' ')}: {value}" for key, value in report.items()
+                    if isinstance(value, str) and value]
+            if said:
+                self.add("; ".join(said) + ".")
+
+        def words(value):
+            if isinstance(value, list):
+                return " ".join(words(item) for item in value)
+            return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+        keys = list(dict.fromkeys(key for row in lists for key in row))
         self.add(table([key.replace("_", " ") for key in keys],
-                       [[words(row.get(key)) for key in keys] for row in rows]))
+                       [[words(row.get(key)) for key in keys] for row in lists]))
+        others = json.loads((self.results / "peers.json").read_text()).get("swin", [])
+        if others:
+            self.add("Others, Swin-T backbone at 672², batch 4, on such a GPU:",
+                     table(["", "GPU ms", "wall ms"], [
+                         [row["name"], milliseconds(row.get("gpu_ms")), milliseconds(row.get("wall_ms"))]
+                         for row in others]))
 
     def memory(self):
         report = self.optional("eval_w1_h200.json")
