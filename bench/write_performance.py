@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/performance.md and its pictures from the committed measurements in bench/results/.
+"""Writes docs/performance.md, its pictures and README.md's table from the committed measurements in
+bench/results/.
 
     write_performance.py [--check] [ROOT]
 
@@ -24,7 +25,7 @@ def milliseconds(value):
         return ""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{2 if value >= 1 else 3 if value >= 0.1 else 4}f}"
+    return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4}f}"
 
 
 def ratio(value):
@@ -415,7 +416,42 @@ class Page:
                 " (" + "; ".join(self.long_title(work) for work in met) + ")." if met else "."))
         return parts
 
-    def write(self):
+    def readme(self, root):
+        """README.md with the lines between its two marks written anew."""
+        text = (root / "README.md").read_text()
+        match = re.search(r"(<!-- measured.*?-->\n)(.*?)(<!-- end of measured -->)", text, re.DOTALL)
+        if not match:
+            return
+        kinds = ("cubic", "spherical")
+        partition = self.suites["partition"]
+        rows = [["partition"] + [milliseconds(partition.ms(f"partition/w1/{kind}/bounded/graph"))
+                                 for kind in kinds]
+                + [", ".join(milliseconds(ms) for work in self.works if work.suite == "partition"
+                             for _, ms, _ in work.peers if ms)]]
+        for title in ("plain", "contextual"):
+            for suite, way, suffix in (("attention_forward", "forward", ""),
+                                       ("attention_backward", "forward and backward",
+                                        ", forward and backward")):
+                found = [work for kind in kinds for work in self.works
+                         if work.suite == suite and work.title == f"W1 {kind}, {title}{suffix}"]
+                if len(found) != 2:
+                    continue
+                # The faster of SpTr's two storage types.
+                sptr = [min((ms, name) for name, ms, _ in work.peers if ms and "SpTr" in name)
+                        for work in found]
+                rows.append([f"{title}, {way}"] + [milliseconds(work.ms) for work in found] + [
+                    " and ".join(milliseconds(ms) for ms, _ in sptr)
+                    + (", in float" if all("FP32" in name for _, name in sptr) else "")])
+        body = "\n" + table(["ms", "cubic windows of 0.3 m", "spherical windows of 2° × 2° × 80 m",
+                             "SpTr, the same work"], rows) + "\n"
+        slower = sorted({re.sub(r", N = [\d,]+, H = \d+", "", work) for work, _, _, _ in self.slower})
+        sentence = ("[docs/performance.md](docs/performance.md) has all measurements, and says where others are "
+                    "faster: " + ("; ".join(slower) if slower else "in none of the cases measured") + ". "
+                    "[docs/kernels.md](docs/kernels.md) says where the time goes.")
+        body += textwrap.fill(sentence, 105, break_on_hyphens=False, break_long_words=False) + "\n\n"
+        self.files["README.md"] = text[:match.start(2)] + body + text[match.end(2):]
+
+    def write(self, root):
         self.head()
         place = len(self.parts)
         self.partition()
@@ -433,6 +469,7 @@ class Page:
                                          for peer in self.sources.values()))
         self.parts[place:place] = self.summary()
         self.files["docs/performance.md"] = "\n\n".join(self.parts) + "\n"
+        self.readme(root)
         return self.files
 
 
@@ -443,7 +480,7 @@ def main():
                         default=pathlib.Path(__file__).resolve().parent.parent)
     arguments = parser.parse_args()
     stale = []
-    for name, text in Page(arguments.root).write().items():
+    for name, text in Page(arguments.root).write(arguments.root).items():
         path = arguments.root / name
         if not path.is_file() or path.read_text() != text:
             stale.append(name)
