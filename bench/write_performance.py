@@ -140,7 +140,7 @@ class Page:
             work.suite, "") + work.title
 
     def add(self, *paragraphs):
-        for paragraph in paragraphs:
+        for paragraph in filter(None, paragraphs):
             prose = paragraph[0] not in "|*#!<" or re.match(r"\*\w+\*", paragraph)
             self.parts.append(textwrap.fill(paragraph, 110, break_on_hyphens=False,
                                             break_long_words=False)
