@@ -122,9 +122,11 @@ int main(int argc, char** argv) {
   try {
     add_context();
     for (const work& item : all_work()) {
+      const bool reference = item.name.rfind("W1", 0) == 0;
       add_work<winnow::half>(item, "half");
-      if (!item.sweep) add_work<winnow::bfloat16>(item, "bfloat16");
-      if (item.name.rfind("W1", 0) == 0) add_work<float>(item, "float");
+      if (reference || item.name.rfind("windows_of", 0) == 0)
+        add_work<winnow::bfloat16>(item, "bfloat16");
+      if (reference) add_work<float>(item, "float");
     }
   } catch (const std::exception& problem) {
     std::fprintf(stderr, "attention_backward_bench: %s\n", problem.what());

@@ -27,9 +27,9 @@ def _decades(values):
 
 def _number(value):
     for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= factor and value % factor == 0:
             return f"{value / factor:g}{suffix}"
-    return f"{value:g}"
+    return f"{value:,.0f}" if value >= 1 else f"{value:.9f}".rstrip("0")
 
 
 def line_chart(title, x_name, y_name, curves, x_ticks=None):

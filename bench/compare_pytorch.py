@@ -136,7 +136,11 @@ def flash_varlen(case):
         return torch.ops.aten._flash_attention_forward(
             q, k, v, offsets, offsets, longest, longest, 0.0, False, False)
 
-    out, lse, seed, offset, _ = forward()
+    try:
+        out, lse, seed, offset, _ = forward()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise Unserved(f"{len(case.sizes):,} windows: {str(error).splitlines()[0]}") from None
 
     def backward():
         return torch.ops.aten._flash_attention_backward(

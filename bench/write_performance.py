@@ -102,7 +102,7 @@ class Comparison:
 
     def peer_words(self):
         return ", ".join(
-            f"{name} {milliseconds(ms)} ({ms / self.ms:.1f}×)" if ms else f"{name}: {why}"
+            f"{name} {milliseconds(ms)} ({ratio(ms / self.ms)}×)" if ms else f"{name}: {why}"
             for name, ms, why in self.peers)
 
     def faster_peers(self):
@@ -130,6 +130,9 @@ class Page:
         """The words for a benchmark's case, where a work of peers.json has some."""
         titles = [work.title for work in self.works if work.first_row.startswith(case + "/")
                   and "storage" not in work.title]
+        swin = re.fullmatch(r"swin_stage(\d)(_shifted)?", case)
+        if swin:
+            return f"Swin stage {swin[1]}, bias{', shifted' if swin[2] else ''}"
         return re.sub(", forward and backward$", "", titles[0]) if titles else f"`{case}`"
 
     @staticmethod
@@ -201,7 +204,7 @@ class Page:
                         "bounded / floor", "workspace MB, bounded / free"], rows))
         others = [work for work in self.works if work.suite == "partition" and work.peers]
         for work in others:
-            self.add(f"{work.title}: {milliseconds(work.ms)} ms; {work.peer_words()} ms.")
+            self.add(f"Beside others, in ms: {work.title} {milliseconds(work.ms)}; {work.peer_words()}.")
         sorts = [(bits, suite.ms(f"library_sort/w1/{bits}_bits/graph")) for bits in (16, 24, 32)]
         sorts = [f"{milliseconds(ms)} on {bits} bits" for bits, ms in sorts if ms]
         if sorts:
@@ -276,7 +279,7 @@ class Page:
                              "ms", [(f"head dim {dim}", line, False) for dim, line in lines.items()]
                              + [("floor", self.curve(suite, rf"sweep_window_(\d+)_dim_16{half}",
                                                      suite.floor), True)], sizes))
-            by_dim = [(f"windows of {size:g}", [(dim, dict(line)[size]) for dim, line in lines.items()
+            by_dim = [(f"windows of {size:,.0f}", [(dim, dict(line)[size]) for dim, line in lines.items()
                                                 if size in dict(line)], False)
                       for size in sizes if size in (16, 64, 256, 1024, 4096)]
             self.picture(f"time_dim_{title}.svg", f"Time of {title} against the head dim",
@@ -320,7 +323,7 @@ class Page:
                 entry = row["peers"].get(peer, {"reason": "not measured"})
                 ms = entry.get("ms")
                 cells.append("" if ms is None else
-                             f"{milliseconds(ms)} ({ms / own:.1f}×)" if own else milliseconds(ms))
+                             f"{milliseconds(ms)} ({ratio(ms / own)}×)" if own else milliseconds(ms))
                 if ms and own and ms < own:
                     self.slower.append((f"{row['direction']}: {self.title_of(row['case'])}", own,
                                         f"{peer} (PyTorch)", ms))
