@@ -313,11 +313,11 @@ class device_call : public ::testing::TestWithParam<std::size_t> {
   }
 };
 
-// A capture in the global mode refuses allocations and synchronisation, whoever asks for them.
+// A capture in the global mode refuses allocations and synchronisation, whoever asks for them. It is the
+// instance's first call, so that memory which a call would make once and keep shows up too.
 TEST_P(device_call, is_captured_and_launches_what_the_table_says) {
   const device_stream stream;
   const call_instance call = row().make();
-  const bytes expected = run(call, stream);
   call.poison();
   cudaGraph_t graph = nullptr;
   check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin capture");
@@ -347,7 +347,9 @@ TEST_P(device_call, is_captured_and_launches_what_the_table_says) {
   check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
   check_cuda(cudaGraphLaunch(executable, stream), "cudaGraphLaunch");
   stream.synchronize();
-  EXPECT_EQ(call.result(), expected);
+  const bytes replayed = call.result();
+  call.poison();
+  EXPECT_EQ(run(call, stream), replayed);
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
 }
@@ -356,20 +358,22 @@ TEST_P(device_call, allocates_nothing) {
   const device_stream stream;
   const call_instance call = row().make();
   run(call, stream);  // loads kernels
-  std::size_t before = 0, after = 0, all = 0;
-  check_cuda(cudaMemGetInfo(&before, &all), "cudaMemGetInfo");
-  bool refused = false;
-  for (int turn = 0; turn < 10; ++turn) {
+  // Other programs may use the GPU meanwhile, but not in every try.
+  bool refused = false, kept = false;
+  for (int turn = 0; turn < 20 && !kept; ++turn) {
+    std::size_t before = 0, after = 0, all = 0;
+    check_cuda(cudaMemGetInfo(&before, &all), "cudaMemGetInfo");
     limit_allocations(0);
     const status done = call.submit(stream);
     refused = refused || allocation_was_refused();
     limit_allocations(-1);
     ASSERT_TRUE(done.ok()) << done.message();
+    check_cuda(cudaMemGetInfo(&after, &all), "cudaMemGetInfo");
+    kept = before == after;
   }
   stream.synchronize();
-  check_cuda(cudaMemGetInfo(&after, &all), "cudaMemGetInfo");
   EXPECT_FALSE(refused) << "on the host";
-  EXPECT_EQ(before, after) << "on the device";
+  EXPECT_TRUE(kept) << "on the device";
 }
 
 TEST_P(device_call, repeats_bit_for_bit_from_several_threads) {
