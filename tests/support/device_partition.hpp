@@ -157,17 +157,22 @@ inline void expect_same_partition(const partition& device, const partition& host
   EXPECT_TRUE(same("bounds", device.bounds, host.bounds, 2 * std::int64_t{h.tokens}));
   ASSERT_EQ(device.position != nullptr, host.position != nullptr);
   ASSERT_EQ(device.radius != nullptr, host.radius != nullptr);
-  if (host.position != nullptr)
+  if (host.position != nullptr) {
     EXPECT_TRUE(same("position", device.position, host.position, h.tokens));
-  if (host.radius != nullptr) EXPECT_TRUE(same("radius", device.radius, host.radius, h.tokens));
+  }
+  if (host.radius != nullptr) {
+    EXPECT_TRUE(same("radius", device.radius, host.radius, h.tokens));
+  }
   EXPECT_TRUE(is_poison(device.order, h.tokens, device.max_tokens)) << "order";
   EXPECT_TRUE(is_poison(device.offsets, h.windows + 1, device.max_windows + 1)) << "offsets";
   EXPECT_TRUE(is_poison(device.bounds, 2 * std::int64_t{h.tokens}, 2 * device.max_tokens))
       << "bounds";
-  if (device.position != nullptr)
+  if (device.position != nullptr) {
     EXPECT_TRUE(is_poison(device.position, h.tokens, device.max_tokens)) << "position";
-  if (device.radius != nullptr)
+  }
+  if (device.radius != nullptr) {
     EXPECT_TRUE(is_poison(device.radius, h.tokens, device.max_tokens)) << "radius";
+  }
 }
 
 /// Whatever was flagged: `order` is a permutation, windows are consecutive and not empty, bounds
