@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The network's own kernels, behind functions that a host compiler can call: patches, norms with the
+/// residual additions around them, and the ranking of windows. Matrix products and attention are
+/// cuBLASLt's and winnow's.
+///
+/// `type` is float16 or bfloat16 and is the type of every `void*`. All pointers are device memory. Calls
+/// submit one kernel and can be captured.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "swin/model.hpp"
+#include "winnow/storage.hpp"
+
+namespace winnow::swin {
+
+/// The rows that a block computes: row `(image * kept + k) * 49 + i` is token i, in raster order, of the
+/// k-th kept window of that image. The map need not be a multiple of the window.
+struct block_rows {
+  grid_window map;  ///< not padded; its shift is the block's
+  int kept = 0;     ///< windows of an image
+  /// Both null: all windows, in raster order.
+  const std::int32_t* ids = nullptr;    ///< [batch, id_stride], most important first
+  const std::int32_t* ranks = nullptr;  ///< [batch, windows], the inverse
+  int id_stride = 0;
+
+  [[nodiscard]] int count() const { return map.batch * kept * window_tokens; }
+};
+
+/// Weight and bias of a norm.
+struct norm_weights {
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+};
+
+/// [tokens, 48] from images [batch, 3, height, width]: the inputs of each patch, channel by channel.
+cudaError_t launch_patches(dtype type, const image_size& size, const void* images, void* patches,
+                           cudaStream_t stream);
+
+/// What happens to every token of a map between two blocks, or in front of the first:
+///
+///     x = source; embed: x = norm(x); change: x += change[row of the token]
+///     stream = x; magnitude = mean |x|; rows[row of the token] = norm(x)
+///
+/// Rows of padding become 0. Tokens for which nothing is to be done are not read.
+struct token_update {
+  int channels = 0;
+  grid_window map;
+  const void* source = nullptr;  ///< [tokens, channels]; may be `stream`
+  void* stream = nullptr;        ///< written where x is not the source
+  norm_weights embed;            ///< null: none
+  const void* change = nullptr;  ///< [changed.count(), channels]; null: none
+  block_rows changed;
+  float* magnitude = nullptr;  ///< [tokens]; null: not wanted
+  void* rows = nullptr;        ///< [next.count(), channels]; null: not wanted
+  block_rows next;
+  norm_weights norm;
+  std::uint32_t* positions = nullptr;  ///< [next.count()] for attention; null: not wanted
+};
+cudaError_t launch_token_update(dtype type, const token_update& update, cudaStream_t stream);
+
+/// The same for the rows of one block: x = stream + change[row], stream = x, rows[row] = norm(x).
+struct row_update {
+  int channels = 0;
+  block_rows block;
+  void* stream = nullptr;
+  const void* change = nullptr;  ///< null: none, and the stream is not written
+  void* rows = nullptr;
+  norm_weights norm;
+  std::uint32_t* positions = nullptr;
+};
+cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t stream);
+
+/// The end of a stage: x = stream + change, output = norm(x) for every token, and for every place of the
+/// next map merged = norm(the four x side by side).
+struct stage_end {
+  int channels = 0;
+  grid_window map;
+  const void* stream = nullptr;
+  const void* change = nullptr;  ///< null: none
+  block_rows changed;
+  void* output = nullptr;  ///< [tokens, channels]
+  norm_weights norm;
+  void* merged = nullptr;  ///< [places, 4 * channels], token by token; null: the last stage
+  norm_weights merge_norm;
+};
+cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stream);
+
+/// Ranks the windows of both shifts by the L2 norm of their tokens' magnitudes; semantics of
+/// `window_importance` and `select_most_important`.
+struct ranking {
+  grid_window map;  ///< not padded
+  int windows = 0;  ///< of an image
+  const float* magnitude = nullptr;
+  /// By shift; null: that shift is not ranked.
+  std::int32_t* ids[2] = {};    ///< [batch, longest]
+  std::int32_t* ranks[2] = {};  ///< [batch, windows]
+  float* importance[2] = {};    ///< [batch, windows]
+  int longest[2] = {0, 0};
+};
+/// The most windows an image may have.
+inline constexpr int max_ranked_windows = 12000;
+cudaError_t launch_ranking(const ranking& work, cudaStream_t stream);
+
+}  // namespace winnow::swin

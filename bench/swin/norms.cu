@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Norms, and the residual additions around them.
+///
+/// What a block computes: 4 to 32 lanes hold one token (row_norm.cuh), add what the last matrix product
+/// left for it, write the sum to the stream and its norm to the row where the next block wants it. One
+/// pass serves the end of one block and the start of the next, although their windows differ: a norm
+/// belongs to a token, and where a token's row is follows from its place and the ranks of windows. So
+/// features are never gathered, scattered or rolled on their own.
+///
+/// What bounds it: traffic, 8 bytes a channel and token; rows are at least 192 bytes, so that scattered
+/// ones cost as much as neighbouring ones. All of a lane's loads are in flight before the first sum.
+#include <algorithm>
+
+#include "swin/kernels.hpp"
+#include "swin/row_norm.cuh"
+#include "winnow/relative_position.hpp"
+
+namespace winnow::swin {
+namespace {
+
+constexpr int threads = 256;
+
+/// The numbers of `block_rows` as the device wants them.
+struct row_map {
+  int height, width;                // of the map
+  int padded_height, padded_width;  // a multiple of the window
+  int columns, windows;             // of an image
+  int kept, shift, id_stride;
+  const std::int32_t* ids;
+  const std::int32_t* ranks;
+
+  explicit row_map(const block_rows& rows)
+      : height(rows.map.height),
+        width(rows.map.width),
+        padded_height(rows.map.rows() * window_edge),
+        padded_width(rows.map.columns() * window_edge),
+        columns(rows.map.columns()),
+        windows(static_cast<int>(rows.map.windows_per_image())),
+        kept(rows.kept),
+        shift(rows.map.shift),
+        id_stride(rows.id_stride),
+        ids(rows.ids),
+        ranks(rows.ranks) {}
+
+  /// The row of a place of the padded map; -1: not computed.
+  __device__ __forceinline__ int row_of(int image, int y, int x) const {
+    int rolled_y = y - shift;
+    int rolled_x = x - shift;
+    if (rolled_y < 0) rolled_y += padded_height;
+    if (rolled_x < 0) rolled_x += padded_width;
+    const int window = rolled_y / window_edge * columns + rolled_x / window_edge;
+    const int rank = ranks != nullptr ? ranks[image * windows + window] : window;
+    if (rank >= kept) return -1;
+    return (image * kept + rank) * window_tokens + rolled_y % window_edge * window_edge +
+           rolled_x % window_edge;
+  }
+  /// Position for attention of a place of the padded map.
+  __device__ __forceinline__ packed_position position_of(int y, int x) const {
+    const int rolled_y = y >= shift ? y - shift : y - shift + padded_height;
+    const int rolled_x = x >= shift ? x - shift : x - shift + padded_width;
+    const int region = shift == 0 ? 0
+                                  : (rolled_y >= padded_height - shift ? 2 : 0) +
+                                        (rolled_x >= padded_width - shift ? 1 : 0);
+    return pack_position(rolled_x % window_edge, rolled_y % window_edge, region);
+  }
+};
+
+struct place {
+  int image, y, x;
+};
+
+/// A place of the padded map from a row.
+__device__ __forceinline__ place place_of(const row_map& map, int row) {
+  const int window = row / window_tokens;
+  const int inside = row % window_tokens;
+  const int image = window / map.kept;
+  const int k = window % map.kept;
+  const int id = map.ids != nullptr ? map.ids[image * map.id_stride + k] : k;
+  int y = id / map.columns * window_edge + inside / window_edge + map.shift;
+  int x = id % map.columns * window_edge + inside % window_edge + map.shift;
+  if (y >= map.padded_height) y -= map.padded_height;
+  if (x >= map.padded_width) x -= map.padded_width;
+  return {image, y, x};
+}
+
+template <class T>
+struct token_arguments {
+  explicit token_arguments(const token_update& update)
+      : source(static_cast<const T*>(update.source)),
+        stream(static_cast<T*>(update.stream)),
+        embed_weight(static_cast<const T*>(update.embed.weight)),
+        embed_bias(static_cast<const T*>(update.embed.bias)),
+        change(static_cast<const T*>(update.change)),
+        magnitude(update.magnitude),
+        rows(static_cast<T*>(update.rows)),
+        norm_weight(static_cast<const T*>(update.norm.weight)),
+        norm_bias(static_cast<const T*>(update.norm.bias)),
+        positions(update.positions),
+        changed(update.changed),
+        next(update.next),
+        batch(update.map.batch),
+        height(update.map.height),
+        width(update.map.width) {
+    // Rows of padding are to be zeroed, too.
+    scan_height = rows != nullptr ? next.padded_height : height;
+    scan_width = rows != nullptr ? next.padded_width : width;
+  }
+  const T* source;
+  T* stream;
+  const T* embed_weight;
+  const T* embed_bias;
+  const T* change;
+  float* magnitude;
+  T* rows;
+  const T* norm_weight;
+  const T* norm_bias;
+  std::uint32_t* positions;
+  row_map changed, next;
+  int batch, height, width, scan_height, scan_width;
+};
+
+template <class T, int Lanes>
+__global__ void __launch_bounds__(threads)
+    token_update_kernel(const __grid_constant__ token_arguments<T> work) {
+  using row_type = token_row<T, Lanes>;
+  const int lane = static_cast<int>(threadIdx.x) % Lanes;
+  const unsigned index = (blockIdx.x * threads + threadIdx.x) / Lanes;
+  const unsigned per_image = static_cast<unsigned>(work.scan_height * work.scan_width);
+  const bool present = index < per_image * static_cast<unsigned>(work.batch);
+  const int image = present ? static_cast<int>(index / per_image) : 0;
+  const unsigned rest = present ? index - static_cast<unsigned>(image) * per_image : 0;
+  const int y = static_cast<int>(rest / static_cast<unsigned>(work.scan_width));
+  const int x = static_cast<int>(rest) - y * work.scan_width;
+
+  const bool inside = present && y < work.height && x < work.width;
+  const int from = inside && work.change != nullptr ? work.changed.row_of(image, y, x) : -1;
+  const int to = present && work.rows != nullptr ? work.next.row_of(image, y, x) : -1;
+  const bool renewed = inside && (work.embed_weight != nullptr || from >= 0);
+  const bool wanted = inside && (renewed || to >= 0 || work.magnitude != nullptr);
+  const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
+
+  row_type value;
+  value.clear();
+  if (wanted) value.load(work.source + token * row_type::channels, lane);
+  if (from >= 0) value.add(work.change + std::int64_t{from} * row_type::channels, lane);
+  if (work.embed_weight != nullptr)
+    value = value.normed(work.embed_weight, work.embed_bias, norm_epsilon, lane);
+  if (renewed) {
+    value.round();
+    value.store(work.stream + token * row_type::channels, lane);
+  }
+  if (work.magnitude != nullptr) {
+    const float magnitude = value.magnitude();
+    if (inside && lane == 0) work.magnitude[token] = magnitude;
+  }
+  if (work.rows == nullptr) return;
+  row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
+  if (to < 0) return;
+  if (!inside) normed.clear();
+  normed.store(work.rows + std::int64_t{to} * row_type::channels, lane);
+  if (work.positions != nullptr && lane == 0) work.positions[to] = work.next.position_of(y, x);
+}
+
+template <class T>
+struct row_arguments {
+  explicit row_arguments(const row_update& update)
+      : stream(static_cast<T*>(update.stream)),
+        change(static_cast<const T*>(update.change)),
+        rows(static_cast<T*>(update.rows)),
+        norm_weight(static_cast<const T*>(update.norm.weight)),
+        norm_bias(static_cast<const T*>(update.norm.bias)),
+        positions(update.positions),
+        block(update.block),
+        count(update.block.count()) {}
+  T* stream;
+  const T* change;
+  T* rows;
+  const T* norm_weight;
+  const T* norm_bias;
+  std::uint32_t* positions;
+  row_map block;
+  int count;
+};
+
+template <class T, int Lanes>
+__global__ void __launch_bounds__(threads)
+    row_update_kernel(const __grid_constant__ row_arguments<T> work) {
+  using row_type = token_row<T, Lanes>;
+  const int lane = static_cast<int>(threadIdx.x) % Lanes;
+  const int row = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
+  const bool present = row < work.count;
+  const place where = place_of(work.block, present ? row : 0);
+  const bool inside = present && where.y < work.block.height && where.x < work.block.width;
+  const std::int64_t token =
+      (static_cast<std::int64_t>(where.image) * work.block.height + where.y) * work.block.width +
+      where.x;
+
+  row_type value;
+  value.clear();
+  if (inside) {
+    value.load(work.stream + token * row_type::channels, lane);
+    if (work.change != nullptr) {
+      value.add(work.change + std::int64_t{row} * row_type::channels, lane);
+      value.round();
+      value.store(work.stream + token * row_type::channels, lane);
+    }
+  }
+  row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
+  if (!present) return;
+  if (!inside) normed.clear();
+  normed.store(work.rows + std::int64_t{row} * row_type::channels, lane);
+  if (work.positions != nullptr && lane == 0)
+    work.positions[row] = work.block.position_of(where.y, where.x);
+}
+
+template <class T>
+struct end_arguments {
+  explicit end_arguments(const stage_end& end)
+      : stream(static_cast<const T*>(end.stream)),
+        change(static_cast<const T*>(end.change)),
+        output(static_cast<T*>(end.output)),
+        norm_weight(static_cast<const T*>(end.norm.weight)),
+        norm_bias(static_cast<const T*>(end.norm.bias)),
+        merged(static_cast<T*>(end.merged)),
+        merge_weight(static_cast<const T*>(end.merge_norm.weight)),
+        merge_bias(static_cast<const T*>(end.merge_norm.bias)),
+        changed(end.changed),
+        batch(end.map.batch),
+        height(end.map.height),
+        width(end.map.width) {}
+  const T* stream;
+  const T* change;
+  T* output;
+  const T* norm_weight;
+  const T* norm_bias;
+  T* merged;
+  const T* merge_weight;
+  const T* merge_bias;
+  row_map changed;
+  int batch, height, width;
+};
+
+/// Writes the output of one token and returns the token; zeros outside the map.
+template <class T, int Lanes>
+__device__ __forceinline__ token_row<T, Lanes> finish_token(const end_arguments<T>& work,
+                                                            bool present, int image, int y, int x,
+                                                            int lane) {
+  constexpr int channels = token_row<T, Lanes>::channels;
+  const bool inside = present && y < work.height && x < work.width;
+  const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
+  const int from = inside && work.change != nullptr ? work.changed.row_of(image, y, x) : -1;
+  token_row<T, Lanes> value;
+  value.clear();
+  if (inside) value.load(work.stream + token * channels, lane);
+  if (from >= 0) value.add(work.change + std::int64_t{from} * channels, lane);
+  const token_row<T, Lanes> normed =
+      value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
+  if (inside) normed.store(work.output + token * channels, lane);
+  return value;
+}
+
+/// Writes one of the four tokens of a place of the next map.
+template <class T, int Lanes>
+__device__ __forceinline__ void write_merged(const end_arguments<T>& work,
+                                             const token_row<T, Lanes>& value, float mean,
+                                             float scale, int offset, T* merged, int lane) {
+  value.scaled(mean, scale, work.merge_weight + offset, work.merge_bias + offset, lane)
+      .store(merged + offset, lane);
+}
+
+/// The lanes of a row hold the four tokens of a place of the next map.
+template <class T, int Lanes>
+__global__ void __launch_bounds__(threads)
+    stage_end_kernel(const __grid_constant__ end_arguments<T> work) {
+  using row_type = token_row<T, Lanes>;
+  constexpr int channels = row_type::channels;
+  const int lane = static_cast<int>(threadIdx.x) % Lanes;
+  const unsigned index = (blockIdx.x * threads + threadIdx.x) / Lanes;
+  const unsigned across = static_cast<unsigned>(work.width + 1) / 2;
+  const unsigned per_image = static_cast<unsigned>(work.height + 1) / 2 * across;
+  const bool present = index < per_image * static_cast<unsigned>(work.batch);
+  const int image = present ? static_cast<int>(index / per_image) : 0;
+  const unsigned rest = present ? index - static_cast<unsigned>(image) * per_image : 0;
+  const int first_y = static_cast<int>(rest / across) * 2;
+  const int first_x = static_cast<int>(rest % across) * 2;
+
+  // Four variables: of an array, the compiler would keep a copy in memory.
+  const row_type north_west = finish_token<T, Lanes>(work, present, image, first_y, first_x, lane);
+  const row_type north_east =
+      finish_token<T, Lanes>(work, present, image, first_y, first_x + 1, lane);
+  const row_type south_west =
+      finish_token<T, Lanes>(work, present, image, first_y + 1, first_x, lane);
+  const row_type south_east =
+      finish_token<T, Lanes>(work, present, image, first_y + 1, first_x + 1, lane);
+  if (work.merged == nullptr) return;
+  const float total = north_west.sum() + north_east.sum() + south_west.sum() + south_east.sum();
+
+  const float mean = row_sum<Lanes>(total) * (0.25f / channels);
+  const float squares = north_west.squares_around(mean) + north_east.squares_around(mean) +
+                        south_west.squares_around(mean) + south_east.squares_around(mean);
+  const float scale = rsqrtf(row_sum<Lanes>(squares) * (0.25f / channels) + norm_epsilon);
+  if (!present) return;
+  T* merged = work.merged + std::int64_t{index} * 4 * channels;
+  write_merged(work, north_west, mean, scale, 0, merged, lane);
+  write_merged(work, north_east, mean, scale, channels, merged, lane);
+  write_merged(work, south_west, mean, scale, 2 * channels, merged, lane);
+  write_merged(work, south_east, mean, scale, 3 * channels, merged, lane);
+}
+
+/// Calls `body(T(), lanes)` with the lanes of a row as a constant.
+template <class Body>
+cudaError_t with_shape(dtype type, int channels, Body&& body) {
+  const auto with_type = [&](auto lanes) {
+    if (type == dtype::float16) return body(half(), lanes);
+    if (type == dtype::bfloat16) return body(bfloat16(), lanes);
+    return cudaErrorInvalidValue;
+  };
+  switch (channels) {
+    case 96:
+      return with_type(std::integral_constant<int, 4>());
+    case 192:
+      return with_type(std::integral_constant<int, 8>());
+    case 384:
+      return with_type(std::integral_constant<int, 16>());
+    case 768:
+      return with_type(std::integral_constant<int, 32>());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+unsigned blocks_for(std::int64_t rows, int lanes) {
+  return static_cast<unsigned>((rows * lanes + threads - 1) / threads);
+}
+
+}  // namespace
+
+cudaError_t launch_token_update(dtype type, const token_update& update, cudaStream_t stream) {
+  return with_shape(type, update.channels, [&](auto element, auto lanes) {
+    using T = decltype(element);
+    const token_arguments<T> work(update);
+    const std::int64_t places = std::int64_t{work.batch} * work.scan_height * work.scan_width;
+    token_update_kernel<T, lanes><<<blocks_for(places, lanes), threads, 0, stream>>>(work);
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t stream) {
+  return with_shape(type, update.channels, [&](auto element, auto lanes) {
+    using T = decltype(element);
+    const row_arguments<T> work(update);
+    row_update_kernel<T, lanes><<<blocks_for(work.count, lanes), threads, 0, stream>>>(work);
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stream) {
+  return with_shape(type, end.channels, [&](auto element, auto lanes) {
+    using T = decltype(element);
+    const end_arguments<T> work(end);
+    const std::int64_t places =
+        std::int64_t{work.batch} * round_up_div(work.height, 2) * round_up_div(work.width, 2);
+    stage_end_kernel<T, lanes><<<blocks_for(places, lanes), threads, 0, stream>>>(work);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace winnow::swin
