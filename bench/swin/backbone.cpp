@@ -95,10 +95,9 @@ void backbone::make_shared_buffers() {
     if (s + 1 < network_.stages())
       merged = std::max(merged, at(s + 1).map.tokens() * 4 * network_.channels_of(s));
   }
-  const std::int64_t patches = at(0).map.tokens() * patch_values;
   normed_ = allocate(index(elements) * element_bytes);
   change_ = allocate(index(elements) * element_bytes);
-  wide_ = allocate(index(std::max({4 * elements, merged, patches})) * element_bytes);
+  wide_ = allocate(index(std::max(4 * elements, merged)) * element_bytes);
   magnitude_ = allocate(index(at(0).map.tokens()) * sizeof(float));
 
   std::vector<std::int32_t> order(index(rows)), offsets, bounds;
@@ -198,17 +197,6 @@ product backbone::contraction_product(int stage, int block) const {
       wide_.data(),   arrays_.at(name + ".weight"),  arrays_.at(name + ".bias"), change_.data()};
 }
 
-product backbone::embed_product() const {
-  return {epilogue::bias,
-          static_cast<int>(at(0).map.tokens()),
-          patch_values,
-          network_.channels,
-          wide_.data(),
-          arrays_.at("patch_embed.projection.weight"),
-          arrays_.at("patch_embed.projection.bias"),
-          at(0).stream.data()};
-}
-
 product backbone::merge_product(int stage) const {
   const int channels = network_.channels_of(stage);
   return {epilogue::none, static_cast<int>(at(stage + 1).map.tokens()),
@@ -219,7 +207,6 @@ product backbone::merge_product(int stage) const {
 
 template <class Visit>
 void backbone::visit_products(Visit&& visit) const {
-  visit(embed_product());
   for (int s = 0; s < network_.stages(); ++s) {
     for (int b = 0; b < network_.depth_of(s); ++b) {
       visit(qkv_product(s, b));
@@ -233,17 +220,11 @@ void backbone::visit_products(Visit&& visit) const {
 
 void backbone::forward(const void* images, cudaStream_t stream, mode what,
                        const stage_hook& after) {
-  embed(images, stream);
-  if (after) after(0, stream);
+  images_ = images;
   for (int s = 0; s < network_.stages(); ++s) {
     run_stage(s, what, stream);
-    if (after) after(s + 1, stream);
+    if (after) after(s, stream);
   }
-}
-
-void backbone::embed(const void* images, cudaStream_t stream) {
-  check_cuda(launch_patches(type(), size_, images, wide_.data(), stream), "patches");
-  products_.run(embed_product(), stream);
 }
 
 void backbone::run_stage(int stage, mode what, cudaStream_t stream) {
@@ -251,7 +232,8 @@ void backbone::run_stage(int stage, mode what, cudaStream_t stream) {
   for (int b = 0; b < network_.depth_of(stage); ++b) {
     const bool ranks = b == at(stage).pruning.ranked_at && what == mode::complete;
     const bool computes = at(stage).pruning.kept[index(b)] > 0;
-    if (!ranks && !computes) continue;
+    const bool embeds = stage == 0 && b == 0;
+    if (!ranks && !computes && !embeds) continue;
     prepare_rows(stage, b, previous, what, stream);
     previous = -1;
     if (!computes) continue;
@@ -270,8 +252,7 @@ void backbone::prepare_rows(int stage, int block, int previous, mode what, cudaS
   token_update update;
   update.channels = network_.channels_of(stage);
   update.map = state.map;
-  update.source = update.stream = state.stream.data();
-  if (embeds) update.embed = arrays_.norm("patch_embed.norm");
+  update.stream = state.stream.data();
   if (previous >= 0) {
     update.change = change_.data();
     update.changed = rows_of(stage, previous);
@@ -281,16 +262,22 @@ void backbone::prepare_rows(int stage, int block, int previous, mode what, cudaS
   std::uint32_t* positions = rows.ids != nullptr ? positions_.as<std::uint32_t>() : nullptr;
   const bool ranks = block == state.pruning.ranked_at && what == mode::complete;
   const bool touches_all = embeds || previous >= 0;
+  const auto update_tokens = [&] {
+    if (embeds)
+      embed(update, stream);
+    else
+      check_cuda(launch_token_update(type(), update, stream), "token update");
+  };
   if (ranks) {
     update.magnitude = magnitude_.as<float>();
-    check_cuda(launch_token_update(type(), update, stream), "token update");
+    update_tokens();
     rank(stage, stream);
   } else if (touches_all || rows.ids == nullptr) {
     update.rows = normed_.data();
     update.next = rows;
     update.norm = norm;
     update.positions = positions;
-    check_cuda(launch_token_update(type(), update, stream), "token update");
+    update_tokens();
     return;
   }
   if (rows.kept == 0) return;
@@ -302,6 +289,16 @@ void backbone::prepare_rows(int stage, int block, int previous, mode what, cudaS
   start.norm = norm;
   start.positions = positions;
   check_cuda(launch_row_update(type(), start, stream), "row update");
+}
+
+void backbone::embed(const token_update& update, cudaStream_t stream) {
+  patch_embedding embedding;
+  embedding.size = size_;
+  embedding.images = images_;
+  embedding.weight = arrays_.at("patch_embed.projection.weight");
+  embedding.bias = arrays_.at("patch_embed.projection.bias");
+  embedding.norm = arrays_.norm("patch_embed.norm");
+  check_cuda(launch_embedding(type(), embedding, update, stream), "patch embedding");
 }
 
 void backbone::run_block(int stage, int block, cudaStream_t stream) {

@@ -33,7 +33,7 @@ class backbone {
 
   /// What is submitted: everything, or without ranking windows, for which earlier rankings serve.
   enum class mode { complete, given_rankings };
-  /// Called between stages: 0 after the patch embedding, s + 1 after stage s.
+  /// Called after each stage with its number.
   using stage_hook = std::function<void(int, cudaStream_t)>;
   /// \param images [batch, 3, height, width] of the storage type, normalised; aligned to 16 bytes.
   void forward(const void* images, cudaStream_t stream, mode what = mode::complete,
@@ -75,7 +75,7 @@ class backbone {
   [[nodiscard]] block_rows rows_of(int stage, int block) const;
   template <class Visit>
   void visit_products(Visit&& visit) const;
-  void embed(const void* images, cudaStream_t stream);
+  void embed(const token_update& update, cudaStream_t stream);
   void run_stage(int stage, mode what, cudaStream_t stream);
   void prepare_rows(int stage, int block, int previous, mode what, cudaStream_t stream);
   void run_block(int stage, int block, cudaStream_t stream);
@@ -86,7 +86,6 @@ class backbone {
   [[nodiscard]] product projection_product(int stage, int block) const;
   [[nodiscard]] product expansion_product(int stage, int block) const;
   [[nodiscard]] product contraction_product(int stage, int block) const;
-  [[nodiscard]] product embed_product() const;
   [[nodiscard]] product merge_product(int stage) const;
   /// Room for qkv beside what attention makes of it, later for the hidden layer.
   [[nodiscard]] void* attended(int stage, int block) const;
@@ -95,6 +94,7 @@ class backbone {
   const device_weights& arrays_;
   matrix_products& products_;
   image_size size_;
+  const void* images_ = nullptr;  ///< of the forward that is being submitted
   std::size_t bytes_ = 0;
   std::vector<stage_state> stages_;
   // Compact rows of the block that runs.

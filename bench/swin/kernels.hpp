@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The network's own kernels, behind functions that a host compiler can call: patches, norms with the
-/// residual additions around them, and the ranking of windows. Matrix products and attention are
+/// The network's own kernels, behind functions that a host compiler can call: the patch embedding, norms
+/// with the residual additions around them, and the ranking of windows. Matrix products and attention are
 /// cuBLASLt's and winnow's.
 ///
 /// `type` is float16 or bfloat16 and is the type of every `void*`. All pointers are device memory. Calls
@@ -36,22 +36,16 @@ struct norm_weights {
   const void* bias = nullptr;
 };
 
-/// [tokens, 48] from images [batch, 3, height, width]: the inputs of each patch, channel by channel.
-cudaError_t launch_patches(dtype type, const image_size& size, const void* images, void* patches,
-                           cudaStream_t stream);
-
 /// What happens to every token of a map between two blocks, or in front of the first:
 ///
-///     x = source; embed: x = norm(x); change: x += change[row of the token]
-///     stream = x; magnitude = mean |x|; rows[row of the token] = norm(x)
+///     x = stream; change: x += change[row of the token], stream = x
+///     magnitude = mean |x|; rows[row of the token] = norm(x)
 ///
 /// Rows of padding become 0. Tokens for which nothing is to be done are not read.
 struct token_update {
   int channels = 0;
   grid_window map;
-  const void* source = nullptr;  ///< [tokens, channels]; may be `stream`
-  void* stream = nullptr;        ///< written where x is not the source
-  norm_weights embed;            ///< null: none
+  void* stream = nullptr;        ///< [tokens, channels]
   const void* change = nullptr;  ///< [changed.count(), channels]; null: none
   block_rows changed;
   float* magnitude = nullptr;  ///< [tokens]; null: not wanted
@@ -61,6 +55,19 @@ struct token_update {
   std::uint32_t* positions = nullptr;  ///< [next.count()] for attention; null: not wanted
 };
 cudaError_t launch_token_update(dtype type, const token_update& update, cudaStream_t stream);
+
+/// The patch embedding.
+struct patch_embedding {
+  image_size size;
+  const void* images = nullptr;  ///< [batch, 3, height, width]
+  const void* weight = nullptr;  ///< [96, 3, 4, 4]
+  const void* bias = nullptr;
+  norm_weights norm;
+};
+/// Embeds patches, x = norm(weight · patch + bias), and does with x what a token update does, which here
+/// has no change.
+cudaError_t launch_embedding(dtype type, const patch_embedding& embedding,
+                             const token_update& update, cudaStream_t stream);
 
 /// The same for the rows of one block: x = stream + change[row], stream = x, rows[row] = norm(x).
 struct row_update {

@@ -145,7 +145,7 @@ latency measure(backbone& network, const void* images, const timing_plan& plan) 
     const forward_graph graph(network, images, backbone::mode::given_rankings);
     result.choosing = result.gpu - gpu_time(graph, plan);
   }
-  result.stages = stage_times(network, images, plan, network.stage_count() + 1);
+  result.stages = stage_times(network, images, plan, network.stage_count());
   return result;
 }
 

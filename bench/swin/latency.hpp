@@ -19,7 +19,8 @@ struct timing_plan {
 struct latency {
   double gpu = 0.0;   ///< between events around the launch of the graph
   double wall = 0.0;  ///< of the host, from the launch until the result is there
-  /// The patch embedding and each stage, from a graph with events between them; the events cost a little.
+  /// Each stage, the first with the patch embedding, from a graph with events between them, which cost
+  /// a little.
   std::vector<double> stages;
   /// What ranking the windows adds to `gpu`: the difference to a graph that is given the rankings.
   double choosing = 0.0;

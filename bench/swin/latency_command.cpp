@@ -38,7 +38,7 @@ void print_heading(const session& work, const latency_options& asked) {
       "%s\n%d forwards to warm up, %d measured, mean of the middle half, one CUDA graph\n\n",
       work.description().c_str(), asked.timing.warm_up, asked.timing.repeats);
   std::printf("%-10s %8s %8s %7s %9s   %s\n", "", "GPU ms", "wall ms", "faster", "choosing",
-              "embedding and stages, ms");
+              "stages, ms");
 }
 
 void print_row(const measured_configuration& each, double dense_wall) {
@@ -66,7 +66,7 @@ void write_json(const std::string& path, const session& work, const latency_opti
                                         {"wall_ms", each.times.wall},
                                         {"speedup_wall", list.front().times.wall / each.times.wall},
                                         {"choosing_ms", each.times.choosing},
-                                        {"embedding_and_stages_ms", each.times.stages}});
+                                        {"stages_ms", each.times.stages}});
   std::ofstream file(path);
   file << report.dump(2) << '\n';
   if (!file.flush()) throw support::input_error(path, "cannot be written");

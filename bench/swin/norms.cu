@@ -2,7 +2,7 @@
 /// \file
 /// Norms, and the residual additions around them.
 ///
-/// What a block computes: 4 to 32 lanes hold one token (row_norm.cuh), add what the last matrix product
+/// What a block of threads computes: 4 to 32 lanes hold one token (row_norm.cuh), add what the last matrix product
 /// left for it, write the sum to the stream and its norm to the row where the next block wants it. One
 /// pass serves the end of one block and the start of the next, although their windows differ: a norm
 /// belongs to a token, and where a token's row is follows from its place and the ranks of windows. So
@@ -13,153 +13,26 @@
 #include <algorithm>
 
 #include "swin/kernels.hpp"
-#include "swin/row_norm.cuh"
-#include "winnow/relative_position.hpp"
+#include "swin/token_update.cuh"
 
 namespace winnow::swin {
 namespace {
 
 constexpr int threads = 256;
 
-/// The numbers of `block_rows` as the device wants them.
-struct row_map {
-  int height, width;                // of the map
-  int padded_height, padded_width;  // a multiple of the window
-  int columns, windows;             // of an image
-  int kept, shift, id_stride;
-  const std::int32_t* ids;
-  const std::int32_t* ranks;
-
-  explicit row_map(const block_rows& rows)
-      : height(rows.map.height),
-        width(rows.map.width),
-        padded_height(rows.map.rows() * window_edge),
-        padded_width(rows.map.columns() * window_edge),
-        columns(rows.map.columns()),
-        windows(static_cast<int>(rows.map.windows_per_image())),
-        kept(rows.kept),
-        shift(rows.map.shift),
-        id_stride(rows.id_stride),
-        ids(rows.ids),
-        ranks(rows.ranks) {}
-
-  /// The row of a place of the padded map; -1: not computed.
-  __device__ __forceinline__ int row_of(int image, int y, int x) const {
-    int rolled_y = y - shift;
-    int rolled_x = x - shift;
-    if (rolled_y < 0) rolled_y += padded_height;
-    if (rolled_x < 0) rolled_x += padded_width;
-    const int window = rolled_y / window_edge * columns + rolled_x / window_edge;
-    const int rank = ranks != nullptr ? ranks[image * windows + window] : window;
-    if (rank >= kept) return -1;
-    return (image * kept + rank) * window_tokens + rolled_y % window_edge * window_edge +
-           rolled_x % window_edge;
-  }
-  /// Position for attention of a place of the padded map.
-  __device__ __forceinline__ packed_position position_of(int y, int x) const {
-    const int rolled_y = y >= shift ? y - shift : y - shift + padded_height;
-    const int rolled_x = x >= shift ? x - shift : x - shift + padded_width;
-    const int region = shift == 0 ? 0
-                                  : (rolled_y >= padded_height - shift ? 2 : 0) +
-                                        (rolled_x >= padded_width - shift ? 1 : 0);
-    return pack_position(rolled_x % window_edge, rolled_y % window_edge, region);
-  }
-};
-
-struct place {
-  int image, y, x;
-};
-
-/// A place of the padded map from a row.
-__device__ __forceinline__ place place_of(const row_map& map, int row) {
-  const int window = row / window_tokens;
-  const int inside = row % window_tokens;
-  const int image = window / map.kept;
-  const int k = window % map.kept;
-  const int id = map.ids != nullptr ? map.ids[image * map.id_stride + k] : k;
-  int y = id / map.columns * window_edge + inside / window_edge + map.shift;
-  int x = id % map.columns * window_edge + inside % window_edge + map.shift;
-  if (y >= map.padded_height) y -= map.padded_height;
-  if (x >= map.padded_width) x -= map.padded_width;
-  return {image, y, x};
-}
-
-template <class T>
-struct token_arguments {
-  explicit token_arguments(const token_update& update)
-      : source(static_cast<const T*>(update.source)),
-        stream(static_cast<T*>(update.stream)),
-        embed_weight(static_cast<const T*>(update.embed.weight)),
-        embed_bias(static_cast<const T*>(update.embed.bias)),
-        change(static_cast<const T*>(update.change)),
-        magnitude(update.magnitude),
-        rows(static_cast<T*>(update.rows)),
-        norm_weight(static_cast<const T*>(update.norm.weight)),
-        norm_bias(static_cast<const T*>(update.norm.bias)),
-        positions(update.positions),
-        changed(update.changed),
-        next(update.next),
-        batch(update.map.batch),
-        height(update.map.height),
-        width(update.map.width) {
-    // Rows of padding are to be zeroed, too.
-    scan_height = rows != nullptr ? next.padded_height : height;
-    scan_width = rows != nullptr ? next.padded_width : width;
-  }
-  const T* source;
-  T* stream;
-  const T* embed_weight;
-  const T* embed_bias;
-  const T* change;
-  float* magnitude;
-  T* rows;
-  const T* norm_weight;
-  const T* norm_bias;
-  std::uint32_t* positions;
-  row_map changed, next;
-  int batch, height, width, scan_height, scan_width;
-};
-
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
     token_update_kernel(const __grid_constant__ token_arguments<T> work) {
   using row_type = token_row<T, Lanes>;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const unsigned index = (blockIdx.x * threads + threadIdx.x) / Lanes;
-  const unsigned per_image = static_cast<unsigned>(work.scan_height * work.scan_width);
-  const bool present = index < per_image * static_cast<unsigned>(work.batch);
-  const int image = present ? static_cast<int>(index / per_image) : 0;
-  const unsigned rest = present ? index - static_cast<unsigned>(image) * per_image : 0;
-  const int y = static_cast<int>(rest / static_cast<unsigned>(work.scan_width));
-  const int x = static_cast<int>(rest) - y * work.scan_width;
-
-  const bool inside = present && y < work.height && x < work.width;
-  const int from = inside && work.change != nullptr ? work.changed.row_of(image, y, x) : -1;
-  const int to = present && work.rows != nullptr ? work.next.row_of(image, y, x) : -1;
-  const bool renewed = inside && (work.embed_weight != nullptr || from >= 0);
-  const bool wanted = inside && (renewed || to >= 0 || work.magnitude != nullptr);
-  const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
-
+  const token_spot spot = locate(work, (blockIdx.x * threads + threadIdx.x) / Lanes);
+  const bool renewed = spot.from >= 0;
   row_type value;
   value.clear();
-  if (wanted) value.load(work.source + token * row_type::channels, lane);
-  if (from >= 0) value.add(work.change + std::int64_t{from} * row_type::channels, lane);
-  if (work.embed_weight != nullptr)
-    value = value.normed(work.embed_weight, work.embed_bias, norm_epsilon, lane);
-  if (renewed) {
-    value.round();
-    value.store(work.stream + token * row_type::channels, lane);
-  }
-  if (work.magnitude != nullptr) {
-    const float magnitude = value.magnitude();
-    if (inside && lane == 0) work.magnitude[token] = magnitude;
-  }
-  if (work.rows == nullptr) return;
-  row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
-  if (to < 0) return;
-  if (!inside) normed.clear();
-  normed.store(work.rows + std::int64_t{to} * row_type::channels, lane);
-  if (work.positions != nullptr && lane == 0) work.positions[to] = work.next.position_of(y, x);
+  if (spot.inside && (renewed || spot.to >= 0 || work.magnitude != nullptr))
+    value.load(work.stream + spot.token * row_type::channels, lane);
+  if (renewed) value.add(work.change + std::int64_t{spot.from} * row_type::channels, lane);
+  finish(work, spot, value, renewed, lane);
 }
 
 template <class T>

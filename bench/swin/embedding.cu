@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The patch embedding with everything up to the first block's rows.
+///
+/// What a warp computes: 16 neighbouring places of the map at a time, as a product of 16 x 48 by 48 x 96 on
+/// the tensor cores. A patch's two pixels are one register of the left factor, so it comes straight from
+/// the image; the weights lie in shared memory in the order of the fragments. Columns of the product are
+/// permuted so that a lane ends up with the channels that `token_row` gives it, and the rest is what every
+/// token update does.
+///
+/// What bounds it: traffic, 96 bytes of image and 192 or 384 bytes of features a token.
+#include <algorithm>
+
+#include "swin/kernels.hpp"
+#include "swin/token_update.cuh"
+
+namespace winnow::swin {
+namespace {
+
+constexpr int threads = 256;
+constexpr int warps = threads / 32;
+constexpr int lanes = 4;  // of a token
+constexpr int channels = lanes * lane_channels;
+constexpr int tile = 16;  // places of a warp
+constexpr int column_tiles = channels / 8;
+constexpr int steps = patch_values / 16;
+static_assert(steps == image_channels, "a step of the product is a colour");
+constexpr int blocks_per_processor = 3;
+
+__device__ __forceinline__ void multiply(half, float (&sum)[4], const std::uint32_t (&a)[4],
+                                         const uint2& b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+__device__ __forceinline__ void multiply(bfloat16, float (&sum)[4], const std::uint32_t (&a)[4],
+                                         const uint2& b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+template <class T>
+struct embedding_arguments {
+  embedding_arguments(const patch_embedding& embedding, const token_update& update)
+      : tokens(update),
+        images(static_cast<const T*>(embedding.images)),
+        weight(static_cast<const T*>(embedding.weight)),
+        bias(static_cast<const T*>(embedding.bias)),
+        norm_weight(static_cast<const T*>(embedding.norm.weight)),
+        norm_bias(static_cast<const T*>(embedding.norm.bias)),
+        height(embedding.size.height),
+        width(embedding.size.width) {}
+  token_arguments<T> tokens;
+  const T* images;
+  const T* weight;
+  const T* bias;
+  const T* norm_weight;
+  const T* norm_bias;
+  int height, width;  // of an image
+};
+
+/// Two neighbouring pixels of a patch; 0 outside the image.
+template <class T>
+__device__ __forceinline__ std::uint32_t two_pixels(const embedding_arguments<T>& work,
+                                                    const token_spot& spot, int colour, int line,
+                                                    int column) {
+  const int y = spot.y * patch_edge + line;
+  const int x = spot.x * patch_edge + column;
+  if (!spot.inside || y >= work.height || x >= work.width) return 0;
+  const T* pixel =
+      work.images +
+      (static_cast<std::int64_t>(spot.image * image_channels + colour) * work.height + y) *
+          work.width +
+      x;
+  if (work.width % 2 == 0) return *reinterpret_cast<const std::uint32_t*>(pixel);
+  const auto* bits = reinterpret_cast<const std::uint16_t*>(pixel);
+  return bits[0] | (x + 1 < work.width ? static_cast<std::uint32_t>(bits[1]) << 16 : 0u);
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    embedding_kernel(const __grid_constant__ embedding_arguments<T> work, unsigned tiles) {
+  __shared__ uint2 weights[column_tiles * steps * 32];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int i = static_cast<int>(threadIdx.x); i < column_tiles * steps * 32; i += threads) {
+    const int column = i % 32 / 4;
+    const int pair = i % 4 * 2;
+    const int step = i / 32 % steps;
+    const int column_tile = i / (32 * steps);
+    // The channel that `token_row` keeps where the product leaves this column.
+    const int channel =
+        (column_tile / 4 * lanes + column / 2) * piece + column_tile % 4 * 2 + column % 2;
+    const T* row = work.weight + channel * patch_values + step * 16 + pair;
+    weights[i] = {*reinterpret_cast<const std::uint32_t*>(row),
+                  *reinterpret_cast<const std::uint32_t*>(row + 8)};
+  }
+  __syncthreads();
+
+  using row_type = token_row<T, lanes>;
+  const int quad = lane % lanes;
+  row_type bias;
+  bias.load(work.bias, quad);
+  for (unsigned t = blockIdx.x * warps + threadIdx.x / 32; t < tiles; t += gridDim.x * warps) {
+    const token_spot spots[2] = {locate(work.tokens, t * tile + lane / 4),
+                                 locate(work.tokens, t * tile + lane / 4 + 8)};
+    std::uint32_t pixels[steps][4];
+#pragma unroll
+    for (int step = 0; step < steps; ++step)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        pixels[step][i] = two_pixels(work, spots[i % 2], step, quad / 2 + i / 2 * 2, quad % 2 * 2);
+    float sums[column_tiles][4] = {};
+#pragma unroll
+    for (int column_tile = 0; column_tile < column_tiles; ++column_tile)
+#pragma unroll
+      for (int step = 0; step < steps; ++step)
+        multiply(T(), sums[column_tile], pixels[step],
+                 weights[(column_tile * steps + step) * 32 + lane]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row_type value = bias;
+#pragma unroll
+      for (int c = 0; c < lane_channels; ++c) value.x[c] += sums[c / 2][2 * r + c % 2];
+      value.round();  // as a product that is stored
+      value = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, quad);
+      finish(work.tokens, spots[r], value, spots[r].inside, quad);
+    }
+  }
+}
+
+template <class T>
+cudaError_t launch(const patch_embedding& embedding, const token_update& update,
+                   cudaStream_t stream) {
+  const embedding_arguments<T> work(embedding, update);
+  const auto places = static_cast<unsigned>(work.tokens.batch) *
+                      static_cast<unsigned>(work.tokens.scan_height * work.tokens.scan_width);
+  const unsigned tiles = (places + tile - 1) / tile;
+  int device = 0;
+  int processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  const unsigned blocks = std::min((tiles + warps - 1) / warps,
+                                   static_cast<unsigned>(processors * blocks_per_processor));
+  embedding_kernel<<<blocks, threads, 0, stream>>>(work, tiles);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_embedding(dtype type, const patch_embedding& embedding,
+                             const token_update& update, cudaStream_t stream) {
+  if (update.channels != channels || update.change != nullptr) return cudaErrorInvalidValue;
+  if (type == dtype::float16) return launch<half>(embedding, update, stream);
+  if (type == dtype::bfloat16) return launch<bfloat16>(embedding, update, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace winnow::swin
