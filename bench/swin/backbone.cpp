@@ -211,6 +211,7 @@ void backbone::visit_products(Visit&& visit) const {
     for (int b = 0; b < network_.depth_of(s); ++b) {
       visit(qkv_product(s, b));
       visit(projection_product(s, b));
+      if (fuses_mlp(s)) continue;
       visit(expansion_product(s, b));
       visit(contraction_product(s, b));
     }
@@ -238,7 +239,7 @@ void backbone::run_stage(int stage, mode what, cudaStream_t stream) {
     previous = -1;
     if (!computes) continue;
     run_block(stage, b, stream);
-    previous = b;
+    previous = fuses_mlp(stage) ? -1 : b;
   }
   end_stage(stage, previous, stream);
 }
@@ -305,6 +306,10 @@ void backbone::run_block(int stage, int block, cudaStream_t stream) {
   products_.run(qkv_product(stage, block), stream);
   attend(stage, block, stream);
   products_.run(projection_product(stage, block), stream);
+  if (fuses_mlp(stage)) {
+    finish_fused(stage, block, stream);
+    return;
+  }
   row_update middle;
   middle.channels = network_.channels_of(stage);
   middle.block = rows_of(stage, block);
@@ -315,6 +320,19 @@ void backbone::run_block(int stage, int block, cudaStream_t stream) {
   check_cuda(launch_row_update(type(), middle, stream), "row update");
   products_.run(expansion_product(stage, block), stream);
   products_.run(contraction_product(stage, block), stream);
+}
+
+void backbone::finish_fused(int stage, int block, cudaStream_t stream) {
+  const std::string prefix = block_prefix(stage, block);
+  fused_mlp rest;
+  rest.block = rows_of(stage, block);
+  rest.stream = at(stage).stream.data();
+  rest.change = change_.data();
+  rest.norm = arrays_.norm(prefix + "norm2");
+  rest.matrices = arrays_.at(prefix + "mlp");
+  rest.hidden_bias = arrays_.at(prefix + "ffn.layers.0.0.bias");
+  rest.bias = arrays_.at(prefix + "ffn.layers.1.bias");
+  check_cuda(launch_fused_mlp(type(), rest, stream), "MLP");
 }
 
 void backbone::attend(int stage, int block, cudaStream_t stream) {

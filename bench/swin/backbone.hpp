@@ -79,6 +79,11 @@ class backbone {
   void run_stage(int stage, mode what, cudaStream_t stream);
   void prepare_rows(int stage, int block, int previous, mode what, cudaStream_t stream);
   void run_block(int stage, int block, cudaStream_t stream);
+  /// Whether a stage's MLPs are one kernel each, which leaves no change to be added.
+  [[nodiscard]] bool fuses_mlp(int stage) const {
+    return network_.channels_of(stage) == fused_mlp_channels;
+  }
+  void finish_fused(int stage, int block, cudaStream_t stream);
   void attend(int stage, int block, cudaStream_t stream);
   void end_stage(int stage, int previous, cudaStream_t stream);
   void rank(int stage, cudaStream_t stream);

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "swin/kernels.hpp"
+#include "swin/mma.cuh"
 #include "swin/token_update.cuh"
 
 namespace winnow::swin {
@@ -19,28 +20,10 @@ namespace {
 
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
-constexpr int lanes = 4;  // of a token
-constexpr int channels = lanes * lane_channels;
 constexpr int tile = 16;  // places of a warp
-constexpr int column_tiles = channels / 8;
 constexpr int steps = patch_values / 16;
 static_assert(steps == image_channels, "a step of the product is a colour");
 constexpr int blocks_per_processor = 3;
-
-__device__ __forceinline__ void multiply(half, float (&sum)[4], const std::uint32_t (&a)[4],
-                                         const uint2& b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-}
-__device__ __forceinline__ void multiply(bfloat16, float (&sum)[4], const std::uint32_t (&a)[4],
-                                         const uint2& b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-      "{%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-}
 
 template <class T>
 struct embedding_arguments {
@@ -90,17 +73,15 @@ __global__ void __launch_bounds__(threads)
     const int pair = i % 4 * 2;
     const int step = i / 32 % steps;
     const int column_tile = i / (32 * steps);
-    // The channel that `token_row` keeps where the product leaves this column.
-    const int channel =
-        (column_tile / 4 * lanes + column / 2) * piece + column_tile % 4 * 2 + column % 2;
+    const int channel = channel_of(column_tile, column);
     const T* row = work.weight + channel * patch_values + step * 16 + pair;
     weights[i] = {*reinterpret_cast<const std::uint32_t*>(row),
                   *reinterpret_cast<const std::uint32_t*>(row + 8)};
   }
   __syncthreads();
 
-  using row_type = token_row<T, lanes>;
-  const int quad = lane % lanes;
+  using row_type = token_row<T, quad_lanes>;
+  const int quad = lane % quad_lanes;
   row_type bias;
   bias.load(work.bias, quad);
   for (unsigned t = blockIdx.x * warps + threadIdx.x / 32; t < tiles; t += gridDim.x * warps) {
@@ -116,9 +97,10 @@ __global__ void __launch_bounds__(threads)
 #pragma unroll
     for (int column_tile = 0; column_tile < column_tiles; ++column_tile)
 #pragma unroll
-      for (int step = 0; step < steps; ++step)
-        multiply(T(), sums[column_tile], pixels[step],
-                 weights[(column_tile * steps + step) * 32 + lane]);
+      for (int step = 0; step < steps; ++step) {
+        const uint2 b = weights[(column_tile * steps + step) * 32 + lane];
+        multiply(T(), sums[column_tile], pixels[step], b.x, b.y);
+      }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       row_type value = bias;
@@ -154,7 +136,7 @@ cudaError_t launch(const patch_embedding& embedding, const token_update& update,
 
 cudaError_t launch_embedding(dtype type, const patch_embedding& embedding,
                              const token_update& update, cudaStream_t stream) {
-  if (update.channels != channels || update.change != nullptr) return cudaErrorInvalidValue;
+  if (update.channels != quad_channels || update.change != nullptr) return cudaErrorInvalidValue;
   if (type == dtype::float16) return launch<half>(embedding, update, stream);
   if (type == dtype::bfloat16) return launch<bfloat16>(embedding, update, stream);
   return cudaErrorInvalidValue;

@@ -10,7 +10,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "swin/model.hpp"
 #include "winnow/storage.hpp"
@@ -80,6 +82,24 @@ struct row_update {
   std::uint32_t* positions = nullptr;
 };
 cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t stream);
+
+/// The second half of a block of 96 channels: stream += change, then
+/// stream += w2 · gelu(w1 · norm(stream) + hidden_bias) + bias, for the rows of the block.
+struct fused_mlp {
+  block_rows block;
+  void* stream = nullptr;
+  const void* change = nullptr;
+  norm_weights norm;
+  const void* matrices = nullptr;  ///< `pack_mlp` of both
+  const void* hidden_bias = nullptr;
+  const void* bias = nullptr;
+};
+inline constexpr int fused_mlp_channels = 96;
+inline constexpr std::size_t packed_mlp_elements =
+    2 * std::size_t{mlp_ratio} * fused_mlp_channels * fused_mlp_channels;
+cudaError_t launch_fused_mlp(dtype type, const fused_mlp& work, cudaStream_t stream);
+/// w1 [384, 96] and w2 [96, 384] in the order in which the kernel reads them; host memory.
+std::vector<float> pack_mlp(const std::vector<float>& w1, const std::vector<float>& w2);
 
 /// The end of a stage: x = stream + change, output = norm(x) for every token, and for every place of the
 /// next map merged = norm(the four x side by side).

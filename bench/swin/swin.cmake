@@ -8,7 +8,8 @@ if(WINNOW_CUDA)
   add_library(winnow_swin STATIC swin/backbone.cpp swin/device_images.cpp
                                  swin/device_weights.cpp swin/fidelity.cpp swin/fidelity.cu
                                  swin/gemm.cpp
-                                 swin/latency.cpp swin/embedding.cu swin/norms.cu swin/ranking.cu)
+                                 swin/latency.cpp swin/embedding.cu swin/fused_mlp.cu
+                                 swin/norms.cu swin/ranking.cu)
   target_link_libraries(winnow_swin PUBLIC winnow_swin_host CUDA::cublasLt
                                     PRIVATE winnow_warnings)
 endif()
