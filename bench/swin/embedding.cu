@@ -18,12 +18,12 @@
 namespace winnow::swin {
 namespace {
 
-constexpr int threads = 256;
+constexpr int threads = 128;
 constexpr int warps = threads / 32;
 constexpr int tile = 16;  // places of a warp
 constexpr int steps = patch_values / 16;
 static_assert(steps == image_channels, "a step of the product is a colour");
-constexpr int blocks_per_processor = 3;
+constexpr int blocks_per_processor = 4;
 
 template <class T>
 struct embedding_arguments {
@@ -35,7 +35,8 @@ struct embedding_arguments {
         norm_weight(static_cast<const T*>(embedding.norm.weight)),
         norm_bias(static_cast<const T*>(embedding.norm.bias)),
         height(embedding.size.height),
-        width(embedding.size.width) {}
+        width(embedding.size.width),
+        whole_patches(height % patch_edge == 0 && width % patch_edge == 0) {}
   token_arguments<T> tokens;
   const T* images;
   const T* weight;
@@ -43,6 +44,7 @@ struct embedding_arguments {
   const T* norm_weight;
   const T* norm_bias;
   int height, width;  // of an image
+  bool whole_patches;
 };
 
 /// Two neighbouring pixels of a patch; 0 outside the image.
@@ -52,21 +54,31 @@ __device__ __forceinline__ std::uint32_t two_pixels(const embedding_arguments<T>
                                                     int column) {
   const int y = spot.y * patch_edge + line;
   const int x = spot.x * patch_edge + column;
-  if (!spot.inside || y >= work.height || x >= work.width) return 0;
-  const T* pixel =
-      work.images +
+  const auto* pixel =
+      reinterpret_cast<const std::uint16_t*>(work.images) +
       (static_cast<std::int64_t>(spot.image * image_channels + colour) * work.height + y) *
           work.width +
       x;
-  if (work.width % 2 == 0) return *reinterpret_cast<const std::uint32_t*>(pixel);
-  const auto* bits = reinterpret_cast<const std::uint16_t*>(pixel);
-  return bits[0] | (x + 1 < work.width ? static_cast<std::uint32_t>(bits[1]) << 16 : 0u);
+  if (work.whole_patches) return spot.inside ? *reinterpret_cast<const std::uint32_t*>(pixel) : 0u;
+  if (!spot.inside || y >= work.height || x >= work.width) return 0;
+  return pixel[0] | (x + 1 < work.width ? static_cast<std::uint32_t>(pixel[1]) << 16 : 0u);
 }
 
+/// The norms' weights as floats, so that a row costs no conversions of them.
+struct shared_norms {
+  __align__(16) float values[4][quad_channels];
+  template <class T>
+  __device__ __forceinline__ void fill(int which, const T* from) {
+    for (int i = static_cast<int>(threadIdx.x); i < quad_channels; i += threads)
+      values[which][i] = from != nullptr ? static_cast<float>(from[i]) : 0.0f;
+  }
+};
+
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, blocks_per_processor)
     embedding_kernel(const __grid_constant__ embedding_arguments<T> work, unsigned tiles) {
   __shared__ uint2 weights[column_tiles * steps * 32];
+  __shared__ shared_norms norms;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = static_cast<int>(threadIdx.x); i < column_tiles * steps * 32; i += threads) {
     const int column = i % 32 / 4;
@@ -78,12 +90,14 @@ __global__ void __launch_bounds__(threads)
     weights[i] = {*reinterpret_cast<const std::uint32_t*>(row),
                   *reinterpret_cast<const std::uint32_t*>(row + 8)};
   }
+  norms.fill(0, work.norm_weight);
+  norms.fill(1, work.norm_bias);
+  norms.fill(2, work.tokens.norm_weight);
+  norms.fill(3, work.tokens.norm_bias);
   __syncthreads();
 
   using row_type = token_row<T, quad_lanes>;
   const int quad = lane % quad_lanes;
-  row_type bias;
-  bias.load(work.bias, quad);
   for (unsigned t = blockIdx.x * warps + threadIdx.x / 32; t < tiles; t += gridDim.x * warps) {
     const token_spot spots[2] = {locate(work.tokens, t * tile + lane / 4),
                                  locate(work.tokens, t * tile + lane / 4 + 8)};
@@ -103,12 +117,12 @@ __global__ void __launch_bounds__(threads)
       }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      row_type value = bias;
+      row_type value;
+      value.load(work.bias, quad);
 #pragma unroll
       for (int c = 0; c < lane_channels; ++c) value.x[c] += sums[c / 2][2 * r + c % 2];
-      value.round();  // as a product that is stored
-      value = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, quad);
-      finish(work.tokens, spots[r], value, spots[r].inside, quad);
+      value = value.normed(norms.values[0], norms.values[1], norm_epsilon, quad);
+      finish(work.tokens, spots[r], value, spots[r].inside, norms.values[2], norms.values[3], quad);
     }
   }
 }

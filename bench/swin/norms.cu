@@ -19,6 +19,7 @@ namespace winnow::swin {
 namespace {
 
 constexpr int threads = 256;
+constexpr int end_threads = 128;
 
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(threads)
   if (spot.inside && (renewed || spot.to >= 0 || work.magnitude != nullptr))
     value.load(work.stream + spot.token * row_type::channels, lane);
   if (renewed) value.add(work.change + std::int64_t{spot.from} * row_type::channels, lane);
-  finish(work, spot, value, renewed, lane);
+  finish(work, spot, value, renewed, work.norm_weight, work.norm_bias, lane);
 }
 
 template <class T>
@@ -114,11 +115,23 @@ struct end_arguments {
   int batch, height, width;
 };
 
+/// A token as it is stored: half the registers.
+template <class T>
+struct stored_token {
+  packed_piece<T> values[pieces];
+  template <int Lanes>
+  __device__ __forceinline__ token_row<T, Lanes> row() const {
+    token_row<T, Lanes> result;
+#pragma unroll
+    for (int p = 0; p < pieces; ++p) result.unpack(values[p], p);
+    return result;
+  }
+};
+
 /// Writes the output of one token and returns the token; zeros outside the map.
 template <class T, int Lanes>
-__device__ __forceinline__ token_row<T, Lanes> finish_token(const end_arguments<T>& work,
-                                                            bool present, int image, int y, int x,
-                                                            int lane) {
+__device__ __forceinline__ stored_token<T> finish_token(const end_arguments<T>& work, bool present,
+                                                        int image, int y, int x, int lane) {
   constexpr int channels = token_row<T, Lanes>::channels;
   const bool inside = present && y < work.height && x < work.width;
   const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
@@ -130,55 +143,53 @@ __device__ __forceinline__ token_row<T, Lanes> finish_token(const end_arguments<
   const token_row<T, Lanes> normed =
       value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
   if (inside) normed.store(work.output + token * channels, lane);
-  return value;
-}
-
-/// Writes one of the four tokens of a place of the next map.
-template <class T, int Lanes>
-__device__ __forceinline__ void write_merged(const end_arguments<T>& work,
-                                             const token_row<T, Lanes>& value, float mean,
-                                             float scale, int offset, T* merged, int lane) {
-  value.scaled(mean, scale, work.merge_weight + offset, work.merge_bias + offset, lane)
-      .store(merged + offset, lane);
+  stored_token<T> result;
+#pragma unroll
+  for (int p = 0; p < pieces; ++p) result.values[p] = value.packed(p);
+  return result;
 }
 
 /// The lanes of a row hold the four tokens of a place of the next map.
 template <class T, int Lanes>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(end_threads, 3)
     stage_end_kernel(const __grid_constant__ end_arguments<T> work) {
-  using row_type = token_row<T, Lanes>;
-  constexpr int channels = row_type::channels;
+  constexpr int channels = token_row<T, Lanes>::channels;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const unsigned index = (blockIdx.x * threads + threadIdx.x) / Lanes;
+  const unsigned index = (blockIdx.x * end_threads + threadIdx.x) / Lanes;
   const unsigned across = static_cast<unsigned>(work.width + 1) / 2;
   const unsigned per_image = static_cast<unsigned>(work.height + 1) / 2 * across;
   const bool present = index < per_image * static_cast<unsigned>(work.batch);
   const int image = present ? static_cast<int>(index / per_image) : 0;
   const unsigned rest = present ? index - static_cast<unsigned>(image) * per_image : 0;
-  const int first_y = static_cast<int>(rest / across) * 2;
-  const int first_x = static_cast<int>(rest % across) * 2;
+  const int y = static_cast<int>(rest / across) * 2;
+  const int x = static_cast<int>(rest % across) * 2;
 
   // Four variables: of an array, the compiler would keep a copy in memory.
-  const row_type north_west = finish_token<T, Lanes>(work, present, image, first_y, first_x, lane);
-  const row_type north_east =
-      finish_token<T, Lanes>(work, present, image, first_y, first_x + 1, lane);
-  const row_type south_west =
-      finish_token<T, Lanes>(work, present, image, first_y + 1, first_x, lane);
-  const row_type south_east =
-      finish_token<T, Lanes>(work, present, image, first_y + 1, first_x + 1, lane);
+  const auto north_west = finish_token<T, Lanes>(work, present, image, y, x, lane);
+  const auto north_east = finish_token<T, Lanes>(work, present, image, y, x + 1, lane);
+  const auto south_west = finish_token<T, Lanes>(work, present, image, y + 1, x, lane);
+  const auto south_east = finish_token<T, Lanes>(work, present, image, y + 1, x + 1, lane);
   if (work.merged == nullptr) return;
-  const float total = north_west.sum() + north_east.sum() + south_west.sum() + south_east.sum();
-
+  const float total =
+      north_west.template row<Lanes>().sum() + north_east.template row<Lanes>().sum() +
+      south_west.template row<Lanes>().sum() + south_east.template row<Lanes>().sum();
   const float mean = row_sum<Lanes>(total) * (0.25f / channels);
-  const float squares = north_west.squares_around(mean) + north_east.squares_around(mean) +
-                        south_west.squares_around(mean) + south_east.squares_around(mean);
+  const float squares = north_west.template row<Lanes>().squares_around(mean) +
+                        north_east.template row<Lanes>().squares_around(mean) +
+                        south_west.template row<Lanes>().squares_around(mean) +
+                        south_east.template row<Lanes>().squares_around(mean);
   const float scale = rsqrtf(row_sum<Lanes>(squares) * (0.25f / channels) + norm_epsilon);
   if (!present) return;
   T* merged = work.merged + std::int64_t{index} * 4 * channels;
-  write_merged(work, north_west, mean, scale, 0, merged, lane);
-  write_merged(work, north_east, mean, scale, channels, merged, lane);
-  write_merged(work, south_west, mean, scale, 2 * channels, merged, lane);
-  write_merged(work, south_east, mean, scale, 3 * channels, merged, lane);
+  const auto write = [&](const stored_token<T>& token, int offset) __attribute__((always_inline)) {
+    token.template row<Lanes>()
+        .scaled(mean, scale, work.merge_weight + offset, work.merge_bias + offset, lane)
+        .store(merged + offset, lane);
+  };
+  write(north_west, 0);
+  write(north_east, channels);
+  write(south_west, 2 * channels);
+  write(south_east, 3 * channels);
 }
 
 /// Calls `body(T(), lanes)` with the lanes of a row as a constant.
@@ -203,8 +214,8 @@ cudaError_t with_shape(dtype type, int channels, Body&& body) {
   }
 }
 
-unsigned blocks_for(std::int64_t rows, int lanes) {
-  return static_cast<unsigned>((rows * lanes + threads - 1) / threads);
+unsigned blocks_for(std::int64_t rows, int lanes, int block = threads) {
+  return static_cast<unsigned>((rows * lanes + block - 1) / block);
 }
 
 }  // namespace
@@ -234,7 +245,8 @@ cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stre
     const end_arguments<T> work(end);
     const std::int64_t places =
         std::int64_t{work.batch} * round_up_div(work.height, 2) * round_up_div(work.width, 2);
-    stage_end_kernel<T, lanes><<<blocks_for(places, lanes), threads, 0, stream>>>(work);
+    stage_end_kernel<T, lanes>
+        <<<blocks_for(places, lanes, end_threads), end_threads, 0, stream>>>(work);
     return cudaGetLastError();
   });
 }

@@ -41,13 +41,23 @@ struct token_row {
 #pragma unroll
     for (float& value : x) value = 0.0f;
   }
-  __device__ __forceinline__ void load(const T* row, int lane) {
+  /// From an array of T or of float.
+  template <class Stored>
+  __device__ __forceinline__ void load(const Stored* row, int lane) {
 #pragma unroll
-    for (int p = 0; p < pieces; ++p) {
-      const auto loaded = *reinterpret_cast<const packed_piece<T>*>(row + first_channel(lane, p));
+    for (int p = 0; p < pieces; ++p)
+      unpack(*reinterpret_cast<const packed_piece<Stored>*>(row + first_channel(lane, p)), p);
+  }
+  template <class Stored>
+  __device__ __forceinline__ void unpack(const packed_piece<Stored>& packed, int p) {
 #pragma unroll
-      for (int i = 0; i < piece; ++i) x[p * piece + i] = static_cast<float>(loaded.values[i]);
-    }
+    for (int i = 0; i < piece; ++i) x[p * piece + i] = static_cast<float>(packed.values[i]);
+  }
+  __device__ __forceinline__ packed_piece<T> packed(int p) const {
+    packed_piece<T> result;
+#pragma unroll
+    for (int i = 0; i < piece; ++i) result.values[i] = static_cast<T>(x[p * piece + i]);
+    return result;
   }
   __device__ __forceinline__ void add(const T* row, int lane) {
     token_row other;
@@ -62,12 +72,8 @@ struct token_row {
   }
   __device__ __forceinline__ void store(T* row, int lane) const {
 #pragma unroll
-    for (int p = 0; p < pieces; ++p) {
-      packed_piece<T> out;
-#pragma unroll
-      for (int i = 0; i < piece; ++i) out.values[i] = static_cast<T>(x[p * piece + i]);
-      *reinterpret_cast<packed_piece<T>*>(row + first_channel(lane, p)) = out;
-    }
+    for (int p = 0; p < pieces; ++p)
+      *reinterpret_cast<packed_piece<T>*>(row + first_channel(lane, p)) = packed(p);
   }
   __device__ __forceinline__ float sum() const {
     float total = 0.0f;
@@ -88,8 +94,9 @@ struct token_row {
     return row_sum<Lanes>(total) * (1.0f / channels);
   }
   /// (x - mean) * scale * weight + bias.
-  __device__ __forceinline__ token_row scaled(float mean, float scale, const T* weight,
-                                              const T* bias, int lane) const {
+  template <class Stored>
+  __device__ __forceinline__ token_row scaled(float mean, float scale, const Stored* weight,
+                                              const Stored* bias, int lane) const {
     token_row factor, result;
     factor.load(weight, lane);
     result.load(bias, lane);
@@ -97,8 +104,9 @@ struct token_row {
     for (int i = 0; i < lane_channels; ++i) result.x[i] += (x[i] - mean) * scale * factor.x[i];
     return result;
   }
-  __device__ __forceinline__ token_row normed(const T* weight, const T* bias, float epsilon,
-                                              int lane) const {
+  template <class Stored>
+  __device__ __forceinline__ token_row normed(const Stored* weight, const Stored* bias,
+                                              float epsilon, int lane) const {
     const float mean = row_sum<Lanes>(sum()) * (1.0f / channels);
     const float variance = row_sum<Lanes>(squares_around(mean)) * (1.0f / channels);
     return scaled(mean, rsqrtf(variance + epsilon), weight, bias, lane);
