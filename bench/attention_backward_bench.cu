@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backward attention on the GPU: time, and its ratio to the memory floor.
 //
-//     WINNOW_WORKLOADS=folder attention_backward_bench [Google Benchmark's options]
+//     attention_backward_bench [Google Benchmark's options]
 //
-// The folder holds stage1_coords.npy, stage1_batch.npy, …; without it only synthetic work runs. All
-// gradients are asked for, those of tables included. The floor is the time that a vectorised copy
-// kernel, measured in the same run, would need to read q, k, v, out and dO and to write dq, dk and
-// dv. `both` in a name's last part times forward and backward together.
+// Scans are simulated, or read from the folder that WINNOW_WORKLOADS names (stage1_coords.npy,
+// stage1_batch.npy, …). All gradients are asked for, those of tables included. The floor is the time
+// that a vectorised copy kernel, measured in the same run, would need to read q, k, v, out and dO and
+// to write dq, dk and dv. `both` in a name's last part times forward and backward together.
 #include <cstdio>
 #include <cstdlib>
 
@@ -66,6 +66,7 @@ class backward_call {
   [[nodiscard]] double floor_bytes(bool both) const {
     return (both ? 12.0 : 8.0) * inputs_.row_bytes();
   }
+  [[nodiscard]] double pairs() const { return inputs_.pairs; }
   std::size_t workspace_bytes = 0;
 
  private:
@@ -90,12 +91,13 @@ void add_work(const work& item, const char* type) {
   for (const char* kind : {"warm", "cold", "both"}) {
     const bool cold = kind[0] == 'c';
     const bool both = kind[0] == 'b';
+    if (item.sweep && kind[0] != 'w') continue;
     benchmark::RegisterBenchmark(
         (item.name + "/" + type + "/" + kind).c_str(),
         [item, cold, both](benchmark::State& state) {
           try {
             const backward_call<T> call(item.plan(), item.dim);
-            report(state, cold, call.floor_bytes(both), [&](cudaStream_t stream) {
+            report(state, cold, call.floor_bytes(both), call.pairs(), [&](cudaStream_t stream) {
               if (both) call.forward(stream);
               call.backward(stream);
             });
@@ -118,17 +120,13 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   try {
-    cudaDeviceProp device{};
-    check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-    benchmark::AddCustomContext("gpu", device.name);
-    benchmark::AddCustomContext("copy_bandwidth_GB_s", std::to_string(copy_bandwidth() * 1e-9));
-    std::vector<work> items = synthetic_work();
-    if (const char* folder = std::getenv("WINNOW_WORKLOADS"))
-      for (work& item : scan_work(folder)) items.push_back(std::move(item));
-    for (const work& item : items) {
+    add_context();
+    for (const work& item : all_work()) {
+      const bool reference = item.name.rfind("W1", 0) == 0;
       add_work<winnow::half>(item, "half");
-      add_work<winnow::bfloat16>(item, "bfloat16");
-      if (item.name.rfind("W1", 0) == 0) add_work<float>(item, "float");
+      if (reference || item.name.rfind("windows_of", 0) == 0)
+        add_work<winnow::bfloat16>(item, "bfloat16");
+      if (reference) add_work<float>(item, "float");
     }
   } catch (const std::exception& problem) {
     std::fprintf(stderr, "attention_backward_bench: %s\n", problem.what());

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Forward attention on the GPU: time, and its ratio to the memory floor.
 //
-//     WINNOW_WORKLOADS=folder attention_forward_bench [Google Benchmark's options]
+//     attention_forward_bench [Google Benchmark's options]
 //
-// The folder holds stage1_coords.npy, stage1_batch.npy, …; without it only synthetic work runs. The
-// floor is the time that a vectorised copy kernel, measured in the same run, would need to read q, k,
-// v and to write out.
+// Scans are simulated, or read from the folder that WINNOW_WORKLOADS names (stage1_coords.npy,
+// stage1_batch.npy, …). The floor is the time that a vectorised copy kernel, measured in the same
+// run, would need to read q, k, v and to write out.
 #include <cstdio>
 #include <cstdlib>
 
@@ -31,6 +31,7 @@ class forward_call {
     check(attention_forward(arguments_, nullptr, 0, stream));
   }
   [[nodiscard]] double floor_bytes() const { return 4.0 * inputs_.row_bytes(); }
+  [[nodiscard]] double pairs() const { return inputs_.pairs; }
 
  private:
   prepared_inputs<T> inputs_;
@@ -39,12 +40,13 @@ class forward_call {
 
 template <class T>
 void add_work(const work& item, const char* type) {
-  for (const bool cold : {false, true})
+  for (const bool cold : {false, true}) {
+    if (cold && item.sweep) continue;
     benchmark::RegisterBenchmark((item.name + "/" + type + (cold ? "/cold" : "/warm")).c_str(),
                                  [item, cold](benchmark::State& state) {
                                    try {
                                      const forward_call<T> call(item.plan(), item.dim);
-                                     report(state, cold, call.floor_bytes(),
+                                     report(state, cold, call.floor_bytes(), call.pairs(),
                                             [&](cudaStream_t stream) { call.launch(stream); });
                                    } catch (const std::exception& problem) {
                                      state.SkipWithError(problem.what());
@@ -53,22 +55,7 @@ void add_work(const work& item, const char* type) {
         ->UseManualTime()
         ->Iterations(cold ? 15 : 10)
         ->Unit(benchmark::kMicrosecond);
-}
-
-/// How time grows with the tokens of short windows, and with the length of long ones.
-std::vector<work> scaling_work() {
-  std::vector<work> result;
-  for (std::int64_t tokens = 1000; tokens <= 10000000; tokens *= 10)
-    result.push_back({"short_windows_" + std::to_string(tokens) + "_tokens", 16, [=] {
-                        return std::vector<group_plan>{
-                            {uniform_windows(tokens, 24), 2, position_encoding::none}};
-                      }});
-  for (const int size : {256, 1024, 4096, 16384, 50000})
-    result.push_back({"one_head_windows_of_" + std::to_string(size), 16, [=] {
-                        return std::vector<group_plan>{{uniform_windows(200000 / size * size, size),
-                                                        1, position_encoding::none}};
-                      }});
-  return result;
+  }
 }
 
 }  // namespace
@@ -79,15 +66,8 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   try {
-    cudaDeviceProp device{};
-    check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-    benchmark::AddCustomContext("gpu", device.name);
-    benchmark::AddCustomContext("copy_bandwidth_GB_s", std::to_string(copy_bandwidth() * 1e-9));
-    std::vector<work> items;
-    if (const char* folder = std::getenv("WINNOW_WORKLOADS")) items = scan_work(folder);
-    for (work& item : synthetic_work()) items.push_back(std::move(item));
-    for (work& item : scaling_work()) items.push_back(std::move(item));
-    for (const work& item : items) {
+    add_context();
+    for (const work& item : all_work()) {
       const bool reference = item.name.rfind("W1", 0) == 0;
       add_work<winnow::half>(item, "half");
       if (reference || item.name.rfind("windows_of", 0) == 0)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Partition building on the GPU: time, and its ratio to the memory floor.
 //
-//     WINNOW_WORKLOADS=folder partition_bench [Google Benchmark's options]
+//     partition_bench [Google Benchmark's options]
 //
-// The folder holds stage1_coords.npy, stage1_batch.npy, … stage5; without it only synthetic points
-// run. Times are GPU times by events: `graph` is a graph of 20 builds divided by 20, `stream` 20 calls
+// Scans are simulated, or read from the folder that WINNOW_WORKLOADS names (stage1_coords.npy,
+// stage1_batch.npy, …). Times are GPU times by events: `graph` is a graph of 20 builds divided by 20, `stream` 20 calls
 // in a row, `cold` a graph of one build after other data has passed through the L2. `bounded` builds
 // are told the box of the points and the number of batch items. The floor is the time that a copy
 // kernel, measured first in the same run, needs for as many bytes: coordinates and batch ids read,
@@ -15,12 +15,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cub/device/device_radix_sort.cuh>
-#include <filesystem>
 #include <memory>
 
 #include "support/device_timing.cuh"
-#include "support/npy.hpp"
 #include "support/random.hpp"
+#include "support/scan_workload.hpp"
 #include "winnow/partition.hpp"
 
 namespace {
@@ -29,7 +28,7 @@ using namespace winnow;
 using bench::buffer;
 using bench::mode;
 
-constexpr std::int64_t w1_tokens = 268720;
+using support::w1_tokens;
 double bandwidth = 0.0;  // of the copy kernel
 
 /// Points in device memory, with the bounds that a caller would know.
@@ -63,15 +62,13 @@ class scene {
 };
 using scene_pointer = std::shared_ptr<const scene>;
 
-scene_pointer load_scene(const std::filesystem::path& folder, int stage, std::int64_t limit) {
-  const std::string name = "stage" + std::to_string(stage);
-  const auto coordinates = support::read_npy(folder / (name + "_coords.npy"));
-  const auto batch = support::read_npy(folder / (name + "_batch.npy"));
-  const std::int64_t tokens = std::min(limit, batch.elements());
-  const auto* points = coordinates.as<float>();
-  const auto* items = batch.as<std::int32_t>();
-  return std::make_shared<scene>(std::vector<float>(points, points + 3 * tokens),
-                                 std::vector<std::int32_t>(items, items + tokens));
+/// The tokens of a stage, 1 to 5, at most `limit` of them.
+scene_pointer load_scene(int stage, std::int64_t limit) {
+  const support::scan_stage& scan = support::workload_stages()[static_cast<std::size_t>(stage) - 1];
+  const std::int64_t tokens = std::min(limit, scan.tokens());
+  return std::make_shared<scene>(
+      std::vector<float>(scan.coordinates.begin(), scan.coordinates.begin() + 3 * tokens),
+      std::vector<std::int32_t>(scan.batch.begin(), scan.batch.begin() + tokens));
 }
 
 /// Hilly ground with four points a cubic window of 0.3 m, in random order.
@@ -139,6 +136,8 @@ void report(benchmark::State& state, double seconds, double bytes, double tokens
   state.counters["tokens"] = tokens;
   state.counters["floor_us"] = bytes / bandwidth * 1e6;
   state.counters["ratio_to_floor"] = seconds * bandwidth / bytes;
+  state.counters["bytes_per_second"] = bytes / seconds;
+  state.counters["tokens_per_second"] = tokens / seconds;
 }
 
 template <class Body>
@@ -182,16 +181,16 @@ window_list windows_of_stage(int stage) {
           spherical_window{{degrees, degrees, 80.0f}, false, 24, 0.0125f}};
 }
 
-void add_workloads(const std::filesystem::path& folder) {
+void add_scans() {
   const std::vector<mode> all{mode::graph, mode::stream, mode::cold};
-  const scene_pointer w1 = load_scene(folder, 1, w1_tokens);
+  const scene_pointer w1 = load_scene(1, w1_tokens);
   const window_list windows = windows_of_stage(1);
   add_builds("partition/w1/cubic", w1, {windows[0]}, all);
   add_builds("partition/w1/spherical", w1, {windows[1]}, all);
   add_builds("partition/w1/both", w1, windows, all);
   std::vector<scene_pointer> stages;
   for (int stage = 1; stage <= 5; ++stage) {
-    stages.push_back(load_scene(folder, stage, std::int64_t{1} << 30));
+    stages.push_back(load_scene(stage, std::int64_t{1} << 30));
     add_builds("partition/stage" + std::to_string(stage) + "/both", stages.back(),
                windows_of_stage(stage), {mode::graph});
   }
@@ -258,10 +257,8 @@ int main(int argc, char** argv) try {
   if (const char* commit = std::getenv("WINNOW_COMMIT"))
     benchmark::AddCustomContext("commit", commit);
 
-  if (const char* folder = std::getenv("WINNOW_WORKLOADS"))
-    add_workloads(folder);
-  else
-    std::fprintf(stderr, "skipped: the scans; WINNOW_WORKLOADS names no folder\n");
+  benchmark::AddCustomContext("scans", support::workload_source());
+  add_scans();
   for (const std::int64_t tokens : {1000, 10000, 100000, 1000000, 10000000}) {
     const scene_pointer points = make_scene(tokens);
     const window_list windows = windows_of_stage(1);

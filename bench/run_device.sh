@@ -5,21 +5,22 @@
 #     bench/run_device.sh OUTPUT [CMake arguments...]
 #
 # builds a Release tree for one architecture, runs the device tests, runs them again (smaller ones)
-# under compute-sanitizer's four tools, runs the benchmarks and leaves in the folder OUTPUT a log of
-# each step and a JSON file of each benchmark. The last lines it prints are a summary; it exits 1 if a
-# step failed. Environment:
+# under compute-sanitizer's four tools, runs the benchmarks, and PyTorch's calls on the same work where
+# PyTorch is, and leaves in the folder OUTPUT a log of each step and a JSON file of each benchmark. The
+# last lines it prints are a summary; it exits 1 if a step failed. Environment:
 #
 #     WINNOW_SUITES     which parts, by name: "partition selection attention_forward
 #                       attention_backward" is the default
 #     WINNOW_BINARIES   a folder with the programs already built: nothing is built then
 #     WINNOW_BUILD      the build folder (build-device)
-#     WINNOW_WORKLOADS  folder of LiDAR scans; without it their tests and benchmarks are skipped
+#     WINNOW_WORKLOADS  folder of recorded LiDAR scans; without it the benchmarks simulate some, and
+#                       the tests of recorded ones are skipped
 #     CUDAARCHS         the architecture (90)
 #
 # GoogleTest and Google Benchmark may come from a prefix: -DCMAKE_PREFIX_PATH=...
 set -uo pipefail
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '3,22p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,20p' "${BASH_SOURCE[0]}"; exit 2; }
 output=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 suites=${WINNOW_SUITES:-partition selection attention_forward attention_backward}
@@ -30,10 +31,12 @@ failed=0
 # checker.
 tests_of() {
   case $1 in
-    partition) echo partition_device_test partition_lists_device_test partition_workload_device_test ;;
+    partition)
+      echo partition_device_test partition_contract_device_test partition_lists_device_test \
+        partition_workload_device_test ;;
     selection) echo selection_device_test ;;
     attention_forward) echo attention_forward_device_test ;;
-    attention_backward) echo attention_backward_device_test ;;
+    attention_backward) echo attention_backward_device_test calls_device_test ;;
     *) echo "unknown suite: $1" >&2 && exit 2 ;;
   esac
 }
@@ -41,7 +44,7 @@ benchmarks_of() { echo "$1_bench"; }
 too_slow() {
   case $1 in
     partition_device_test) echo '-large*:*a_long*:*on_cell*:*all_tokens_in_one*' ;;
-    partition_workload_device_test) echo '-*' ;;
+    partition_workload_device_test | calls_device_test) echo '-*' ;;
     selection_device_test) echo '-device_ranking*:device_importance.equals*' ;;
     attention_backward_device_test) # the last three look for poison, which bare arrays lack
       echo '-*MatchesReference*:*FiftyThousand*:*AHundred*:*BesideOtherWork*:*InTheirWindow*:*Training*'\
@@ -73,6 +76,7 @@ else
   program() { find "$build" -type f -name "$1" -perm -u+x | head -n 1; }
   targets=()
   for suite in $suites; do targets+=($(tests_of "$suite") $(benchmarks_of "$suite")); done
+  targets+=(winnow_write_scans)
   step configure cmake -S "$source_folder" -B "$build" -DCMAKE_BUILD_TYPE=Release -DWINNOW_CUDA=ON \
     -DCMAKE_CUDA_ARCHITECTURES="${CUDAARCHS:-90}" "$@" || exit 1
   step build cmake --build "$build" --parallel --target "${targets[@]}" || exit 1
@@ -111,6 +115,14 @@ for suite in $suites; do
       sed 's,/iterations:1/manual_time,,' | cut -c 1-150
   done
 done
+if [[ $suites == *attention_forward*attention_backward* ]] && python3 -c 'import torch' 2>/dev/null; then
+  scans=${WINNOW_WORKLOADS:-$output/scans}
+  if [ -z "${WINNOW_WORKLOADS:-}" ]; then step write_scans "$(program winnow_write_scans)" "$scans"; fi
+  step compare_pytorch timeout 300 python3 "$source_folder/bench/compare_pytorch.py" \
+    --winnow-bench "$(program attention_forward_bench)" \
+    --winnow-bench "$(program attention_backward_bench)" --workloads "$scans" \
+    --out "$output/pytorch.json" && cat "$output/compare_pytorch.log"
+fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null
 [ $failed -eq 0 ] && echo "all steps passed" || echo "some steps FAILED"
 exit $failed

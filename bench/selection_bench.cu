@@ -47,6 +47,7 @@ void report(benchmark::State& state, double seconds, double bytes) {
   if (bytes == 0.0) return;
   state.counters["floor_us"] = bytes / bandwidth * 1e6;
   state.counters["ratio_to_floor"] = seconds * bandwidth / bytes;
+  state.counters["bytes_per_second"] = bytes / seconds;
 }
 
 /// Features of a frame and everything that selection makes of them.

@@ -1,68 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The last step of table gradients: parts in, gradients out.
-//
-// A block computes 32 elements of one head's table. Eight warps each sum up every eighth part of
-// those elements, one element a lane, in order; then one warp adds the eight sums, in order. Bound by
-// reading the parts once, consecutive lanes consecutive elements.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-
-#include "winnow/detail/attention/backward_launch.hpp"
+// The last step of table gradients, compiled once for all instances.
+#include "winnow/detail/attention/backward_sums.cuh"
 
 namespace winnow::detail {
-namespace {
 
-constexpr int slices = 8;
-
-__global__ void __launch_bounds__(32 * slices)
-    sum_parts_kernel(const __grid_constant__ parts_sums all) {
-  __shared__ float partial[slices][32];
-  const parts_sum& job = all.sums[blockIdx.y];
-  const std::int64_t size = std::int64_t{job.axes} * job.rows * job.dim;
-  const std::int64_t blocks_per_head = (size + 31) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(threadIdx.x) / 32;
-  for (std::int64_t block = blockIdx.x; block < blocks_per_head * job.heads; block += gridDim.x) {
-    const std::int64_t head = block / blocks_per_head;
-    const std::int64_t element = block % blocks_per_head * 32 + lane;
-    float sum = 0.0f;
-    if (element < size) {
-      const float* parts = job.parts + head * job.count * size + element;
-#pragma unroll 8
-      for (int part = slice; part < job.count; part += slices) sum += parts[part * size];
-    }
-    partial[slice][lane] = sum;
-    __syncthreads();
-    if (slice == 0 && element < size) {
-      for (int s = 1; s < slices; ++s) sum += partial[s][lane];
-      const std::int64_t d = element % job.dim;
-      const std::int64_t row = element / job.dim % job.rows;
-      const std::int64_t axis = element / job.dim / job.rows;
-      float* target =
-          job.target + row * job.row_stride + axis * job.axis_stride + head * job.head_stride + d;
-      *target = all.accumulate ? *target + sum : sum;
-    }
-    __syncthreads();
-  }
-}
-
-}  // namespace
-
-cudaError_t launch_parts_sums(const parts_sums& sums, cudaStream_t stream) noexcept {
-  if (sums.count == 0) return cudaSuccess;
-  std::int64_t blocks = 1;
-  for (int s = 0; s < sums.count; ++s) {
-    const parts_sum& job = sums.sums[s];
-    const std::int64_t size = std::int64_t{job.axes} * job.rows * job.dim;
-    blocks = std::max(blocks, (size + 31) / 32 * job.heads);
-  }
-  parts_sums parameters = sums;
-  void* arguments[] = {&parameters};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(sum_parts_kernel),
-                          dim3(static_cast<unsigned>(std::min<std::int64_t>(blocks, 1 << 16)),
-                               static_cast<unsigned>(sums.count)),
-                          dim3(32 * slices), arguments, 0, stream);
-}
+template cudaError_t launch_parts_sums<summing_warps>(const parts_sums&, cudaStream_t) noexcept;
 
 }  // namespace winnow::detail

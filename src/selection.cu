@@ -11,11 +11,17 @@
 namespace winnow {
 namespace {
 
-/// Bytes of a word for each tile of a ragged selection.
-std::size_t ragged_bytes(std::int64_t images, std::int64_t windows) noexcept {
-  if (images < 0 || windows < 0) return 0;
+/// Do 32 bits number the windows of all images?
+bool can_number(std::int64_t images, std::int64_t windows) noexcept {
   std::int64_t total = 0;
-  if (!detail::multiply_checked(images, windows, total)) return 0;
+  return images >= 0 && windows >= 0 && detail::multiply_checked(images, windows, total) &&
+         total <= std::numeric_limits<std::int32_t>::max();
+}
+
+/// Bytes of a word for each tile of a ragged selection; 0 for one that no call makes.
+std::size_t ragged_bytes(std::int64_t images, std::int64_t windows) noexcept {
+  if (!can_number(images, windows)) return 0;
+  const std::int64_t total = images * windows;
   return static_cast<std::size_t>(detail::compact_tiles(total)) * sizeof(std::uint32_t);
 }
 
@@ -63,10 +69,7 @@ status window_importance(const grid_window& grid, const tensor_view<const void, 
 
 std::size_t select_most_important_workspace_bytes(std::int64_t images,
                                                   std::int64_t windows) noexcept {
-  std::int64_t total = 0;
-  if (images < 0 || windows < 0 || !detail::multiply_checked(images, windows, total) ||
-      total > std::numeric_limits<std::int32_t>::max())
-    return 0;
+  if (!can_number(images, windows)) return 0;
   detail::key_sorter unused{};
   return detail::lay_out(nullptr, images, windows, unused);
 }
@@ -78,9 +81,7 @@ status select_most_important(const tensor_view<const float, 2>& importance,
   const std::int64_t images = importance.shape[0];
   const std::int64_t windows = importance.shape[1];
   WINNOW_TRY(detail::check_uniform_result<2>(result, images, windows, "importance", importance));
-  std::int64_t total = 0;
-  if (windows > detail::counted_windows && (!detail::multiply_checked(images, windows, total) ||
-                                            total > std::numeric_limits<std::int32_t>::max()))
+  if (windows > detail::counted_windows && !can_number(images, windows))
     return status::failure(status_code::unsupported,
                            "importance: %lld images of %lld windows, must be fewer than 2^31 "
                            "windows in all",

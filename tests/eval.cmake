@@ -2,6 +2,7 @@
 winnow_test(scan_reader_test scan_reader_test.cpp)
 winnow_test(lidar_test lidar_test.cpp)
 winnow_test(voxel_test voxel_test.cpp)
+winnow_test(scan_workload_test scan_workload_test.cpp)
 
 if(WINNOW_BUILD_TOOLS)
   find_package(nlohmann_json REQUIRED)

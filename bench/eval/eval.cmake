@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 target_sources(winnow_support PRIVATE support/lidar.cpp support/ply.cpp support/scan_reader.cpp
-                                      support/voxel.cpp)
+                                      support/scan_workload.cpp support/voxel.cpp)
 
 if(WINNOW_BUILD_TOOLS)
   find_package(CLI11 REQUIRED)

@@ -3,9 +3,9 @@
 /// What the benchmarks of attention share: device memory, random inputs, timing by events, and the
 /// list of work with its geometry.
 ///
-/// Times are GPU times. Warm: a graph of 20 calls on the same arrays, divided by 20. Cold: one call
-/// after 256 MB of other data have passed through L2. `copy_bandwidth` is what a vectorised copy
-/// kernel reads and writes in the same run.
+/// Times are GPU times. Warm: a graph of 20 calls on the same arrays (fewer where they are long),
+/// divided by their number. Cold: one call after 256 MB of other data have passed through L2.
+/// `copy_bandwidth` is what a vectorised copy kernel reads and writes in the same run.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -14,15 +14,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <filesystem>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "support/npy.hpp"
-#include "support/random.hpp"
+#include "support/scan_workload.hpp"
 #include "winnow/attention.hpp"
 #include "winnow/reference.hpp"
 
@@ -159,21 +158,26 @@ struct group_plan {
   position_encoding position;
 };
 
-inline constexpr int calls_per_graph = 20;
+/// Enough calls for a graph's start not to count, and no more: 20 of short calls, 2 of long ones.
+inline int calls_per_graph(float milliseconds) {
+  return std::clamp(static_cast<int>(10.0f / std::max(milliseconds, 1e-3f)), 2, 20);
+}
 
 inline void time_warm(benchmark::State& state, const std::function<void(cudaStream_t)>& launch) {
   stopwatch watch;
+  launch(watch.stream());  // the first launch of a kernel loads it
+  const int calls = calls_per_graph(watch.time([&] { launch(watch.stream()); }));
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   check(cudaStreamBeginCapture(watch.stream(), cudaStreamCaptureModeThreadLocal), "capture");
-  for (int call = 0; call < calls_per_graph; ++call) launch(watch.stream());
+  for (int call = 0; call < calls; ++call) launch(watch.stream());
   check(cudaStreamEndCapture(watch.stream(), &graph), "capture");
   check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
   const auto replay = [&] {
     check(cudaGraphLaunch(executable, watch.stream()), "cudaGraphLaunch");
   };
   watch.time(replay);
-  for (auto _ : state) state.SetIterationTime(watch.time(replay) * 1e-3 / calls_per_graph);
+  for (auto _ : state) state.SetIterationTime(watch.time(replay) * 1e-3 / calls);
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
 }
@@ -218,6 +222,7 @@ class prepared_inputs {
   [[nodiscard]] double row_bytes() const { return static_cast<double>(size) * sizeof(T); }
 
   std::int64_t tokens, heads = 0, dim, size = 0;
+  double pairs = 0.0;  ///< of all heads
   float scale = 1.0f;
   tensor_view<const T, 3> q, k, v;
   std::vector<head_group<T>> groups;
@@ -225,6 +230,8 @@ class prepared_inputs {
  private:
   void add_group(const group_plan& plan) {
     const partition& host = plan.windows->view();
+    for (std::int64_t slot = 0; slot < host.counts->assigned; ++slot)
+      pairs += static_cast<double>(host.bounds[2 * slot + 1] - host.bounds[2 * slot]) * plan.heads;
     head_group<T> group;
     group.heads = plan.heads;
     group.position = plan.position;
@@ -257,16 +264,32 @@ struct work {
   std::string name;
   int dim;
   std::function<std::vector<group_plan>()> plan;
+  /// One point of a curve: half, warm, and nothing else.
+  bool sweep = false;
 };
 
+/// The plan, made when it is first asked for and kept for the rows that follow.
+inline std::function<std::vector<group_plan>()> kept_plan(
+    std::function<std::vector<group_plan>()> make) {
+  auto made = std::make_shared<std::vector<group_plan>>();
+  return [made, make = std::move(make)] {
+    if (made->empty()) *made = make();
+    return *made;
+  };
+}
+
 /// Times one call, warm or cold, against the floor of the bytes it has to move.
-inline void report(benchmark::State& state, bool cold, double floor_bytes,
+/// \param pairs of tokens and heads that the call attends, once forward or once backward.
+inline void report(benchmark::State& state, bool cold, double floor_bytes, double pairs,
                    const std::function<void(cudaStream_t)>& launch) {
   cold ? time_cold(state, launch) : time_warm(state, launch);
   state.counters["floor_us"] = floor_bytes / copy_bandwidth() * 1e6;
-  state.counters["of_floor"] = benchmark::Counter(
+  state.counters["ratio_to_floor"] = benchmark::Counter(
       floor_bytes / copy_bandwidth(),
       benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.counters["pairs"] = pairs;
+  state.counters["pairs_per_second"] =
+      benchmark::Counter(pairs, benchmark::Counter::kIsIterationInvariantRate);
   state.SetBytesProcessed(
       static_cast<std::int64_t>(floor_bytes * static_cast<double>(state.iterations())));
 }
@@ -289,16 +312,13 @@ inline partition_pointer image_windows(const grid_window& window) {
   return result;
 }
 
-/// The points of a stage, at most `limit` of them.
+/// The tokens of a stage, at most `limit` of them.
 template <class Window>
-partition_pointer scan_windows(const std::filesystem::path& folder, int stage, std::int64_t limit,
-                               const Window& window) {
-  const std::string name = "stage" + std::to_string(stage);
-  const support::npy_array coords = support::read_npy(folder / (name + "_coords.npy"));
-  const support::npy_array batch = support::read_npy(folder / (name + "_batch.npy"));
-  const std::int64_t tokens = std::min(limit, coords.shape[0]);
-  const point_set points{tensor_view<const float, 2>(coords.as<float>(), {tokens, 3}),
-                         batch.as<std::int32_t>(), nullptr};
+partition_pointer scan_windows(int stage, std::int64_t limit, const Window& window) {
+  const support::scan_stage& scan = support::workload_stages()[static_cast<std::size_t>(stage) - 1];
+  const std::int64_t tokens = std::min(limit, scan.tokens());
+  const point_set points{tensor_view<const float, 2>(scan.coordinates.data(), {tokens, 3}),
+                         scan.batch.data(), nullptr};
   auto result = std::make_shared<host_partition>(shape_of(window, tokens));
   check(reference::build_partition(window, points, result->view()));
   return result;
@@ -313,26 +333,27 @@ struct stage_geometry {
   float angle;
 };
 
-/// The SphereFormer branches on the scans of a folder: each stage's cubic windows, spherical windows,
-/// and both as two head groups of one call.
-inline std::vector<work> scan_work(const std::filesystem::path& folder) {
+/// The SphereFormer branches on scans: each stage's cubic windows, spherical windows, and both as two
+/// head groups of one call.
+inline std::vector<work> scan_work() {
   constexpr std::int64_t all = std::int64_t{1} << 31;
-  const stage_geometry stages[] = {
-      {"W1", 1, 268720, 2, 0.3f, 2.0f},   {"stage1", 1, all, 1, 0.3f, 2.0f},
-      {"stage2", 2, all, 2, 0.6f, 3.0f},  {"stage3", 3, all, 4, 1.2f, 4.5f},
-      {"stage4", 4, all, 8, 2.4f, 6.75f}, {"stage5", 5, all, 8, 4.8f, 10.125f}};
+  const stage_geometry stages[] = {{"W1", 1, support::w1_tokens, 2, 0.3f, 2.0f},
+                                   {"stage1", 1, all, 1, 0.3f, 2.0f},
+                                   {"stage2", 2, all, 2, 0.6f, 3.0f},
+                                   {"stage3", 3, all, 4, 1.2f, 4.5f},
+                                   {"stage4", 4, all, 8, 2.4f, 6.75f},
+                                   {"stage5", 5, all, 8, 4.8f, 10.125f}};
   std::vector<work> result;
   for (const stage_geometry& s : stages) {
-    const auto cubic = [folder, s] {
-      return scan_windows(folder, s.stage, s.limit,
-                          cubic_window{{s.cube, s.cube, s.cube}, false, 24, {}});
+    const auto cubic = [s] {
+      return scan_windows(s.stage, s.limit, cubic_window{{s.cube, s.cube, s.cube}, false, 24, {}});
     };
-    const auto spherical = [folder, s] {
+    const auto spherical = [s] {
       spherical_window window;
       window.size = {s.angle, s.angle, 80.0f};
       window.quant_length = 24;
       window.exponential_a = 0.0125f;
-      return scan_windows(folder, s.stage, s.limit, window);
+      return scan_windows(s.stage, s.limit, window);
     };
     for (const position_encoding position :
          {position_encoding::none, position_encoding::contextual}) {
@@ -377,6 +398,53 @@ inline std::vector<work> synthetic_work() {
            }});
     }
   return result;
+}
+
+/// Curves: time against tokens, against the length of windows at every head dim, and in windows that
+/// are longer still.
+inline std::vector<work> sweep_work() {
+  std::vector<work> result;
+  const auto add = [&](std::string name, std::int64_t tokens, int size, int heads, int dim) {
+    result.push_back({std::move(name), dim,
+                      [=] {
+                        return std::vector<group_plan>{{uniform_windows(tokens / size * size, size),
+                                                        heads, position_encoding::none}};
+                      },
+                      true});
+  };
+  for (std::int64_t tokens = 1000; tokens <= 10000000; tokens *= 10)
+    add("sweep_tokens_" + std::to_string(tokens), tokens, 24, 2, 16);
+  for (const int dim : {16, 32, 64, 128})
+    for (int size = 16; size <= 4096; size *= 2)
+      add("sweep_window_" + std::to_string(size) + "_dim_" + std::to_string(dim), 65536, size,
+          128 / dim, dim);
+  for (const int size : {1024, 4096, 16384, 50000})
+    add("sweep_long_" + std::to_string(size), 200000, size, 1, 16);
+  return result;
+}
+
+/// All work: scans, synthetic, curves.
+inline std::vector<work> all_work() {
+  std::vector<work> result = scan_work();
+  for (work& item : synthetic_work()) result.push_back(std::move(item));
+  for (work& item : sweep_work()) result.push_back(std::move(item));
+  for (work& item : result) item.plan = kept_plan(std::move(item.plan));
+  return result;
+}
+
+/// What every attention benchmark says about its run.
+inline void add_context() {
+  cudaDeviceProp device{};
+  check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  benchmark::AddCustomContext("gpu", device.name);
+  benchmark::AddCustomContext("cuda_driver", std::to_string(driver));
+  benchmark::AddCustomContext("cuda_runtime", std::to_string(CUDART_VERSION));
+  benchmark::AddCustomContext("copy_bandwidth_gb_s", std::to_string(copy_bandwidth() * 1e-9));
+  benchmark::AddCustomContext("scans", support::workload_source());
+  if (const char* commit = std::getenv("WINNOW_COMMIT"))
+    benchmark::AddCustomContext("commit", commit);
 }
 
 }  // namespace winnow::bench

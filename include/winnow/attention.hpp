@@ -15,7 +15,7 @@
 ///
 /// Every struct comes typed and type-erased: `attention_forward_arguments<half>` converts to
 /// `attention_forward_arguments<void>`, whose views carry a dtype. The host calls are in
-/// `reference.hpp`.
+/// `reference.hpp`; `attention_kernels.cuh` compiles the device calls for other head dims.
 #pragma once
 
 #include <cstddef>

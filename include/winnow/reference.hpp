@@ -113,6 +113,7 @@ status attention_backward(const attention_backward_arguments<T, Table>& argument
 
 }  // namespace winnow::reference
 
-#include "winnow/detail/reference/attention.hpp"
+#include "winnow/detail/reference/attention_backward.hpp"
+#include "winnow/detail/reference/attention_forward.hpp"
 #include "winnow/detail/reference/partition.hpp"
 #include "winnow/detail/reference/selection.hpp"

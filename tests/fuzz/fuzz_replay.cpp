@@ -7,10 +7,9 @@
 #include <fstream>
 #include <string>
 
-#include <unistd.h>
-
 #include "byte_source.hpp"
 #include "replay/run_case.hpp"
+#include "scratch.hpp"
 #include "support/input_error.hpp"
 
 namespace {
@@ -21,14 +20,8 @@ const char* const names[] = {"case.json",     "q.npy",         "k.npy",        "
                              "table_k.npy",   "table_v.npy",   "features.npy", "bias_table.npy",
                              "labels.0.npy",  "table_q.0.npy", "labels.1.npy", "table_q.1.npy"};
 
-/// A folder that the process has for itself, in memory where the system allows.
 const std::filesystem::path& folder() {
-  static const std::filesystem::path path = [] {
-    const std::filesystem::path memory = "/dev/shm";
-    const std::filesystem::path base =
-        std::filesystem::exists(memory) ? memory : std::filesystem::temp_directory_path();
-    return base / ("winnow_fuzz_replay_" + std::to_string(getpid()));
-  }();
+  static const std::filesystem::path path = winnow::fuzz::scratch_folder("replay");
   return path;
 }
 

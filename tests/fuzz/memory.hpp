@@ -4,6 +4,7 @@
 /// the first access beyond it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,12 +24,19 @@ inline void require(bool condition, const char* promise) {
   std::abort();
 }
 
+/// Where arrays lie. Device memory is addresses that nothing is behind and nobody may look at.
+enum class memory_place { host, device };
+
 class memory {
  public:
-  explicit memory(byte_source& source) : source_(source) {}
+  explicit memory(byte_source& source, memory_place place = memory_place::host)
+      : source_(source), place_(place), honest_(place == memory_place::host) {}
+
+  [[nodiscard]] bool on_device() const { return place_ == memory_place::device; }
 
   /// False once an array was asked for that is too large to be there: such arguments lie about
-  /// memory, which no callee can notice, so only calls that read no memory may have them.
+  /// memory, which no callee can notice, so only calls that read no memory may have them. Never true
+  /// of device memory.
   [[nodiscard]] bool honest() const { return honest_; }
 
   /// `count` elements filled by `fill()`, for a negative count none.
@@ -108,6 +116,7 @@ class memory {
 
   /// A block of its own, filled from the source; a single byte where the size is absurd.
   void* bytes(double size) {
+    if (on_device()) return device_bytes(size);
     constexpr double limit = 1 << 16;
     if (size > limit) honest_ = false;
     const std::size_t real = size > limit ? 1 : size < 0 ? 0 : static_cast<std::size_t>(size);
@@ -119,10 +128,20 @@ class memory {
     return blocks_.back().data.get();
   }
 
+  void* device_bytes(double size) {
+    const std::uintptr_t address = next_address_;
+    constexpr double limit = 0x1p40;
+    next_address_ += static_cast<std::uintptr_t>(std::clamp(size, 0.0, limit)) / 256 * 256 + 256;
+    return reinterpret_cast<void*>(address);
+  }
+
   byte_source& source_;
+  memory_place place_;
+  /// No processor that CUDA runs on maps such addresses.
+  std::uintptr_t next_address_ = std::uintptr_t{0xf0} << 48;
   std::vector<owned_bytes> blocks_;
   std::vector<void*> views_;
-  bool honest_ = true;
+  bool honest_;
 };
 
 /// Makes a call and checks that a failure has written nothing.

@@ -142,7 +142,7 @@ inline window_selection make_selection(byte_source& source, memory& arguments,
 inline partition make_partition(memory& arguments, const partition_shape& shape) {
   partition result;
   const std::size_t bytes = partition_bytes(shape);
-  if (bytes == 0 || bytes > 1 << 16) return result;
+  if (bytes == 0 || (bytes > 1 << 16 && !arguments.on_device())) return result;
   // Of max_align_t, so that the block is aligned.
   auto* block = arguments.array<std::max_align_t>(
       static_cast<std::int64_t>((bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t)),

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -53,6 +54,22 @@ class device_points {
   device_array<std::int32_t> count_;
   bool has_batch_ = false;
 };
+
+/// Bounds that hold the points and their batch items, and not more.
+inline partition_bounds box_of(const std::vector<float>& coordinates,
+                               const std::vector<std::int32_t>& batch) {
+  partition_bounds bounds;
+  coordinate_box box;
+  box.lower.fill(1e30);
+  box.upper.fill(-1e30);
+  for (std::size_t i = 0; i < coordinates.size(); ++i) {
+    box.lower[i % 3] = std::min<double>(box.lower[i % 3], coordinates[i]);
+    box.upper[i % 3] = std::max<double>(box.upper[i % 3], coordinates[i]);
+  }
+  if (!coordinates.empty()) bounds.box = box;
+  for (std::int32_t item : batch) bounds.batch_items = std::max(bounds.batch_items, item + 1);
+  return bounds;
+}
 
 /// The same points for the host twins.
 template <class T>
@@ -140,17 +157,22 @@ inline void expect_same_partition(const partition& device, const partition& host
   EXPECT_TRUE(same("bounds", device.bounds, host.bounds, 2 * std::int64_t{h.tokens}));
   ASSERT_EQ(device.position != nullptr, host.position != nullptr);
   ASSERT_EQ(device.radius != nullptr, host.radius != nullptr);
-  if (host.position != nullptr)
+  if (host.position != nullptr) {
     EXPECT_TRUE(same("position", device.position, host.position, h.tokens));
-  if (host.radius != nullptr) EXPECT_TRUE(same("radius", device.radius, host.radius, h.tokens));
+  }
+  if (host.radius != nullptr) {
+    EXPECT_TRUE(same("radius", device.radius, host.radius, h.tokens));
+  }
   EXPECT_TRUE(is_poison(device.order, h.tokens, device.max_tokens)) << "order";
   EXPECT_TRUE(is_poison(device.offsets, h.windows + 1, device.max_windows + 1)) << "offsets";
   EXPECT_TRUE(is_poison(device.bounds, 2 * std::int64_t{h.tokens}, 2 * device.max_tokens))
       << "bounds";
-  if (device.position != nullptr)
+  if (device.position != nullptr) {
     EXPECT_TRUE(is_poison(device.position, h.tokens, device.max_tokens)) << "position";
-  if (device.radius != nullptr)
+  }
+  if (device.radius != nullptr) {
     EXPECT_TRUE(is_poison(device.radius, h.tokens, device.max_tokens)) << "radius";
+  }
 }
 
 /// Whatever was flagged: `order` is a permutation, windows are consecutive and not empty, bounds

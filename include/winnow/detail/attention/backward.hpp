@@ -194,6 +194,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                 : tune_backward(size_of(instance.type), instance.head_dim, wanted.position).rows();
     std::int64_t blocks = std::max<std::int64_t>(1, (tokens + rows_a_block - 1) / rows_a_block);
     if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
+    // A grid has fewer than 2^31 blocks; beyond that each takes several tiles.
+    blocks = std::min(blocks, ((std::int64_t{1} << 31) - 1) / problem.heads);
     if (part_bytes > 0 || wanted.position == position_encoding::contextual) {
       const int enough = by_rows ? summing_rows : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
@@ -283,7 +285,7 @@ status attention_backward(const backward_instance (&instances)[Count],
         arguments.grad_v.data != nullptr)
       error = launch_side(launch, *instance, backward_side::key, stream);
   }
-  if (error == cudaSuccess) error = launch_parts_sums(plan.sums, stream);
+  if (error == cudaSuccess) error = launch_parts_sums<summing_warps>(plan.sums, stream);
   if (error != cudaSuccess)
     return status::failure(status_code::cuda_error, "attention_backward: %s",
                            cudaGetErrorString(error));

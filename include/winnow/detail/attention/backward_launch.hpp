@@ -40,7 +40,11 @@ template <class T>
 cudaError_t launch_backward_rows(const backward_problem& problem, backward_side side,
                                  cudaStream_t stream) noexcept;
 
-/// Sums up the parts of all tables of a call.
+/// Warps that share the parts of an element; they decide on the order of the sum.
+inline constexpr int summing_warps = 8;
+
+/// Sums up the parts of all tables of a call. Defined in backward_sums.cuh.
+template <int Warps>
 cudaError_t launch_parts_sums(const parts_sums& sums, cudaStream_t stream) noexcept;
 
 }  // namespace winnow::detail

@@ -22,7 +22,8 @@ template <class... Strides>
 bool steps_are_aligned(const void* data, std::int64_t bytes, dtype type,
                        Strides... strides) noexcept {
   const auto size = static_cast<std::int64_t>(size_of(type));
-  return is_aligned(data, bytes) && ((strides * size % bytes == 0) && ...);
+  // The remainder first: the stride of a dimension of one may be anything.
+  return is_aligned(data, bytes) && ((strides % bytes * size % bytes == 0) && ...);
 }
 
 template <class View>

@@ -398,17 +398,24 @@ __global__ void __launch_bounds__(Policy::threads)
   sort_tile<Policy, std::uint32_t>(sorter, plan, pass, shared, memory);
 }
 
+/// A function of its own and no lambda: clang, as nvcc's host compiler, instantiates the body of a
+/// generic lambda at once, which is too early for a kernel.
+template <class Policy>
+status launch_sort_passes(const sorter_list& list, int count, std::int64_t capacity, int passes,
+                          bool wide, cudaStream_t stream) noexcept {
+  const dim3 blocks(static_cast<unsigned>(divide_up<std::int64_t>(capacity, Policy::tile)),
+                    static_cast<unsigned>(count));
+  const auto kernel = wide ? sort_pass_kernel<Policy, true> : sort_pass_kernel<Policy, false>;
+  for (int pass = 0; pass < passes; ++pass)
+    WINNOW_TRY(launch("sort pass", kernel, blocks, Policy::threads, stream, list, pass));
+  return {};
+}
+
 /// Submits `passes` passes for `count` sorts of up to `capacity` keys.
 inline status launch_sort(const sorter_list& list, int count, std::int64_t capacity, int passes,
                           bool wide, cudaStream_t stream) noexcept {
-  return visit_sort_policy(capacity, [&](auto policy) -> status {
-    using Policy = decltype(policy);
-    const dim3 blocks(static_cast<unsigned>(divide_up<std::int64_t>(capacity, Policy::tile)),
-                      static_cast<unsigned>(count));
-    const auto kernel = wide ? sort_pass_kernel<Policy, true> : sort_pass_kernel<Policy, false>;
-    for (int pass = 0; pass < passes; ++pass)
-      WINNOW_TRY(launch("sort pass", kernel, blocks, Policy::threads, stream, list, pass));
-    return {};
+  return visit_sort_policy(capacity, [&](auto policy) {
+    return launch_sort_passes<decltype(policy)>(list, count, capacity, passes, wide, stream);
   });
 }
 

@@ -56,8 +56,10 @@ byte_range memory_of(const tensor_view<const void, Rank>& view) noexcept {
     (view.stride[d] < 0 ? first : last) += (view.shape[d] - 1) * view.stride[d];
   const auto address = reinterpret_cast<std::uintptr_t>(view.data);
   const auto element = static_cast<std::int64_t>(size_of(view.type));
-  return {address + static_cast<std::uintptr_t>(first * element),
-          address + static_cast<std::uintptr_t>((last + 1) * element)};
+  // The element itself comes last: int64 need not hold the address behind it.
+  return {
+      address + static_cast<std::uintptr_t>(first * element),
+      address + static_cast<std::uintptr_t>(last * element) + static_cast<std::uintptr_t>(element)};
 }
 
 /// The memory of `output` does not meet that of `input`. Gaps of strided views count, too: outputs

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The second half of a block of the first stage in one pass: stream += change, then
+/// stream += w2 · gelu(w1 · norm(stream) + b1) + b2.
+///
+/// What a block of threads computes: it keeps both matrices, 144 KB, in shared memory, and each of its
+/// warps takes 32 rows at a time. The norm of a row is the left factor of the first product as it lies in
+/// registers (mma.cuh); 16 hidden channels later the sums, through GELU, are the left factor of the second
+/// product. Neither the norm nor the hidden layer is ever stored. The sums of the second product start from
+/// the row itself, so that the residual is added in FP32.
+///
+/// What bounds it: tensor cores and shared memory at once, about 75 and 48 cycles for 32 rows and 16 hidden
+/// channels; traffic is 576 bytes a row instead of 2,700. Later stages have larger matrices and, for the
+/// same products, fewer rows to move: cuBLASLt does them.
+#include <algorithm>
+
+#include "swin/kernels.hpp"
+#include "swin/mma.cuh"
+#include "swin/row_map.cuh"
+
+namespace winnow::swin {
+namespace {
+
+constexpr int threads = 256;
+constexpr int warps = threads / 32;
+constexpr int hidden = mlp_ratio * quad_channels;
+constexpr int chunk = 16;  // hidden channels at a time
+constexpr int chunks = hidden / chunk;
+constexpr int steps = quad_channels / 16;    // of the first product
+constexpr int fragments = 2 * column_tiles;  // of both matrices for a chunk, two in a piece
+constexpr int chunk_pieces = fragments / 2;  // of 16 bytes a lane
+constexpr int pair_rows = 32;                // of a warp, as two tiles of 16
+constexpr std::size_t matrix_bytes = std::size_t{chunks} * chunk_pieces * 32 * 16;
+static_assert(matrix_bytes == packed_mlp_elements * 2);
+constexpr std::size_t shared_bytes = matrix_bytes + hidden * sizeof(float);
+
+template <class T>
+struct mlp_arguments {
+  explicit mlp_arguments(const fused_mlp& work)
+      : stream(static_cast<T*>(work.stream)),
+        change(static_cast<const T*>(work.change)),
+        norm_weight(static_cast<const T*>(work.norm.weight)),
+        norm_bias(static_cast<const T*>(work.norm.bias)),
+        matrices(static_cast<const uint4*>(work.matrices)),
+        hidden_bias(static_cast<const T*>(work.hidden_bias)),
+        bias(static_cast<const T*>(work.bias)),
+        block(work.block),
+        count(work.block.count()) {}
+  T* stream;
+  const T* change;
+  const T* norm_weight;
+  const T* norm_bias;
+  const uint4* matrices;
+  const T* hidden_bias;
+  const T* bias;
+  row_map block;
+  int count;
+};
+
+/// The tanh form of GELU, as cuBLASLt's.
+__device__ __forceinline__ float gelu(float x) {
+  const float inner = x * (0.7978845608f + 0.0356774081f * x * x);
+  float tanh;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(tanh) : "f"(inner));
+  return 0.5f * x * (1.0f + tanh);
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    fused_mlp_kernel(const __grid_constant__ mlp_arguments<T> work) {
+  extern __shared__ uint4 matrices[];
+  auto* hidden_bias = reinterpret_cast<float*>(matrices + matrix_bytes / sizeof(uint4));
+  for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(matrix_bytes / 16); i += threads)
+    matrices[i] = work.matrices[i];
+  for (int i = static_cast<int>(threadIdx.x); i < hidden; i += threads)
+    hidden_bias[i] = static_cast<float>(work.hidden_bias[i]);
+  __syncthreads();
+
+  using row_type = token_row<T, quad_lanes>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int quad = lane % quad_lanes;
+  const int step_rows = static_cast<int>(gridDim.x) * warps * pair_rows;
+  for (int first =
+           (static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / 32) * pair_rows;
+       first < work.count; first += step_rows) {
+    std::uint32_t normed[2][steps][4];
+    float sums[2][column_tiles][4];
+    T* places[4];
+    // Row r of the lane: lane / 4 + 8 r of the 32.
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int row = first + r * 8 + lane / quad_lanes;
+      const bool present = row < work.count;
+      const place where = place_of(work.block, present ? row : 0);
+      const bool inside = present && where.y < work.block.height && where.x < work.block.width;
+      places[r] =
+          inside ? work.stream +
+                       ((static_cast<std::int64_t>(where.image) * work.block.height + where.y) *
+                            work.block.width +
+                        where.x) *
+                           quad_channels
+                 : nullptr;
+      row_type value;
+      value.clear();
+      if (inside) {
+        value.load(places[r], quad);
+        value.add(work.change + std::int64_t{row} * quad_channels, quad);
+      }
+      const row_type factor = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, quad);
+      row_type bias;
+      bias.load(work.bias, quad);
+#pragma unroll
+      for (int t = 0; t < column_tiles; ++t) {
+        normed[r / 2][t / 2][t % 2 * 2 + r % 2] = two(T(), factor.x[2 * t], factor.x[2 * t + 1]);
+        sums[r / 2][t][r % 2 * 2] = value.x[2 * t] + bias.x[2 * t];
+        sums[r / 2][t][r % 2 * 2 + 1] = value.x[2 * t + 1] + bias.x[2 * t + 1];
+      }
+    }
+    const uint4* piece_of_lane = matrices + lane;
+#pragma unroll 1
+    for (int c = 0; c < chunks; ++c, piece_of_lane += chunk_pieces * 32) {
+      float inner[2][2][4];  // by tile of rows, tile of hidden channels
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float2 bias =
+            *reinterpret_cast<const float2*>(hidden_bias + c * chunk + n * 8 + quad * 2);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          inner[m][n][0] = inner[m][n][2] = bias.x;
+          inner[m][n][1] = inner[m][n][3] = bias.y;
+        }
+#pragma unroll
+        for (int pair = 0; pair < steps / 2; ++pair) {
+          const uint4 b = piece_of_lane[(n * (steps / 2) + pair) * 32];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            multiply(T(), inner[m][n], normed[m][2 * pair], b.x, b.y);
+            multiply(T(), inner[m][n], normed[m][2 * pair + 1], b.z, b.w);
+          }
+        }
+      }
+      std::uint32_t activated[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          activated[m][i] =
+              two(T(), gelu(inner[m][i / 2][i % 2 * 2]), gelu(inner[m][i / 2][i % 2 * 2 + 1]));
+#pragma unroll
+      for (int pair = 0; pair < column_tiles / 2; ++pair) {
+        const uint4 b = piece_of_lane[(steps + pair) * 32];
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply(T(), sums[m][2 * pair], activated[m], b.x, b.y);
+          multiply(T(), sums[m][2 * pair + 1], activated[m], b.z, b.w);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      if (places[r] == nullptr) continue;
+      row_type value;
+#pragma unroll
+      for (int i = 0; i < lane_channels; ++i) value.x[i] = sums[r / 2][i / 2][r % 2 * 2 + i % 2];
+      value.store(places[r], quad);
+    }
+  }
+}
+
+template <class T>
+cudaError_t launch(const fused_mlp& work, cudaStream_t stream) {
+  int device = 0;
+  int processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(fused_mlp_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  if (error != cudaSuccess) return error;
+  const int wanted = round_up_div(work.block.count(), pair_rows * warps);
+  fused_mlp_kernel<<<static_cast<unsigned>(std::min(wanted, processors)), threads, shared_bytes,
+                     stream>>>(mlp_arguments<T>(work));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+std::vector<float> pack_mlp(const std::vector<float>& w1, const std::vector<float>& w2) {
+  std::vector<float> packed;
+  packed.reserve(packed_mlp_elements);
+  for (int c = 0; c < chunks; ++c)
+    for (int f = 0; f < chunk_pieces; ++f)
+      for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < piece; ++i) {
+          const int own = lane % quad_lanes * 2 + i % 2;  // among the eight factors of a fragment
+          const int column = lane / quad_lanes;
+          if (f < steps) {  // first product: two steps of the sum over channels
+            const int tile = (f % (steps / 2)) * 4 + i / 2;
+            const int unit = c * chunk + f / (steps / 2) * 8 + column;
+            packed.push_back(
+                w1[static_cast<std::size_t>(unit * quad_channels + channel_of(tile, own))]);
+          } else {  // second product: two tiles of channels
+            const int tile = (f - steps) * 2 + i / 4;
+            const int unit = c * chunk + i / 2 % 2 * 8 + own;
+            packed.push_back(
+                w2[static_cast<std::size_t>(channel_of(tile, column) * hidden + unit)]);
+          }
+        }
+  return packed;
+}
+
+cudaError_t launch_fused_mlp(dtype type, const fused_mlp& work, cudaStream_t stream) {
+  if (type == dtype::float16) return launch<half>(work, stream);
+  if (type == dtype::bfloat16) return launch<bfloat16>(work, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace winnow::swin
