@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual.cuh"
 #include "winnow/detail/attention/encoding.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/layout.hpp"
@@ -16,22 +15,13 @@
 
 namespace winnow::detail {
 
-template <class T, int D, position_encoding Position>
-struct forward_policy {
-  using type = grid_encoding<T, D, Position>;
-};
-template <class T, int D>
-struct forward_policy<T, D, position_encoding::contextual> {
-  using type = contextual_encoding<T, D>;
-};
-
 /// One block's work; its members are what all steps share.
 /// \tparam Vectors q, k, v and out have rows that start on 16 bytes.
 template <class T, int D, position_encoding Position, bool Vectors>
 struct forward_block {
   using layout = forward_layout<sizeof(T), D, Position>;
   using math = tile_math<T, D>;
-  using encoding = typename forward_policy<T, D, Position>::type;
+  using encoding = grid_encoding<T, D, Position>;
   static constexpr int rows = layout::rows;
   static constexpr int keys = layout::keys;
   static constexpr int threads = layout::tuning.threads();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "winnow/detail/attention/contextual_kernel.cuh"
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 
@@ -31,7 +32,7 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
 }
 
 template <class T, int D, position_encoding Position>
-cudaError_t launch_forward(const forward_problem& problem, const launch_extent& extent,
+cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                            cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
   const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
@@ -66,6 +67,15 @@ cudaError_t launch_forward(const forward_problem& problem, const launch_extent& 
                   static_cast<unsigned>((blocks + limit - 1) / limit));
   void* arguments[] = {&parameters};
   return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+}
+
+template <class T, int D, position_encoding Position>
+cudaError_t launch_forward(const forward_problem& problem, const launch_extent& extent,
+                           cudaStream_t stream) noexcept {
+  if constexpr (Position == position_encoding::contextual)
+    return launch_contextual_forward<T, D>(problem, extent, stream);
+  else
+    return launch_grid_forward<T, D, Position>(problem, extent, stream);
 }
 
 }  // namespace winnow::detail
