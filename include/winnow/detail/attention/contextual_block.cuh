@@ -886,9 +886,7 @@ struct contextual_block {
       if (now.first) begin_rows(now, state);
       prepare_keys(now, stage);
       __syncthreads();
-      request(coming, stage ^ 1, tokens);
-      const turn later = follow(coming, next);
-      load_tokens(later, tokens);
+      if constexpr (layout::stages == 2) request(coming, stage ^ 1, tokens);
       const row_windows windows = windows_of(now);
 #pragma unroll 1
       for (int begin = windows.lowest & ~1; begin < windows.highest; begin += 16) {
@@ -899,9 +897,15 @@ struct contextual_block {
           attend<false>(windows, key, begin, stage, state);
       }
       if (now.key + keys >= now.end) bad |= finish_rows(now, state);
+      if constexpr (layout::stages == 1) {
+        __syncthreads();
+        request(coming, 0, tokens);
+      } else {
+        stage ^= 1;
+      }
       now = coming;
-      coming = later;
-      stage ^= 1;
+      coming = follow(now, next);
+      load_tokens(coming, tokens);
     }
     wait_for_copies<0>();
     return bad;

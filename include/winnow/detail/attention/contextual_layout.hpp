@@ -14,10 +14,11 @@ namespace winnow::detail {
 
 /// One value serves all architectures: tiles fit the 99 KB that a block may have on each.
 struct contextual_tuning {
-  int warps;        ///< a warp owns 16 query rows
-  int keys;         ///< keys of a turn; with a radial axis `radial_keys`
-  int radial_keys;  ///< fewer, as their products are longer
-  bool staged;      ///< Tq and Tk live in shared memory, in the order of the products' factors
+  int warps;          ///< a warp owns 16 query rows
+  int keys;           ///< keys of a turn; with a radial axis `radial_keys`
+  int radial_keys;    ///< fewer, as their products are longer
+  int radial_stages;  ///< turns whose rows are held: two, unless that makes turns too short
+  bool staged;        ///< Tq and Tk live in shared memory, in the order of the products' factors
   int value_axes;  ///< axes of Tv in shared memory: all three stay, one is loaded when it is needed
   int min_blocks;  ///< blocks the compiler leaves registers for on a multiprocessor
 
@@ -33,15 +34,15 @@ inline std::ostream& operator<<(std::ostream& out, const contextual_tuning& tuni
 
 constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_dim) {
   if (element_bytes == 4) {
-    if (head_dim == 16) return {4, 32, 32, true, 3, 2};
-    if (head_dim == 32) return {4, 32, 32, false, 1, 2};
-    return head_dim == 64 ? contextual_tuning{2, 16, 16, false, 1, 2}
-                          : contextual_tuning{1, 16, 16, false, 1, 2};
+    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2};
+    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2};
+    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2}
+                          : contextual_tuning{1, 16, 16, 2, false, 1, 2};
   }
-  if (head_dim == 16) return {4, 96, 64, true, 3, 3};
-  if (head_dim == 32) return {4, 64, 64, true, 3, 2};
-  return head_dim == 64 ? contextual_tuning{4, 32, 32, false, 3, 2}
-                        : contextual_tuning{4, 16, 16, false, 1, 2};
+  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 3};
+  if (head_dim == 32) return {4, 64, 64, 2, true, 3, 2};
+  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2}
+                        : contextual_tuning{4, 16, 16, 2, false, 1, 2};
 }
 
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is
@@ -54,6 +55,7 @@ struct contextual_layout {
   /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
   /// float and, as |G| grows with the head dim, at 128.
   static constexpr int parts = Bytes == 4 || D > 64 ? 2 : 1;
+  static constexpr int stages = Radial ? tuning.radial_stages : 2;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -72,17 +74,18 @@ struct contextual_layout {
   static constexpr int sums_stride = tile_rows + 2;
 
   // Two of each of the rows' arrays: the next turn's arrive during this one.
-  static constexpr int row_bounds = 0;                                    // int2 [2][rows]
-  static constexpr int row_order = row_bounds + 16 * rows;                // int [2][rows]
-  static constexpr int row_code = row_order + 8 * rows;                   // uint32 [2][rows]
-  static constexpr int row_radius = row_code + 8 * rows;                  // float [2][rows]
-  static constexpr int key_code = row_radius + (Radial ? 8 * rows : 0);   // uint32 [2][keys]
-  static constexpr int key_radius = key_code + 8 * keys;                  // float [2][keys]
-  static constexpr int key_place = key_radius + (Radial ? 8 * keys : 0);  // uint4 [keys]
-  static constexpr int key_cells = key_place + 16 * keys;                 // half [3][keys]
+  static constexpr int row_bounds = 0;                                   // int2 [2][rows]
+  static constexpr int row_order = row_bounds + 16 * rows;               // int [2][rows]
+  static constexpr int row_code = row_order + 8 * rows;                  // uint32 [2][rows]
+  static constexpr int row_radius = row_code + 8 * rows;                 // float [2][rows]
+  static constexpr int key_code = row_radius + (Radial ? 8 * rows : 0);  // uint32 [stages][keys]
+  static constexpr int key_radius = key_code + 4 * stages * keys;        // float [stages][keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // uint4 [keys]
+  static constexpr int key_cells = key_place + 16 * keys;                          // half [3][keys]
   static constexpr int query = key_cells + 6 * keys;  // T [buffers][rows][row_bytes]
-  static constexpr int key_tiles = query + query_buffers * rows * row_bytes;  // T [2][K, V][keys]
-  static constexpr int key_products = key_tiles + 4 * tile_bytes;             // [keys][key_stride]
+  static constexpr int key_tiles =
+      query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
+  static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
   /// Of each warp: radial products of its rows and sums of weights by radial row.
   static constexpr int scratch = key_products + keys * key_stride;
   static constexpr int radial_sums = 16 * query_radial_stride;
