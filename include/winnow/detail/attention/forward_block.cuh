@@ -308,13 +308,8 @@ struct forward_block {
       }
     }
     const auto is_bad = [&](int row) { return (bad >> row & 1u) != 0; };
-    // Nobody reads this warp's Gq, or rows of q, any more.
+    // Nobody reads this warp's rows of q any more.
     T* staged = query_rows(h);
-    if constexpr (layout::one_query_buffer) {
-      const bool radial = group.kind == relative_kind::spherical;
-      static_assert(layout::row_bytes <= 4 * layout::linear_products);
-      staged = at<T>(layout::query_products(radial) + warp * 64 * layout::products(radial));
-    }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -408,14 +403,6 @@ struct forward_block {
           for (float& sum : block) sum = 0.0f;
         state.q.load(query_rows(h));
         positions.begin_head(context, h, memory, query_rows(h));
-      }
-      if constexpr (layout::contextual) {
-        positions.prepare_keys(memory, stage, keys_of(tile));
-        __syncthreads();
-        if (layout::one_query_buffer && tile == 0 && h + 1 < heads) {
-          request_queries(h + 1);
-          commit_copies();
-        }
       }
       attend_tile(tile, stage, positions, state);
       if (++tile == tiles) {

@@ -33,7 +33,7 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
 
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
-                           cudaStream_t stream) noexcept {
+                                cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
   const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
@@ -42,8 +42,7 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
     return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;
   };
   constexpr std::size_t most_bytes = 99 * 1024;
-  while (parameters.heads_per_block > 1 &&
-         layout::bytes(extent.radial, bias_floats()) > most_bytes / 2)
+  while (parameters.heads_per_block > 1 && layout::bytes(bias_floats()) > most_bytes / 2)
     parameters.heads_per_block /= 2;
   int columns = 0;
   for (int g = 0; g < parameters.group_count; ++g) {
@@ -56,7 +55,7 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
-  const std::size_t bytes = layout::bytes(extent.radial, bias_floats());
+  const std::size_t bytes = layout::bytes(bias_floats());
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
