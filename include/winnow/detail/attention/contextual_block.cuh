@@ -34,6 +34,7 @@ struct contextual_block {
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
   static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
+  static constexpr float margin = sizeof(T) == 2 ? 4.0f : 0.0f;
 
   const forward_problem& problem;
   int group_index;
@@ -76,7 +77,7 @@ struct contextual_block {
     float inverse_a;
     int length;
     bool has_values;
-    float fixed_point[2];
+    float fixed_point;  ///< the scale of radial sums, one for the warp
     softmax_state softmax;
     float o[math::blocks][4];
     float cells[words][4];  ///< weights by cell
@@ -137,16 +138,23 @@ struct contextual_block {
 #pragma unroll
     for (int pass = 0; pass < key_passes; ++pass) {
       const int key = thread / chunks + pass * pass_rows;
-      tokens.keys[pass] = key < count_of(now) ? group().order[now.key + key] : 0;
+      tokens.keys[pass] =
+          key < count_of(now) ? group().order[static_cast<std::uint32_t>(now.key + key)] : 0;
     }
     if (!now.first) return;
 #pragma unroll
     for (int pass = 0; pass < query_passes; ++pass) {
       const int row = now.row + thread / chunks + pass * pass_rows;
-      tokens.queries[pass] = row < min(now.row + rows, assigned) ? group().order[row] : 0;
+      tokens.queries[pass] =
+          row < min(now.row + rows, assigned) ? group().order[static_cast<std::uint32_t>(row)] : 0;
     }
   }
 
+  static __device__ __forceinline__ std::int64_t multiply_wide(std::int32_t a, std::int32_t b) {
+    std::int64_t product;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+    return product;
+  }
   /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to shared memory, and zeros
   /// from row `count` to row `fill`.
   template <int Passes>
@@ -167,8 +175,7 @@ struct contextual_block {
         // Strides of vectors fit 32 bits.
         copy_async(
             shared + static_cast<std::uint32_t>(target + pass * pass_rows * layout::row_bytes),
-            base + static_cast<std::int64_t>(tokens[pass]) *
-                       static_cast<std::int32_t>(view.token_stride),
+            base + multiply_wide(tokens[pass], static_cast<std::int32_t>(view.token_stride)),
             valid);
       } else {
         T* chunk = at<T>(target + pass * pass_rows * layout::row_bytes);
@@ -177,14 +184,14 @@ struct contextual_block {
       }
     }
   }
-  /// Elements [0, count) of an array, and zeros up to `fill`.
+  /// `count` elements of an array from `first` on, and zeros up to `fill`.
   template <class U>
-  __device__ __forceinline__ void copy_array(int target, const U* source, int count,
+  __device__ __forceinline__ void copy_array(int target, const U* source, int first, int count,
                                              int fill) const {
     static_assert(rows <= threads && keys <= threads);
     if (thread < fill)
       copy_element_async(shared + static_cast<std::uint32_t>(target) + thread * sizeof(U),
-                         source + min(thread, count - 1), thread < count);
+                         source + static_cast<std::uint32_t>(first + thread), thread < count);
   }
 
   /// Everything that a turn needs.
@@ -197,20 +204,19 @@ struct contextual_block {
       const int target = layout::key_tiles + 2 * stage * layout::tile_bytes;
       copy_rows(target, problem.k, tokens.keys, count, fill);
       copy_rows(target + layout::tile_bytes, problem.v, tokens.keys, count, fill);
-      copy_array(layout::key_code + 4 * keys * stage, group().positions + now.key, count, fill);
+      copy_array(layout::key_code + 4 * keys * stage, group().positions, now.key, count, fill);
       if constexpr (Radial)
-        copy_array(layout::key_radius + 4 * keys * stage, group().radius + now.key, count, fill);
+        copy_array(layout::key_radius + 4 * keys * stage, group().radius, now.key, count, fill);
       if (now.first) {
         const int active = min(rows, assigned - now.row);
         copy_rows(query_offset(now), problem.q, tokens.queries, active, rows);
         copy_array(layout::row_bounds + 8 * rows * now.buffer,
-                   reinterpret_cast<const int2*>(group().bounds) + now.row, active, rows);
-        copy_array(layout::row_order + 4 * rows * now.buffer, group().order + now.row, active,
-                   rows);
-        copy_array(layout::row_code + 4 * rows * now.buffer, group().positions + now.row, active,
+                   reinterpret_cast<const int2*>(group().bounds), now.row, active, rows);
+        copy_array(layout::row_order + 4 * rows * now.buffer, group().order, now.row, active, rows);
+        copy_array(layout::row_code + 4 * rows * now.buffer, group().positions, now.row, active,
                    rows);
         if constexpr (Radial)
-          copy_array(layout::row_radius + 4 * rows * now.buffer, group().radius + now.row, active,
+          copy_array(layout::row_radius + 4 * rows * now.buffer, group().radius, now.row, active,
                      rows);
       }
     }
@@ -319,15 +325,9 @@ struct contextual_block {
         for (int r = place.t; r < tile_rows; r += 4)
           radial_sums()[i * 8 * layout::sums_stride + r] = 0;
         state.radius[i] = at<float>(layout::row_radius)[row + 8 * i];
-        // The weights of n keys sum to at most n·2^(slack - lag), which has to stay below 2³²; and
-        // `fixed` holds 23 bits.
-        const int2 bounds = at<int2>(layout::row_bounds)[row + 8 * i];
-        const int bits =
-            __clz(bounds.y - bounds.x) - 1 - static_cast<int>(softmax_state::slack - lag);
-        state.fixed_point[i] = __uint_as_float(
-            static_cast<std::uint32_t>(127 + (lag > 0.0f ? min(bits, 22) : bits)) << 23);
       }
     }
+    state.fixed_point = most_fixed;
     state.softmax = softmax_state();
 #pragma unroll
     for (auto& block : state.o)
@@ -573,6 +573,9 @@ struct contextual_block {
         largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
       }
     if (!state.softmax.holds(largest)) {
+      // The maximum as if it were higher: most rows then never raise it again.
+#pragma unroll
+      for (float& logit : largest) logit += margin;
       float by[2];
       if (state.softmax.raise(largest, by)) rescale(by, state);
     }
@@ -596,19 +599,42 @@ struct contextual_block {
     for (auto& block : state.cells)
 #pragma unroll
       for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-    if constexpr (Radial) {
-      __syncwarp();
-      for (int r = place.t; r < tile_rows; r += 4)
+    if constexpr (Radial) rescale_radial(by[0], by[1]);
+  }
+  __device__ __forceinline__ void rescale_radial(float first, float second) const {
+    __syncwarp();
+    for (int r = place.t; r < tile_rows; r += 4)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          std::uint32_t& sum = radial_sums()[i * 8 * layout::sums_stride + r];
-          sum = __float2uint_rn(__uint2float_rn(sum) * by[i]);
-        }
-      __syncwarp();
-    }
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t& sum = radial_sums()[i * 8 * layout::sums_stride + r];
+        sum = __float2uint_rn(__uint2float_rn(sum) * (i == 0 ? first : second));
+      }
+    __syncwarp();
   }
 
-  /// A weight in fixed point. Where it is at most 1, adding 2²³ rounds it.
+  /// Radial sums have one scale for all rows of a warp. It follows the sums of weights: the largest
+  /// stays below 2²³ units (float: 2³¹), so that no sum of some weights overflows and rounding costs
+  /// no more than 2⁻²³ of it, however long the window is.
+  static constexpr float most_fixed = lag > 0.0f ? 0x1p28f : 0x1p24f;
+  __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
+    // Float: lanes have shares of the sums.
+    constexpr float limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
+    const float largest = fmaxf(state.softmax.sum[0], state.softmax.sum[2]);
+    while (__any_sync(0xffffffffu, largest * state.fixed_point >= limit) &&
+           state.fixed_point > 0x1p-20f) {
+      state.fixed_point *= 0.125f;
+      rescale_radial(0.125f, 0.125f);
+    }
+  }
+  /// Lanes of a warp add in some order, which does not matter to integers.
+  static __device__ __forceinline__ void add_unless_zero(std::uint32_t* sum, std::uint32_t weight) {
+    asm volatile(
+        "{\n .reg .pred p;\n setp.ne.u32 p, %1, 0;\n @p red.shared.add.u32 [%0], %1;\n}\n" ::"r"(
+            shared_address(sum)),
+        "r"(weight)
+        : "memory");
+  }
+  /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it.
   static __device__ __forceinline__ std::uint32_t fixed(float weight, float scale) {
     if constexpr (lag > 0.0f)
       return __float_as_uint(fmaf(weight, scale, 0x1p23f)) - 0x4b000000u;
@@ -627,33 +653,43 @@ struct contextual_block {
       for (int b = 0; b < 2; ++b)
         pairs[b][axis] = *reinterpret_cast<const std::uint32_t*>(
             at<const std::uint16_t>(layout::key_cells) + axis * keys + key + 8 * b + 2 * place.t);
-    const auto add = [&](const weight_fragment<half>& weights) {
-#pragma unroll
-      for (int word = 0; word < words; ++word) {
-        const int first = word % cell_words * 8 + spread(place.g);
-        const std::uint32_t cell = position_pair(first, first);
-        const int axis = word / cell_words;
-        multiply_add_16<half>(state.cells[word], weights.a, one_hot(pairs[0][axis], cell),
-                              one_hot(pairs[1][axis], cell));
-      }
+    const weight_fragment<half> weights(p);
+    const auto cells_of = [&](int b, int word) {
+      const int first = word % cell_words * 8 + spread(place.g);
+      return one_hot(pairs[b][word / cell_words], position_pair(first, first));
     };
-    add(weight_fragment<half>(p));
     if constexpr (sizeof(T) == 4) {
       float rest[2][4];
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e) rest[b][e] = p[b][e] - __half2float(__float2half_rn(p[b][e]));
-      add(weight_fragment<half>(rest));
+      const weight_fragment<half> low(rest);
+#pragma unroll
+      for (int word = 0; word < words; ++word) {
+        // Tensor cores cut sums off instead of rounding them, so they sum 16 keys only.
+        float sum[4];
+        const std::uint32_t first = cells_of(0, word);
+        const std::uint32_t second = cells_of(1, word);
+        multiply_16<half>(sum, low.a, first, second);
+        multiply_add_16<half>(sum, weights.a, first, second);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) state.cells[word][e] += sum[e];
+      }
+    } else {
+#pragma unroll
+      for (int word = 0; word < words; ++word)
+        multiply_add_16<half>(state.cells[word], weights.a, cells_of(0, word), cells_of(1, word));
     }
     if constexpr (Radial) {
+      keep_fixed_point(state);
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const std::uint32_t r = radial_rows[b] >> (8 * e) & 0xffu;
-          const std::uint32_t weight = fixed(p[b][e], state.fixed_point[e / 2]);
-          if (weight != 0) atomicAdd(radial_sums() + e / 2 * 8 * layout::sums_stride + r, weight);
+          const std::uint32_t weight = fixed(p[b][e], state.fixed_point);
+          add_unless_zero(radial_sums() + e / 2 * 8 * layout::sums_stride + r, weight);
         }
     }
   }
@@ -757,7 +793,7 @@ struct contextual_block {
           for (int i = 0; i < 2; ++i) {
             // One over a power of two.
             const float unit = (early ? by[i] : 1.0f) *
-                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point[i]));
+                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point));
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums = *reinterpret_cast<const uint2*>(
