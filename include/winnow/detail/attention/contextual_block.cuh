@@ -158,14 +158,12 @@ struct contextual_block {
   /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to shared memory, and zeros
   /// from row `count` to row `fill`.
   template <int Passes>
-  __device__ __forceinline__ void copy_rows(int target, const row_view& view,
-                                            const std::int32_t (&tokens)[Passes], int count,
-                                            int fill) const {
+  __device__ __forceinline__ void copy_rows(int target, const T* base,
+                                            const std::int32_t (&tokens)[Passes],
+                                            std::int64_t stride, int count, int fill) const {
     const int column = thread % chunks * width;
     const int row = thread / chunks;
     if (column >= problem.head_dim) count = 0;
-    const T* base = static_cast<const T*>(view.data) +
-                    (group().first_head + group_head) * view.head_stride + column;
     target += row * layout::row_bytes + thread % chunks * 16;
 #pragma unroll
     for (int pass = 0; pass < Passes; ++pass) {
@@ -175,12 +173,10 @@ struct contextual_block {
         // Strides of vectors fit 32 bits.
         copy_async(
             shared + static_cast<std::uint32_t>(target + pass * pass_rows * layout::row_bytes),
-            base + multiply_wide(tokens[pass], static_cast<std::int32_t>(view.token_stride)),
-            valid);
+            base + multiply_wide(tokens[pass], static_cast<std::int32_t>(stride)), valid);
       } else {
         T* chunk = at<T>(target + pass * pass_rows * layout::row_bytes);
-        for (int e = 0; e < width; ++e)
-          chunk[e] = valid ? base[tokens[pass] * view.token_stride + e] : T{};
+        for (int e = 0; e < width; ++e) chunk[e] = valid ? base[tokens[pass] * stride + e] : T{};
       }
     }
   }
@@ -194,22 +190,31 @@ struct contextual_block {
                          source + static_cast<std::uint32_t>(first + thread), thread < count);
   }
 
+  /// Where this thread's chunks of rows begin.
+  struct row_bases {
+    const T *q, *k, *v;
+  };
+  __device__ __forceinline__ const T* base_of(const row_view& view) const {
+    return static_cast<const T*>(view.data) + (group().first_head + group_head) * view.head_stride +
+           thread % chunks * width;
+  }
   /// Everything that a turn needs.
-  __device__ __forceinline__ void request(const turn& now, int stage,
-                                          const turn_tokens& tokens) const {
+  __device__ __forceinline__ void request(const turn& now, int stage, const turn_tokens& tokens,
+                                          const row_bases& bases) const {
     if (now.row < assigned) {
       const int count = count_of(now);
       // Zeros reach past the last key as far as a piece that begins there.
       const int fill = min(keys, count + 15);
       const int target = layout::key_tiles + 2 * stage * layout::tile_bytes;
-      copy_rows(target, problem.k, tokens.keys, count, fill);
-      copy_rows(target + layout::tile_bytes, problem.v, tokens.keys, count, fill);
+      copy_rows(target, bases.k, tokens.keys, problem.k.token_stride, count, fill);
+      copy_rows(target + layout::tile_bytes, bases.v, tokens.keys, problem.v.token_stride, count,
+                fill);
       copy_array(layout::key_code + 4 * keys * stage, group().positions, now.key, count, fill);
       if constexpr (Radial)
         copy_array(layout::key_radius + 4 * keys * stage, group().radius, now.key, count, fill);
       if (now.first) {
         const int active = min(rows, assigned - now.row);
-        copy_rows(query_offset(now), problem.q, tokens.queries, active, rows);
+        copy_rows(query_offset(now), bases.q, tokens.queries, problem.q.token_stride, active, rows);
         copy_array(layout::row_bounds + 8 * rows * now.buffer,
                    reinterpret_cast<const int2*>(group().bounds), now.row, active, rows);
         copy_array(layout::row_order + 4 * rows * now.buffer, group().order, now.row, active, rows);
@@ -901,12 +906,13 @@ struct contextual_block {
     }
     if constexpr (layout::tuning.value_axes == 3) load_value_table(0, 3);
 
+    const row_bases bases{base_of(problem.q), base_of(problem.k), base_of(problem.v)};
     next_rows next{min(share * rows, assigned), 0, 0};
     load_bounds(next);
     turn_tokens tokens{};
     turn now = follow({0, 0, 0, 1, false}, next);
     load_tokens(now, tokens);
-    request(now, 0, tokens);
+    request(now, 0, tokens, bases);
     turn coming = follow(now, next);
     load_tokens(coming, tokens);
     row_state state;
@@ -922,7 +928,7 @@ struct contextual_block {
       if (now.first) begin_rows(now, state);
       prepare_keys(now, stage);
       __syncthreads();
-      if constexpr (layout::stages == 2) request(coming, stage ^ 1, tokens);
+      if constexpr (layout::stages == 2) request(coming, stage ^ 1, tokens, bases);
       const row_windows windows = windows_of(now);
 #pragma unroll 1
       for (int begin = windows.lowest & ~1; begin < windows.highest; begin += 16) {
@@ -935,7 +941,7 @@ struct contextual_block {
       if (now.key + keys >= now.end) bad |= finish_rows(now, state);
       if constexpr (layout::stages == 1) {
         __syncthreads();
-        request(coming, 0, tokens);
+        request(coming, 0, tokens, bases);
       } else {
         stage ^= 1;
       }

@@ -81,92 +81,84 @@ __device__ __forceinline__ void complete_rows(const forward_problem& problem,
     zero_rows<T>(problem, head, group.order + first, 0, min(rows, present - first));
 }
 
-template <class T, int D, bool Vectors>
+/// \tparam Radial the groups of the launch have spherical windows.
+template <class T, int D, bool Radial, bool Vectors>
 __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                   tune_contextual(sizeof(T), D).min_blocks)
     contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
-  bool incomplete = problem.zero_unassigned;
   const group_problem& group = problem.groups[own.group];
-  if (group.path == encoding_path::rows)
-    incomplete = true;
-  else if (group.kind == relative_kind::spherical)
-    incomplete |= contextual_block<T, D, true, Vectors>{problem,
-                                                        own.group,
-                                                        memory,
-                                                        own.head,
-                                                        own.share,
-                                                        own.shares,
-                                                        group.counts->assigned,
-                                                        shared_address(memory)}
-                      .run();
-  else
-    incomplete |= contextual_block<T, D, false, Vectors>{problem,
-                                                         own.group,
-                                                         memory,
-                                                         own.head,
-                                                         own.share,
-                                                         own.shares,
-                                                         group.counts->assigned,
-                                                         shared_address(memory)}
+  bool incomplete = problem.zero_unassigned || group.path == encoding_path::rows;
+  if (group.path == encoding_path::tiles)
+    incomplete |= contextual_block<T, D, Radial, Vectors>{problem,
+                                                          own.group,
+                                                          memory,
+                                                          own.head,
+                                                          own.share,
+                                                          own.shares,
+                                                          group.counts->assigned,
+                                                          shared_address(memory)}
                       .run();
   if (__syncthreads_or(incomplete))
     complete_rows<T>(problem, share_of_block(problem), tune_contextual(sizeof(T), D).rows());
 }
 
-/// How long heads take, by the kind of their windows; for a launch with both.
-inline constexpr std::int64_t linear_weight = 1, radial_weight = 2;
-
-template <class T, int D>
-cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
-                                      cudaStream_t stream) noexcept {
-  constexpr contextual_tuning tuning = tune_contextual(sizeof(T), D);
+/// The groups with spherical windows, or the others.
+template <class T, int D, bool Radial>
+cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
+                                     cudaStream_t stream) noexcept {
+  using layout = contextual_layout<sizeof(T), D, Radial>;
   forward_problem parameters = problem;
-  std::size_t bytes = 0;
-  for (int g = 0; g < problem.group_count; ++g)
-    if (problem.groups[g].path == encoding_path::tiles)
-      bytes = std::max(bytes, problem.groups[g].kind == relative_kind::spherical
-                                  ? contextual_layout<sizeof(T), D, true>::bytes
-                                  : contextual_layout<sizeof(T), D, false>::bytes);
+  parameters.group_count = 0;
+  std::int64_t heads = 0;
+  for (int g = 0; g < problem.group_count; ++g) {
+    if ((problem.groups[g].kind == relative_kind::spherical) != Radial) continue;
+    parameters.groups[parameters.group_count++] = problem.groups[g];
+    heads += problem.groups[g].heads;
+  }
+  if (heads == 0) return cudaSuccess;
   const bool vectors =
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
-  const auto kernel =
-      vectors ? contextual_forward_kernel<T, D, true> : contextual_forward_kernel<T, D, false>;
-  if (bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
-  // As many blocks as are resident at a time, shared out by the time that heads take.
+  const auto kernel = vectors ? contextual_forward_kernel<T, D, Radial, true>
+                              : contextual_forward_kernel<T, D, Radial, false>;
+  // As many blocks as are resident at a time.
   int device = 0, processors = 0, memory = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error == cudaSuccess && layout::bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(layout::bytes));
   if (error != cudaSuccess) return error;
   const std::int64_t fitting =
-      std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(bytes + 1024));
-  const std::int64_t resident = processors * std::min<std::int64_t>(tuning.min_blocks, fitting);
-  const std::int64_t most = (extent.tokens + tuning.rows() - 1) / tuning.rows();
-  const auto weight_of = [](const group_problem& group) {
-    return group.kind == relative_kind::spherical ? radial_weight : linear_weight;
-  };
-  std::int64_t weight = 0;
-  for (int g = 0; g < problem.group_count; ++g)
-    weight += problem.groups[g].heads * weight_of(problem.groups[g]);
+      std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
+  const std::int64_t resident =
+      processors * std::min<std::int64_t>(layout::tuning.min_blocks, fitting);
+  const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
+  const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
   std::int64_t blocks = 0;
-  for (int g = 0; g < problem.group_count; ++g) {
+  for (int g = 0; g < parameters.group_count; ++g) {
     group_problem& group = parameters.groups[g];
-    const std::int64_t shares = std::min(most, resident * weight_of(group) / weight);
     group.first_index = static_cast<int>(blocks);
-    group.shares = static_cast<int>(std::max<std::int64_t>(1, shares));
-    blocks += std::int64_t{group.heads} * group.shares;
+    group.shares = static_cast<int>(shares);
+    blocks += group.heads * shares;
   }
   void* arguments[] = {&parameters};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(tuning.threads()),
-                          arguments, bytes, stream);
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)),
+                          dim3(layout::tuning.threads()), arguments, layout::bytes, stream);
+}
+
+/// Two launches where there are both kinds of windows: side by side on a multiprocessor they take a
+/// fifth more time than one after the other.
+template <class T, int D>
+cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
+                                      cudaStream_t stream) noexcept {
+  const cudaError_t error = launch_contextual_groups<T, D, false>(problem, extent, stream);
+  return error != cudaSuccess ? error
+                              : launch_contextual_groups<T, D, true>(problem, extent, stream);
 }
 
 }  // namespace winnow::detail
