@@ -77,7 +77,7 @@ struct contextual_block {
     float inverse_a;
     int length;
     bool has_values;
-    float fixed_point;  ///< the scale of radial sums, one for the warp
+    float fixed_point[2];  ///< the scales of radial sums
     softmax_state softmax;
     float o[math::blocks][4];
     float cells[words][4];  ///< weights by cell
@@ -332,7 +332,7 @@ struct contextual_block {
         state.radius[i] = at<float>(layout::row_radius)[row + 8 * i];
       }
     }
-    state.fixed_point = most_fixed;
+    state.fixed_point[0] = state.fixed_point[1] = most_fixed;
     state.softmax = softmax_state();
 #pragma unroll
     for (auto& block : state.o)
@@ -617,18 +617,28 @@ struct contextual_block {
     __syncwarp();
   }
 
-  /// Radial sums have one scale for all rows of a warp. It follows the sums of weights: the largest
-  /// stays below 2²³ units (float: 2³¹), so that no sum of some weights overflows and rounding costs
-  /// no more than 2⁻²³ of it, however long the window is.
+  /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²³ units
+  /// (float: 2³¹): no sum of some weights overflows, and rounding costs no more than 2⁻²³ of it, however
+  /// long the window is.
   static constexpr float most_fixed = lag > 0.0f ? 0x1p28f : 0x1p24f;
   __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
-    // Float: lanes have shares of the sums.
-    constexpr float limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
-    const float largest = fmaxf(state.softmax.sum[0], state.softmax.sum[2]);
-    while (__any_sync(0xffffffffu, largest * state.fixed_point >= limit) &&
-           state.fixed_point > 0x1p-20f) {
-      state.fixed_point *= 0.125f;
-      rescale_radial(0.125f, 0.125f);
+    while (true) {
+      float by[2];
+      bool exceeds = false;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        // Float: lanes have shares of the sum.
+        constexpr float limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
+        bool over = state.softmax.sum[2 * i] * state.fixed_point[i] >= limit &&
+                    state.fixed_point[i] > 0x1p-20f;
+        if constexpr (math::lane_sums) over = __any_sync(0xffffffffu, over);
+        by[i] = over ? 0.125f : 1.0f;
+        exceeds = exceeds || over;
+      }
+      if (!__any_sync(0xffffffffu, exceeds)) return;
+      rescale_radial(by[0], by[1]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) state.fixed_point[i] *= by[i];
     }
   }
   /// Lanes of a warp add in some order, which does not matter to integers.
@@ -693,7 +703,7 @@ struct contextual_block {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const std::uint32_t r = radial_rows[b] >> (8 * e) & 0xffu;
-          const std::uint32_t weight = fixed(p[b][e], state.fixed_point);
+          const std::uint32_t weight = fixed(p[b][e], state.fixed_point[e / 2]);
           add_unless_zero(radial_sums() + e / 2 * 8 * layout::sums_stride + r, weight);
         }
     }
@@ -798,7 +808,7 @@ struct contextual_block {
           for (int i = 0; i < 2; ++i) {
             // One over a power of two.
             const float unit = (early ? by[i] : 1.0f) *
-                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point));
+                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point[i]));
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums = *reinterpret_cast<const uint2*>(

@@ -40,7 +40,7 @@ constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_
                           : contextual_tuning{1, 16, 16, 2, false, 1, 2};
   }
   if (head_dim == 16) return {4, 96, 96, 1, true, 3, 3};
-  if (head_dim == 32) return {4, 64, 64, 2, true, 3, 2};
+  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2};
   return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2}
                         : contextual_tuning{4, 16, 16, 2, false, 1, 2};
 }
@@ -53,8 +53,8 @@ struct contextual_layout {
   static constexpr int rows = tuning.rows();
   static constexpr int keys = Radial ? tuning.radial_keys : tuning.keys;
   /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
-  /// float and, as |G| grows with the head dim, at 128.
-  static constexpr int parts = Bytes == 4 || D > 64 ? 2 : 1;
+  /// float and, as |G| grows with the head dim, in long windows from 32 on.
+  static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
   static constexpr int stages = Radial ? tuning.radial_stages : 2;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
