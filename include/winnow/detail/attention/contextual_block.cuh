@@ -34,6 +34,7 @@ struct contextual_block {
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
   static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
+  /// How much too high the maximum is taken, so that it seldom rises again.
   static constexpr float margin = sizeof(T) == 2 ? 4.0f : 0.0f;
 
   const forward_problem& problem;
@@ -578,7 +579,6 @@ struct contextual_block {
         largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
       }
     if (!state.softmax.holds(largest)) {
-      // The maximum as if it were higher: most rows then never raise it again.
 #pragma unroll
       for (float& logit : largest) logit += margin;
       float by[2];

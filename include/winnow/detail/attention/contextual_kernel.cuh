@@ -17,7 +17,7 @@
 /// weights are added up in shared memory, in fixed point: integer sums are the same in any order.
 ///
 /// Where things live: Gq (half), the weights by cell (FP32), O and the softmax state in registers; K,
-/// V and Gk (half) in shared memory, the tables too at head dims up to 32. How products move by a
+/// V and Gk (half) in shared memory, small tables too; float and head dims from 32 on keep two halves. How products move by a
 /// position is in contextual_products.cuh.
 ///
 /// What bounds it: instructions and shared memory's bandwidth, in balance.
