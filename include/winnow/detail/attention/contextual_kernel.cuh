@@ -17,10 +17,10 @@
 /// weights are added up in shared memory, in fixed point: integer sums are the same in any order.
 ///
 /// Where things live: Gq (half), the weights by cell (FP32), O and the softmax state in registers; K,
-/// V and Gk (half) in shared memory, small tables too; float and head dims from 32 on keep two halves. How products move by a
-/// position is in contextual_products.cuh.
+/// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
+/// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
-/// What bounds it: instructions and shared memory's bandwidth, in balance.
+/// What bounds it: instructions, their fixed latencies at three warps a scheduler, and barriers.
 ///
 /// NaN and infinity: as in forward_kernel.cuh, but rows are checked again at the end of a block's
 /// life if one of them came out non-finite.
@@ -151,7 +151,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
                           dim3(layout::tuning.threads()), arguments, layout::bytes, stream);
 }
 
-/// Two launches where there are both kinds of windows: side by side on a multiprocessor they take a
+/// Two launches where there are both kinds of windows: side by side on a multiprocessor they took a
 /// fifth more time than one after the other.
 template <class T, int D>
 cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
