@@ -34,8 +34,6 @@ struct contextual_block {
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
   static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
-  /// How much too high the maximum is taken, so that it seldom rises again.
-  static constexpr float margin = sizeof(T) == 2 ? 4.0f : 0.0f;
 
   const forward_problem& problem;
   int group_index;
@@ -579,8 +577,6 @@ struct contextual_block {
         largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
       }
     if (!state.softmax.holds(largest)) {
-#pragma unroll
-      for (float& logit : largest) logit += margin;
       float by[2];
       if (state.softmax.raise(largest, by)) rescale(by, state);
     }
@@ -620,7 +616,7 @@ struct contextual_block {
   /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²³ units
   /// (float: 2³¹): no sum of some weights overflows, and rounding costs no more than 2⁻²³ of it, however
   /// long the window is.
-  static constexpr float most_fixed = lag > 0.0f ? 0x1p28f : 0x1p24f;
+  static constexpr float most_fixed = lag > 0.0f ? 0x1p24f : 0x1p24f;
   __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
     while (true) {
       float by[2];
