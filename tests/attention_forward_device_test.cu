@@ -241,6 +241,22 @@ TYPED_TEST(AttentionForwardDevice, AttendsInAWindowOfFiftyThousand) {
   expect_close("out", sampled, expected, dim, sizeof(TypeParam) == 4 ? limit : 4 * limit);
 }
 
+/// Cubic and spherical windows of about 500 and of 5,000 keys.
+TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  for (const int dim : {16, 32})
+    for (const int windows : {1, 19}) {
+      SCOPED_TRACE(std::to_string(windows) + " windows, head dim " + std::to_string(dim));
+      attention_case<TypeParam> problem(
+          {contextual(1, random_labels(10000, windows, 24, true, false, 24)),
+           contextual(1, random_labels(10000, windows, 24, true, true, 25))},
+          dim, 26);
+      device_attention<TypeParam> device(problem);
+      WINNOW_ASSERT_OK(run(device.forward()));
+      expect_matches_reference(problem, device);
+    }
+}
+
 TEST(AttentionForwardDevice, AttendsInAMillionWindows) {
   WINNOW_SKIP_WITHOUT_GPU();
   std::vector<int> sizes;

@@ -116,7 +116,7 @@ inline forward_problem describe(const attention_forward_arguments<void>& argumen
   problem.scale = arguments.scale;
   problem.head_dim = static_cast<int>(arguments.q.shape[2]);
   problem.zero_unassigned = arguments.zero_unassigned;
-  extent = {arguments.q.shape[0], 0, false, 0};
+  extent = {arguments.q.shape[0], 0, 0};
   int first_head = 0;
   for (int g = 0; g < arguments.group_count; ++g) {
     const head_group<void>& group = arguments.groups[g];
@@ -126,11 +126,8 @@ inline forward_problem describe(const attention_forward_arguments<void>& argumen
       described.first_index = extent.heads;
       described.first_head = first_head;
       extent.heads += group.heads;
-      if (described.path == encoding_path::tiles) {
-        extent.radial |= described.kind == relative_kind::spherical;
-        if (position == position_encoding::bias)
-          extent.bias_rows = std::max(extent.bias_rows, group.windows.relative.bias_rows());
-      }
+      if (described.path == encoding_path::tiles && position == position_encoding::bias)
+        extent.bias_rows = std::max(extent.bias_rows, group.windows.relative.bias_rows());
     }
     first_head += group.heads;
   }

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual.cuh"
 #include "winnow/detail/attention/encoding.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/layout.hpp"
@@ -16,22 +15,13 @@
 
 namespace winnow::detail {
 
-template <class T, int D, position_encoding Position>
-struct forward_policy {
-  using type = grid_encoding<T, D, Position>;
-};
-template <class T, int D>
-struct forward_policy<T, D, position_encoding::contextual> {
-  using type = contextual_encoding<T, D>;
-};
-
 /// One block's work; its members are what all steps share.
 /// \tparam Vectors q, k, v and out have rows that start on 16 bytes.
 template <class T, int D, position_encoding Position, bool Vectors>
 struct forward_block {
   using layout = forward_layout<sizeof(T), D, Position>;
   using math = tile_math<T, D>;
-  using encoding = typename forward_policy<T, D, Position>::type;
+  using encoding = grid_encoding<T, D, Position>;
   static constexpr int rows = layout::rows;
   static constexpr int keys = layout::keys;
   static constexpr int threads = layout::tuning.threads();
@@ -318,13 +308,8 @@ struct forward_block {
       }
     }
     const auto is_bad = [&](int row) { return (bad >> row & 1u) != 0; };
-    // Nobody reads this warp's Gq, or rows of q, any more.
+    // Nobody reads this warp's rows of q any more.
     T* staged = query_rows(h);
-    if constexpr (layout::one_query_buffer) {
-      const bool radial = group.kind == relative_kind::spherical;
-      static_assert(layout::row_bytes <= 4 * layout::linear_products);
-      staged = at<T>(layout::query_products(radial) + warp * 64 * layout::products(radial));
-    }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -418,14 +403,6 @@ struct forward_block {
           for (float& sum : block) sum = 0.0f;
         state.q.load(query_rows(h));
         positions.begin_head(context, h, memory, query_rows(h));
-      }
-      if constexpr (layout::contextual) {
-        positions.prepare_keys(memory, stage, keys_of(tile));
-        __syncthreads();
-        if (layout::one_query_buffer && tile == 0 && h + 1 < heads) {
-          request_queries(h + 1);
-          commit_copies();
-        }
       }
       attend_tile(tile, stage, positions, state);
       if (++tile == tiles) {

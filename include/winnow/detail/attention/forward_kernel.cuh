@@ -15,7 +15,7 @@
 /// stages: one is computed on while cp.async fills the other through `order`. A turn is one tile of
 /// one head and has one barrier, so that the next head's first tile loads behind the last one's
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
-/// (encoding.cuh, contextual.cuh).
+/// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -37,22 +37,9 @@
 #include "winnow/detail/attention/forward_block.cuh"
 #include "winnow/detail/attention/layout.hpp"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/zero_rows.cuh"
 
 namespace winnow::detail {
-
-/// Zeroes the rows [from, to) of the block, which are tokens in no window.
-template <class T>
-__device__ __forceinline__ void zero_rows(const forward_problem& problem, int head,
-                                          const std::int32_t* tokens, int from, int to) {
-  const int count = (to - from) * problem.head_dim;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    const int row = from + i / problem.head_dim;
-    const int d = i % problem.head_dim;
-    const_cast<T*>(row_of<T>(problem.out, tokens[row], head))[d] = narrow<T>(0.0f);
-    if (d == 0 && problem.lse != nullptr)
-      problem.lse[tokens[row] * problem.lse_token_stride + head * problem.lse_head_stride] = 0.0f;
-  }
-}
 
 /// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
 template <class T, int D, position_encoding Position, bool Vectors>

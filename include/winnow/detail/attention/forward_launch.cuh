@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "winnow/detail/attention/contextual_kernel.cuh"
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 
@@ -31,8 +32,8 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
 }
 
 template <class T, int D, position_encoding Position>
-cudaError_t launch_forward(const forward_problem& problem, const launch_extent& extent,
-                           cudaStream_t stream) noexcept {
+cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
+                                cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
   const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
@@ -41,8 +42,7 @@ cudaError_t launch_forward(const forward_problem& problem, const launch_extent& 
     return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;
   };
   constexpr std::size_t most_bytes = 99 * 1024;
-  while (parameters.heads_per_block > 1 &&
-         layout::bytes(extent.radial, bias_floats()) > most_bytes / 2)
+  while (parameters.heads_per_block > 1 && layout::bytes(bias_floats()) > most_bytes / 2)
     parameters.heads_per_block /= 2;
   int columns = 0;
   for (int g = 0; g < parameters.group_count; ++g) {
@@ -55,7 +55,7 @@ cudaError_t launch_forward(const forward_problem& problem, const launch_extent& 
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
-  const std::size_t bytes = layout::bytes(extent.radial, bias_floats());
+  const std::size_t bytes = layout::bytes(bias_floats());
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -66,6 +66,15 @@ cudaError_t launch_forward(const forward_problem& problem, const launch_extent& 
                   static_cast<unsigned>((blocks + limit - 1) / limit));
   void* arguments[] = {&parameters};
   return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+}
+
+template <class T, int D, position_encoding Position>
+cudaError_t launch_forward(const forward_problem& problem, const launch_extent& extent,
+                           cudaStream_t stream) noexcept {
+  if constexpr (Position == position_encoding::contextual)
+    return launch_contextual_forward<T, D>(problem, extent, stream);
+  else
+    return launch_grid_forward<T, D, Position>(problem, extent, stream);
 }
 
 }  // namespace winnow::detail

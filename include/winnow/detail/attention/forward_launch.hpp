@@ -16,8 +16,7 @@ namespace winnow::detail {
 struct launch_extent {
   std::int64_t tokens = 0;
   int heads = 0;
-  bool radial = false;  ///< some group has the radial axis
-  int bias_rows = 0;    ///< of the largest bias table
+  int bias_rows = 0;  ///< of the largest bias table
 };
 
 /// Defined in forward_launch.cuh; instantiated by the build, or by whoever uses winnow::headers.

@@ -128,6 +128,7 @@ __device__ __forceinline__ float widen(T value) {
 template <class T>
 struct weight_fragment {
   std::uint32_t a[4];
+  weight_fragment() = default;
   __device__ __forceinline__ explicit weight_fragment(const float (&p)[2][4])
       : a{pack<T>(p[0][0], p[0][1]), pack<T>(p[0][2], p[0][3]), pack<T>(p[1][0], p[1][1]),
           pack<T>(p[1][2], p[1][3])} {}

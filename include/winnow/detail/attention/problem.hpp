@@ -39,6 +39,7 @@ enum class encoding_path : int {
 struct group_problem {
   int first_index = 0;  ///< the group's first head among those of this launch
   int first_head = 0;   ///< the group's first head in q
+  int shares = 1;  ///< blocks of one head; contextual encoding, whose first_index counts blocks
   encoding_path path = encoding_path::tiles;
   position_encoding position = position_encoding::none;
   relative_kind kind = relative_kind::none;

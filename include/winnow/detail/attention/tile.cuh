@@ -24,6 +24,14 @@ __device__ __forceinline__ void copy_async(std::uint32_t shared, const void* glo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// Copies one element of 4 or 8 bytes, or writes zeros.
+template <class T>
+__device__ __forceinline__ void copy_element_async(std::uint32_t shared, const T* global,
+                                                   bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared), "l"(global),
+               "n"(sizeof(T)), "r"(valid ? static_cast<int>(sizeof(T)) : 0)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }

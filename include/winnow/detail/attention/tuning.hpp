@@ -29,16 +29,9 @@ inline std::ostream& operator<<(std::ostream& out, const forward_tuning& tuning)
              << " keys a step, " << tuning.min_blocks << " blocks";
 }
 
-constexpr forward_tuning tune_forward(std::size_t element_bytes, int head_dim,
-                                      position_encoding position) {
+/// For plain attention and bias; contextual encoding has its own (contextual_layout.hpp).
+constexpr forward_tuning tune_forward(std::size_t element_bytes, int head_dim, position_encoding) {
   const bool wide = element_bytes == 4;
-  if (position == position_encoding::contextual) {
-    if (wide) {
-      if (head_dim == 16) return {4, 32, 2, 1, 1, 2};
-      return head_dim == 32 ? forward_tuning{4, 16, 2, 1, 1, 2} : forward_tuning{2, 16, 2, 1, 1, 2};
-    }
-    return head_dim <= 32 ? forward_tuning{4, 32, 2, 1, 1, 3} : forward_tuning{4, 16, 2, 1, 1, 2};
-  }
   if (wide)
     return head_dim <= 32 ? forward_tuning{4, 64, 2, 2, 2, 4} : forward_tuning{4, 16, 2, 1, 1, 2};
   if (head_dim == 16) return {4, 128, 2, 2, 2, 6};

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The forward kernel with contextual position encoding.
+///
+/// What a block computes: of one head every so many-th 64 rows. It lives long, so that it loads the
+/// head's tables once. Rows are slots, sorted by window, 16 a warp; their keys are one range of slots,
+/// taken in turns of up to 96. In a turn the warps first multiply the keys with Tk, 16 keys and one
+/// axis at a time, and their own rows with Tq; then each attends to the keys that its rows need, 16 at
+/// a time. While they do, the next turn's rows arrive by cp.async. A turn has two barriers.
+///
+/// A pair's logit is q·k plus six table products, of which linear axes are matrix products again:
+/// Gq, the row's products by the position of the other token, times the one-hot position of the key,
+/// and the row's one-hot position times Gk. One-hot fragments come from a comparison each; nothing of
+/// them is stored. The radial axis looks its two products up. On the value side weights are summed by
+/// the cells of their keys, a product with one-hot positions too, and at the end moved by the row's
+/// own position and multiplied with Tv; the radial row is no function of the key's place, so its
+/// weights are added up in shared memory, in fixed point: integer sums are the same in any order.
+///
+/// Where things live: Gq (half), the weights by cell (FP32), O and the softmax state in registers; K,
+/// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
+/// products as two halves. How they move by a position is in contextual_products.cuh.
+///
+/// What bounds it: instructions, their fixed latencies at three warps a scheduler, and barriers.
+///
+/// NaN and infinity: as in forward_kernel.cuh, but rows are checked again at the end of a block's
+/// life if one of them came out non-finite.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/forward_launch.hpp"
+#include "winnow/detail/attention/zero_rows.cuh"
+
+namespace winnow::detail {
+
+/// Which part of a launch is a block's.
+struct block_share {
+  int group, head;
+  int share, shares;  ///< of the head's blocks of rows: share, share + shares, …
+};
+__device__ __forceinline__ block_share share_of_block(const forward_problem& problem) {
+  const int block = static_cast<int>(blockIdx.x);
+  int g = 0;
+  while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
+  const int shares = problem.groups[g].shares;
+  const int index = block - problem.groups[g].first_index;
+  return {g, index / shares, index % shares, shares};
+}
+
+/// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
+/// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
+/// tokens in no window.
+template <class T>
+__device__ __forceinline__ void complete_rows(const forward_problem& problem,
+                                              const block_share& own, int rows) {
+  const group_problem& group = problem.groups[own.group];
+  const int head = group.first_head + own.head;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int assigned = group.counts->assigned;
+  const int step = own.shares * rows;
+  for (int first = own.share * rows; first < assigned; first += step) {
+    const int begin = first + static_cast<int>(threadIdx.x) / 32 * 16;
+    for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
+      bool wrong = group.path == encoding_path::rows;
+      if (!wrong) {
+        const T* out = row_of<T>(problem.out, group.order[slot], head);
+        for (int d = lane; d < problem.head_dim; d += 32)
+          wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
+      }
+      if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
+    }
+  }
+  if (!problem.zero_unassigned) return;
+  const int present = group.counts->tokens;
+  for (int first = assigned + own.share * rows; first < present; first += step)
+    zero_rows<T>(problem, head, group.order + first, 0, min(rows, present - first));
+}
+
+/// \tparam Radial the groups of the launch have spherical windows.
+template <class T, int D, bool Radial, bool Vectors>
+__global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
+                                  tune_contextual(sizeof(T), D).min_blocks)
+    contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
+  extern __shared__ __align__(16) std::byte memory[];
+  const block_share own = share_of_block(problem);
+  const group_problem& group = problem.groups[own.group];
+  bool incomplete = problem.zero_unassigned || group.path == encoding_path::rows;
+  if (group.path == encoding_path::tiles)
+    incomplete |= contextual_block<T, D, Radial, Vectors>{problem,
+                                                          own.group,
+                                                          memory,
+                                                          own.head,
+                                                          own.share,
+                                                          own.shares,
+                                                          group.counts->assigned,
+                                                          shared_address(memory)}
+                      .run();
+  if (__syncthreads_or(incomplete))
+    complete_rows<T>(problem, share_of_block(problem), tune_contextual(sizeof(T), D).rows());
+}
+
+/// The groups with spherical windows, or the others.
+template <class T, int D, bool Radial>
+cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
+                                     cudaStream_t stream) noexcept {
+  using layout = contextual_layout<sizeof(T), D, Radial>;
+  forward_problem parameters = problem;
+  parameters.group_count = 0;
+  std::int64_t heads = 0;
+  for (int g = 0; g < problem.group_count; ++g) {
+    if ((problem.groups[g].kind == relative_kind::spherical) != Radial) continue;
+    parameters.groups[parameters.group_count++] = problem.groups[g];
+    heads += problem.groups[g].heads;
+  }
+  if (heads == 0) return cudaSuccess;
+  const bool vectors =
+      problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+  const auto kernel = vectors ? contextual_forward_kernel<T, D, Radial, true>
+                              : contextual_forward_kernel<T, D, Radial, false>;
+  // As many blocks as are resident at a time.
+  int device = 0, processors = 0, memory = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error == cudaSuccess && layout::bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(layout::bytes));
+  if (error != cudaSuccess) return error;
+  const std::int64_t fitting =
+      std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
+  const std::int64_t resident =
+      processors * std::min<std::int64_t>(layout::tuning.min_blocks, fitting);
+  const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
+  const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
+  std::int64_t blocks = 0;
+  for (int g = 0; g < parameters.group_count; ++g) {
+    group_problem& group = parameters.groups[g];
+    group.first_index = static_cast<int>(blocks);
+    group.shares = static_cast<int>(shares);
+    blocks += group.heads * shares;
+  }
+  void* arguments[] = {&parameters};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)),
+                          dim3(layout::tuning.threads()), arguments, layout::bytes, stream);
+}
+
+/// Two launches where there are both kinds of windows: side by side on a multiprocessor they took a
+/// fifth more time than one after the other.
+template <class T, int D>
+cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
+                                      cudaStream_t stream) noexcept {
+  const cudaError_t error = launch_contextual_groups<T, D, false>(problem, extent, stream);
+  return error != cudaSuccess ? error
+                              : launch_contextual_groups<T, D, true>(problem, extent, stream);
+}
+
+}  // namespace winnow::detail

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Tiles and shared memory of the contextual forward kernel. One description serves the launch (how
+/// many bytes) and the kernel (where things are).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <ostream>
+
+#include "winnow/detail/attention/problem.hpp"
+
+namespace winnow::detail {
+
+/// One value serves all architectures: tiles fit the 99 KB that a block may have on each.
+struct contextual_tuning {
+  int warps;          ///< a warp owns 16 query rows
+  int keys;           ///< keys of a turn; with a radial axis `radial_keys`
+  int radial_keys;    ///< fewer, as their products are longer
+  int radial_stages;  ///< turns whose rows are held: two, unless that makes turns too short
+  bool staged;        ///< Tq and Tk live in shared memory, in the order of the products' factors
+  int value_axes;  ///< axes of Tv in shared memory: all three stay, one is loaded when it is needed
+  int min_blocks;  ///< blocks the compiler leaves registers for on a multiprocessor
+
+  [[nodiscard]] constexpr int rows() const { return 16 * warps; }
+  [[nodiscard]] constexpr int threads() const { return 32 * warps; }
+};
+
+inline std::ostream& operator<<(std::ostream& out, const contextual_tuning& tuning) {
+  return out << tuning.rows() << " rows, " << tuning.keys << " or " << tuning.radial_keys
+             << " keys, tables " << (tuning.staged ? "staged" : "in place") << ", "
+             << tuning.min_blocks << " blocks";
+}
+
+constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_dim) {
+  if (element_bytes == 4) {
+    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2};
+    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2};
+    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2}
+                          : contextual_tuning{1, 16, 16, 2, false, 1, 2};
+  }
+  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 3};
+  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2};
+  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2}
+                        : contextual_tuning{4, 16, 16, 2, false, 1, 2};
+}
+
+/// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is
+/// that of spherical windows.
+template <int Bytes, int D, bool Radial>
+struct contextual_layout {
+  static constexpr contextual_tuning tuning = tune_contextual(Bytes, D);
+  static constexpr int rows = tuning.rows();
+  static constexpr int keys = Radial ? tuning.radial_keys : tuning.keys;
+  /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
+  /// float and, as |G| grows with the head dim, in long windows from 32 on.
+  static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
+  static constexpr int stages = Radial ? tuning.radial_stages : 2;
+  static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
+  static constexpr int cells = axes * tile_cells;
+
+  /// 16 bytes of padding a row: eight neighbouring rows then start in different banks.
+  static constexpr int row_bytes = D * Bytes + 16;
+  static constexpr int tile_bytes = keys * row_bytes;
+  /// Fragments of float queries stay in shared memory, so that the next ones need a second buffer.
+  static constexpr int query_buffers = Bytes == 4 ? 2 : 1;
+  /// Radial products: the table rows of one token.
+  static constexpr int radial_element = parts == 1 ? 2 : 4;
+  static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
+  static constexpr int query_radial_stride = radial_bytes + 16;
+  /// An odd multiple of 16 bytes, for the same reason as `row_bytes`.
+  static constexpr int key_stride = (parts * 2 * cells + radial_bytes) / 32 * 32 + 16;
+  static_assert(key_stride >= parts * 2 * cells + radial_bytes);
+  static constexpr int sums_stride = tile_rows + 2;
+
+  // Two of each of the rows' arrays: the next turn's arrive during this one.
+  static constexpr int row_bounds = 0;                                   // int2 [2][rows]
+  static constexpr int row_order = row_bounds + 16 * rows;               // int [2][rows]
+  static constexpr int row_code = row_order + 8 * rows;                  // uint32 [2][rows]
+  static constexpr int row_radius = row_code + 8 * rows;                 // float [2][rows]
+  static constexpr int key_code = row_radius + (Radial ? 8 * rows : 0);  // uint32 [stages][keys]
+  static constexpr int key_radius = key_code + 4 * stages * keys;        // float [stages][keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // uint4 [keys]
+  static constexpr int key_cells = key_place + 16 * keys;                          // half [3][keys]
+  static constexpr int query = key_cells + 6 * keys;  // T [buffers][rows][row_bytes]
+  static constexpr int key_tiles =
+      query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
+  static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
+  /// Of each warp: radial products of its rows and sums of weights by radial row.
+  static constexpr int scratch = key_products + keys * key_stride;
+  static constexpr int radial_sums = 16 * query_radial_stride;
+  static constexpr int scratch_bytes = Radial ? radial_sums + 64 * sums_stride : 0;
+  // Factors of Tq and Tk, then rows of Tv.
+  static constexpr int table_bytes = tuning.staged ? 3 * tile_rows * D * Bytes : 0;
+  static constexpr int tables = scratch + tuning.warps * scratch_bytes;
+  static constexpr int axis_bytes = tile_rows * row_bytes;
+  static constexpr int value_table = tables + 2 * table_bytes;
+  static constexpr std::size_t bytes = value_table + tuning.value_axes * axis_bytes;
+
+  static_assert(key_place % 16 == 0 && key_cells % 16 == 0 && query % 16 == 0 && scratch % 16 == 0);
+  static_assert(keys % 16 == 0 && (tuning.value_axes == 1 || tuning.value_axes == 3));
+  static_assert(bytes <= 99 * 1024);
+};
+
+}  // namespace winnow::detail

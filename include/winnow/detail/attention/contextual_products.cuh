@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Products of tokens with the tables of contextual position encoding, indexed by position.
+///
+/// On a linear axis the pair (i, j) takes table row p_i - p_j + L - 1. Seen from one token, whose own
+/// position is p, the rows that matter are 24 neighbours of 48: cell c, the position of the other
+/// token, takes row c + (L - 1 - p) of the table (of the table read backwards, for queries and for
+/// weights). So a row of products moves by a distance of its own, and it does so in registers:
+///
+/// Columns of a product may come in any order. In groups of eight, column 2t + e takes table row
+/// 4e + t, so that lane t of a quad holds rows t, t + 4, … t + 44 as six registers of two halves. To
+/// move by s = 4a + b is then to take cells from lane (t + b) mod 4 of the quad, a or a + 1 halves
+/// further: three conditional moves of registers, then three shuffles. That is a third of the
+/// instructions of scattered stores, and no shared memory, whose bandwidth bounds this kernel.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/tile.cuh"
+
+namespace winnow::detail {
+
+/// D += A·B on m16n8k8 of halves.
+__device__ __forceinline__ void multiply_add_half_8(float (&d)[4], std::uint32_t a0,
+                                                    std::uint32_t a1, std::uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, "
+      "%2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
+/// D = A·B on m16n8k16.
+template <class T>
+__device__ __forceinline__ void multiply_16(float (&d)[4], const std::uint32_t (&a)[4],
+                                            std::uint32_t b0, std::uint32_t b1) {
+  if constexpr (std::is_same_v<T, half>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};\n"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};\n"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+/// A·B + C on m16n8k16 of halves, sums rounded to half: rows g and g + 8.
+__device__ __forceinline__ void multiply_half(std::uint32_t (&d)[2], const std::uint32_t (&a)[4],
+                                              std::uint32_t b0, std::uint32_t b1,
+                                              std::uint32_t c0 = 0, std::uint32_t c1 = 0) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, "
+      "{%8, %9};\n"
+      : "=r"(d[0]), "=r"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
+}
+
+__device__ __forceinline__ void load_matrices(std::uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// 1.0 where the halves are equal, else 0.0: two elements of a one-hot row.
+__device__ __forceinline__ std::uint32_t one_hot(std::uint32_t positions, std::uint32_t cells) {
+  std::uint32_t equal;
+  asm("set.eq.f16x2.f16x2 %0, %1, %2;" : "=r"(equal) : "r"(positions), "r"(cells));
+  return equal;
+}
+/// Positions compare as the halves 1024 + p, whose bits are 0x6400 + p. Two of them.
+__device__ __forceinline__ constexpr std::uint32_t position_pair(int low, int high) {
+  return 0x64006400u + static_cast<std::uint32_t>(low) + (static_cast<std::uint32_t>(high) << 16);
+}
+/// A packed position's axis, twice.
+__device__ __forceinline__ std::uint32_t position_twice(std::uint32_t code, int axis) {
+  return __byte_perm(code, 0x64u, 0x4040u + 0x0101u * static_cast<unsigned>(axis));
+}
+
+/// `exponential_row` in fewer instructions: n is clamped before the sign chooses L + n or L - 1 - n.
+__device__ __forceinline__ int radial_row(float delta, float inverse_a, int length) {
+  const std::uint32_t steps =
+      min(__float_as_uint(fmaf(fabsf(delta), inverse_a, 2.0f)) >> 22, 255u + length);
+  const int n = static_cast<int>(steps) - 256;
+  return length + (delta < 0.0f ? ~n : n);
+}
+
+/// Is an element so large that a product rounded to half may miss the logit's precision? Rows of
+/// such queries, and of windows with such keys, are made NaN, and so computed again without tiles.
+template <class T>
+__device__ __forceinline__ bool is_large(std::uint32_t first, std::uint32_t second) {
+  using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+  const pair largest = __hmax2(__habs2(*reinterpret_cast<const pair*>(&first)),
+                               __habs2(*reinterpret_cast<const pair*>(&second)));
+  const std::uint32_t limit = pack<T>(64.0f, 64.0f);
+  return !__hble2(largest, *reinterpret_cast<const pair*>(&limit));
+}
+inline constexpr std::uint32_t nan_halves = 0x7fff7fffu;
+
+/// Which of eight neighbouring rows column `column` of a product takes.
+__device__ __forceinline__ constexpr int spread(int column) {
+  return 4 * (column & 1) + (column >> 1);
+}
+
+inline constexpr int axis_blocks = tile_rows / 8;  ///< accumulator blocks of one axis of products
+inline constexpr int cell_words = tile_cells / 8;  ///< registers of a lane for one axis of cells
+inline constexpr int row_words = tile_rows / 8;
+
+/// The move between the table rows of one token and the cells of the others. All lanes of a quad have
+/// the same distance.
+struct row_shift {
+  bool by_four, by_two;
+  bool by_one;
+  int t, distance;
+
+  /// \param distance_ in [0, 24); others give cells that nobody looks at.
+  __device__ __forceinline__ explicit row_shift(int distance_)
+      : t(static_cast<int>(threadIdx.x) & 3), distance(distance_) {
+    // Four times the halves to go: a, and one more where t < b.
+    const int steps = distance + 3 - t;
+    by_four = (steps & 16) != 0;
+    by_two = (steps & 8) != 0;
+    by_one = (steps & 4) != 0;
+  }
+  __device__ __forceinline__ void to_cells(const std::uint32_t (&rows)[row_words],
+                                           std::uint32_t (&cells)[cell_words]) const {
+    std::uint32_t y[5], z[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) y[k] = by_four ? rows[k + 2] : rows[k];
+    y[4] = rows[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) z[k] = by_two ? y[k + 1] : y[k];
+    const std::uint32_t select = by_one ? 0x5432u : 0x3210u;
+#pragma unroll
+    for (int k = 0; k < cell_words; ++k)
+      cells[k] = __shfl_sync(0xffffffffu, __byte_perm(z[k], z[k + 1], select), t + distance, 4);
+  }
+  /// The way back, zeros where there is no cell.
+  __device__ __forceinline__ void to_rows(const std::uint32_t (&cells)[cell_words],
+                                          std::uint32_t (&rows)[row_words]) const {
+    std::uint32_t w[5] = {0, 0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < cell_words; ++k)
+      w[k + 1] = __shfl_sync(0xffffffffu, cells[k], t - distance, 4);
+    const std::uint32_t select = by_one ? 0x5432u : 0x7654u;
+    std::uint32_t z[4], y[5];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) z[k] = __byte_perm(w[k], w[k + 1], select);
+    y[0] = by_two ? 0u : z[0];
+#pragma unroll
+    for (int k = 1; k < 4; ++k) y[k] = by_two ? z[k - 1] : z[k];
+    y[4] = by_two ? z[3] : 0u;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) rows[k] = by_four ? 0u : y[k];
+#pragma unroll
+    for (int k = 2; k < 5; ++k) rows[k] = by_four ? y[k - 2] : y[k];
+    rows[5] = by_four ? y[3] : 0u;
+  }
+};
+
+/// x as halves whose sum it is, to 11 bits each.
+template <int Parts>
+__device__ __forceinline__ void split(float low, float high, std::uint32_t (&parts)[Parts]) {
+  parts[0] = pack<half>(low, high);
+  if constexpr (Parts == 2) {
+    const float2 rounded = __half22float2(*reinterpret_cast<const half2*>(&parts[0]));
+    parts[1] = pack<half>(low - rounded.x, high - rounded.y);
+  }
+}
+
+/// 16 rows of floats as left factors of halves.
+template <int D>
+struct split_rows {
+  std::uint32_t high[D / 16][4], low[D / 16][4];
+  __device__ __forceinline__ void load(const float* rows) {
+    const lane_place place;
+    const float* row = rows + place.g * tile_math<float, D>::stride + 4 * place.t;
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 x =
+            *reinterpret_cast<const float4*>(row + i * 8 * tile_math<float, D>::stride + 16 * step);
+        std::uint32_t first[2], second[2];
+        split(x.x, x.y, first);
+        split(x.z, x.w, second);
+        high[step][i] = first[0], high[step][2 + i] = second[0];
+        low[step][i] = first[1], low[step][2 + i] = second[1];
+      }
+  }
+};
+
+/// The table of one head for products of T.
+/// \tparam Staged its elements lie in shared memory, in the order in which lanes take them.
+///
+/// Float multiplies as two halves each, hi·hi + hi·lo + lo·hi: what counts in a logit is the absolute
+/// error, and that is 2⁻²² of the product.
+template <class T, int D, bool Staged>
+struct table_factor {
+  using math = tile_math<T, D>;
+  static constexpr int steps = D / 16;
+  static constexpr bool splits = sizeof(T) == 4;
+  /// Staged 16-bit tables have the order of `ldmatrix`, so that rows are loaded by it. Else lanes take
+  /// four neighbours.
+  static constexpr bool matrices = Staged && !splits;
+  using rows =
+      std::conditional_t<splits, split_rows<D>,
+                         std::conditional_t<matrices, typename math::query, typename math::factor>>;
+  using element = std::conditional_t<splits, uint4, uint2>;  ///< of 16 x 8, a lane's part
+
+  table_view table;
+  int head_offset;
+  int dim;
+  int last;  ///< the last row of a linear axis; of the radial axis it is the next one
+  const element* staged;
+
+  /// Table row of column g of a block; rows that are no table's are never looked up, and any
+  /// element serves.
+  template <bool Backwards>
+  __device__ __forceinline__ int row_of(int block, bool radial_axis) const {
+    const lane_place place;
+    if (radial_axis) return min(8 * block + place.g, last + 1);
+    const int row = 8 * block + spread(place.g);
+    return Backwards ? max(last - row, 0) : min(row, last);
+  }
+  template <bool Backwards>
+  __device__ __forceinline__ element load(int axis, int block, int step, bool radial_axis) const {
+    const lane_place place;
+    const int row = row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
+                    axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
+    if (table.data == nullptr) return {};
+    if constexpr (matrices) {
+      const auto pair = [&](int column) {
+        if (16 * step + column >= dim) return 0u;
+        return pack<T>(load_element<T>(table.data, table.is_float, row + column),
+                       load_element<T>(table.data, table.is_float, row + column + 1));
+      };
+      return {pair(2 * place.t), pair(2 * place.t + 8)};
+    } else {
+      if (16 * step + 4 * place.t >= dim) return {};
+      const auto quad = math::load_quad(table.data, table.is_float, row + 4 * place.t);
+      if constexpr (splits) {
+        std::uint32_t first[2], second[2];
+        split(quad.x, quad.y, first);
+        split(quad.z, quad.w, second);
+        return {first[0], second[0], first[1], second[1]};
+      } else {
+        return quad;
+      }
+    }
+  }
+  /// Fills the shared copy; all warps take part.
+  template <bool Backwards>
+  __device__ __forceinline__ void stage(element* target, bool radial, int warp, int warps) const {
+    const lane_place place;
+    for (int i = warp; i < 3 * axis_blocks * steps; i += warps) {
+      const int block = i / steps;
+      target[i * 32 + place.lane] = load<Backwards>(block / axis_blocks, block % axis_blocks,
+                                                    i % steps, radial && block >= 2 * axis_blocks);
+    }
+  }
+  template <bool Backwards>
+  __device__ __forceinline__ element factor_at(int axis, int block, int step,
+                                               bool radial_axis) const {
+    if constexpr (Staged)
+      return staged[((axis * axis_blocks + block) * steps + step) * 32 +
+                    (static_cast<int>(threadIdx.x) & 31)];
+    else
+      return load<Backwards>(axis, block, step, radial_axis);
+  }
+  /// 16 rows times 8 rows of one axis.
+  template <bool Backwards>
+  __device__ __forceinline__ void multiply(const rows& left, int axis, int block, bool radial_axis,
+                                           float (&product)[4]) const {
+#pragma unroll
+    for (float& sum : product) sum = 0.0f;
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const element right = factor_at<Backwards>(axis, block, step, radial_axis);
+      if constexpr (splits) {
+        multiply_add_16<half>(product, left.low[step], right.x, right.y);
+        multiply_add_16<half>(product, left.high[step], right.z, right.w);
+        multiply_add_16<half>(product, left.high[step], right.x, right.y);
+      } else {
+        multiply_add_16<T>(product, left.a[step], right.x, right.y);
+      }
+    }
+  }
+  /// 16 rows times one axis of the table, as halves that sum up to the products: of rows g and g + 8
+  /// a pair of columns for each block.
+  template <bool Backwards, int Parts>
+  __device__ __forceinline__ void multiply(const rows& left, int axis, bool radial_axis,
+                                           std::uint32_t (&words)[Parts][2][axis_blocks]) const {
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block) {
+      if constexpr (std::is_same_v<T, half> && matrices && Parts == 1) {
+        std::uint32_t sum[2] = {0, 0};
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+          const element right = factor_at<Backwards>(axis, block, step, radial_axis);
+          multiply_half(sum, left.a[step], right.x, right.y, sum[0], sum[1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) words[0][i][block] = sum[i];
+      } else {
+        float product[4];
+        multiply<Backwards>(left, axis, block, radial_axis, product);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          std::uint32_t pair[Parts];
+          split(product[2 * i], product[2 * i + 1], pair);
+#pragma unroll
+          for (int part = 0; part < Parts; ++part) words[part][i][block] = pair[part];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace winnow::detail
