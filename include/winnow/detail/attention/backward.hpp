@@ -71,6 +71,20 @@ inline encoding_path backward_path_of(const head_group<void>& group,
   return fits ? encoding_path::tiles : encoding_path::rows;
 }
 
+/// Up to which size windows of the group are differentiated in one pass.
+inline int one_pass_of(const head_group<void>& group,
+                       const attention_backward_arguments<void>& arguments,
+                       const backward_instance& instance) noexcept {
+  bool vectors = group.position == position_encoding::none &&
+                 group.windows.relative.kind != relative_kind::grid;
+  for (const auto& view :
+       {arguments.q, arguments.k, arguments.v, arguments.out, arguments.grad_out})
+    vectors = vectors && rows_of(view).vectors;
+  for (const auto& view : {arguments.grad_q, arguments.grad_k, arguments.grad_v})
+    vectors = vectors && (view.data == nullptr || rows_of(view).vectors);
+  return vectors ? one_pass_capacity(size_of(instance.type), instance.head_dim) : 0;
+}
+
 /// Arguments and workspace as the kernels want them, without the groups.
 inline backward_problem describe_rows(const attention_backward_arguments<void>& arguments) {
   backward_problem problem;
@@ -164,6 +178,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     backward_problem& problem = launch.problem;
     std::int64_t part_bytes = 0;
     int first_head = 0;
+    bool one_pass = false;
     for (int g = 0; g < arguments.group_count; ++g) {
       const head_group<void>& group = arguments.groups[g];
       if (belongs(group)) {
@@ -173,6 +188,11 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         described.first_index = problem.heads;
         described.first_head = first_head;
         problem.heads += group.heads;
+        if (!by_rows) {
+          backward_group& entry = problem.groups[problem.group_count - 1];
+          entry.one_pass = one_pass_of(group, arguments, instance);
+          one_pass = one_pass || entry.one_pass > 0;
+        }
         launch.extent.radial |= described.kind == relative_kind::spherical;
         if (group.position == position_encoding::bias)
           launch.extent.bias_rows =
@@ -201,6 +221,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     // Every launch with parts gets its share of the limit; there are at most three.
     if (part_bytes > 0)
       blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 3 / part_bytes));
+    if (one_pass)
+      blocks = std::min<std::int64_t>(blocks, std::max(1, leftover_blocks / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
 
     int index = 0;

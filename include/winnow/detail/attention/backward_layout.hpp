@@ -34,6 +34,18 @@ constexpr backward_tuning tune_backward(std::size_t element_bytes, int head_dim,
   return head_dim <= 64 ? backward_tuning{4, 32, 3} : backward_tuning{4, 16, 2};
 }
 
+/// The longest window that backward_window.cuh takes; 0: none.
+constexpr int one_pass_capacity(std::size_t element_bytes, int head_dim) {
+  if (element_bytes != 2) return 0;
+  return head_dim == 16 ? 48 : head_dim == 32 ? 32 : head_dim == 64 ? 16 : 0;
+}
+constexpr int one_pass_blocks(int head_dim) { return head_dim == 16 ? 3 : head_dim == 32 ? 2 : 3; }
+/// Slots in which the windows of one warp start, and warps of a block.
+inline constexpr int window_range = 64;
+inline constexpr int window_warps = 4;
+/// Blocks of the two sides where most of their tiles may have been done in one pass.
+inline constexpr int leftover_blocks = 8 * 528;
+
 /// Does the contextual encoding fit tiles of this storage type and padded head dim?
 constexpr bool contextual_tiles_fit(std::size_t element_bytes, int head_dim) {
   return element_bytes == 2 && head_dim <= 32;

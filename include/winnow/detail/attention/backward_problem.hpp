@@ -27,6 +27,8 @@ struct table_parts {
 struct backward_group {
   group_problem problem;
   table_parts parts;
+  /// Windows of up to so many tokens are differentiated in one pass, and left out by the two sides.
+  int one_pass = 0;
 };
 
 struct backward_problem {
