@@ -27,8 +27,6 @@ struct table_parts {
 struct backward_group {
   group_problem problem;
   table_parts parts;
-  /// Windows of up to so many tokens are differentiated in one pass, and left out by the two sides.
-  int one_pass = 0;
 };
 
 struct backward_problem {
@@ -52,6 +50,9 @@ struct backward_problem {
   int heads = 0;  ///< of this launch
   /// Block b of a head takes tiles (row path: slots) b, b + blocks_per_head, ...
   int blocks_per_head = 1;
+  /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
+  /// longer ones by backward_long.cuh.
+  int one_pass = 0;
   int group_count = 0;
   backward_group groups[max_head_groups];
 };

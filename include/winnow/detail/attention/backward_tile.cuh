@@ -80,9 +80,6 @@ struct tile_differentiator {
                                        std::byte*) {}
   };
   using encoding = std::conditional_t<contextual, contextual_sums<T, D, Side>, nothing>;
-  /// May windows have been differentiated in one pass?
-  static constexpr bool leaves_out =
-      Position == position_encoding::none && one_pass_capacity(sizeof(T), D) > 0;
   /// 16-bit factors need dS in range.
   static constexpr bool narrow_factors = sizeof(T) == 2;
   /// Left factors of wide heads do not stay in registers.
@@ -115,7 +112,6 @@ struct tile_differentiator {
   // Of the current tile:
   int first_slot;
   int count;     ///< rows in windows
-  unsigned left_out;  ///< of this warp's rows, those of windows that were differentiated in one pass
   int slot[2];   ///< of this lane's rows g and g + 8; -1: in no window
   int begin[2];  ///< and their windows' slots [begin, end)
   int end[2];
@@ -349,44 +345,10 @@ struct tile_differentiator {
     return start > from ? start : next;
   }
 
-  /// Was the row of this slot differentiated in one pass?
-  [[nodiscard]] __device__ __forceinline__ bool is_done(int row_slot) const {
-    const int2 window = reinterpret_cast<const int2*>(group.bounds)[row_slot];
-    return window.y - window.x <= entry.one_pass;
-  }
-  /// Is there anything to do in the tile from slot `start`? Longer windows than `one_pass` >= 16 hold
-  /// one of the slots that this looks at.
-  [[nodiscard]] __device__ __forceinline__ bool needs_tile(std::int64_t start, int limit) const {
-    if (start >= limit) return false;
-    const int past = static_cast<int>(min(start + rows, static_cast<std::int64_t>(limit)));
-    if (!leaves_out || entry.one_pass == 0 || past > assigned) return true;
-    bool needed = !is_done(past - 1);
-    for (int row_slot = static_cast<int>(start); row_slot < past; row_slot += 16)
-      needed = needed || !is_done(row_slot);
-    return needed;
-  }
-
   /// Walks the windows of the tile's rows.
   __device__ __forceinline__ void walk() {
-    int top_row = first_slot;
-    int bottom_row = first_slot + count - 1;
-    left_out = 0;
-    if (leaves_out && entry.one_pass > 0) {
-      static_assert(rows <= 64);
-      std::uint64_t wanted = 0;
-#pragma unroll
-      for (int part = 0; part < rows; part += 32) {
-        const int row = part + lane;
-        const bool wants = row < count && !is_done(first_slot + row);
-        wanted |= static_cast<std::uint64_t>(__ballot_sync(0xffffffffu, wants)) << part;
-      }
-      left_out = ~static_cast<unsigned>(wanted >> (16 * warp)) & 0xffffu;
-      if (wanted == 0) return;
-      top_row = first_slot + __ffsll(static_cast<long long>(wanted)) - 1;
-      bottom_row = first_slot + 63 - __clzll(static_cast<long long>(wanted));
-    }
-    const int from = group.bounds[2 * std::int64_t{top_row}];
-    const int last = group.bounds[2 * std::int64_t{bottom_row} + 1];
+    const int from = group.bounds[2 * std::int64_t{first_slot}];
+    const int last = group.bounds[2 * std::int64_t{first_slot + count - 1} + 1];
     load_tokens(from, last);
     const std::int32_t* own_tokens = group.order + first_slot;
     gather_rows<T, D, rows, math::stride, threads>(at<T>(layout::own_first),
@@ -467,7 +429,7 @@ struct tile_differentiator {
             raise / weight_unit);
         __syncthreads();
       }
-      const int to = min(min(warp_last, last), next);
+      const int to = min(warp_last, next);
       for (int piece = max(warp_from, tile); piece < to;) {
         const bool inside = piece >= all_from && piece + 16 * units <= min(all_last, to);
         const int until = inside ? piece + 16 * units : min(step_from(piece, 16 * units, to), to);
@@ -508,9 +470,8 @@ struct tile_differentiator {
                          weight_unit, lower);
     }
     const unsigned broken = broken_rows();
-    const unsigned skip = broken | left_out;
-    store(query_side ? problem.grad_q : problem.grad_k, own(false), by, skip, first_sum);
-    if constexpr (!query_side) store(problem.grad_v, own(true), weight_unit, skip, second_sum);
+    store(query_side ? problem.grad_q : problem.grad_k, own(false), by, broken, first_sum);
+    if constexpr (!query_side) store(problem.grad_v, own(true), weight_unit, broken, second_sum);
     for (unsigned left = broken; left != 0; left &= left - 1)
       differentiate_row<T, Side>(problem, group, head,
                                  first_slot + warp * 16 + __ffs(static_cast<int>(left)) - 1, {});
@@ -557,26 +518,18 @@ struct tile_differentiator {
     prepare(where.group_head);
     const bool zeroes = problem.zero_unassigned && !problem.accumulate;
     const int limit = zeroes ? group.counts->tokens : assigned;
-    if (leaves_out && !zeroes && group.counts->largest <= entry.one_pass) return;
-    const std::int64_t step = problem.blocks_per_head;
-    // Lanes look ahead which of the block's next tiles need anything.
-    for (std::int64_t batch = where.part; batch * rows < limit; batch += 32 * step) {
-      unsigned needed =
-          __ballot_sync(0xffffffffu, needs_tile((batch + lane * step) * rows, limit));
-      for (; needed != 0; needed &= needed - 1) {
-        first_slot =
-            static_cast<int>((batch + (__ffs(static_cast<int>(needed)) - 1) * step) * rows);
-        count = min(rows, assigned - first_slot);
-        __syncthreads();
-        if (count > 0) {
-          walk();
-          if (left_out != 0xffffu || !leaves_out) finish(where.part);
-        }
-        if (zeroes)
-          for (int row = max(count, 0) + warp; row < min(rows, limit - first_slot);
-               row += tuning.warps)
-            zero_row<T, Side>(problem, group.order[first_slot + row], head);
+    for (std::int64_t tile = where.part; tile * rows < limit; tile += problem.blocks_per_head) {
+      first_slot = static_cast<int>(tile * rows);
+      count = min(rows, assigned - first_slot);
+      __syncthreads();
+      if (count > 0) {
+        walk();
+        finish(where.part);
       }
+      if (zeroes)
+        for (int row = max(count, 0) + warp; row < min(rows, limit - first_slot);
+             row += tuning.warps)
+          zero_row<T, Side>(problem, group.order[first_slot + row], head);
     }
     write_parts(where);
   }

@@ -164,10 +164,6 @@ __device__ __forceinline__ void tile_differentiator<T, D, Position, Side>::place
     lse[i] = delta[i] = 0.0f;
     single[i] = false;
     if (slot[i] < 0) continue;
-    if (leaves_out && (left_out >> (place.g + 8 * i) & 1u) != 0) {
-      slot[i] = -1;
-      continue;
-    }
     const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot[i]];
     begin[i] = window.x;
     end[i] = window.y;

@@ -41,14 +41,6 @@ __device__ __forceinline__ std::uint32_t transpose(std::uint32_t matrix) {
   return result;
 }
 
-template <class T>
-__device__ __forceinline__ float2 unpack(std::uint32_t pair) {
-  if constexpr (std::is_same_v<T, half>)
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-  else
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-}
-
 /// 16 rows of one array. Word b of row g + 8·i holds the dims of this lane in block b; two words are
 /// a step of 16 of the inner index.
 template <class T, int D>
@@ -69,8 +61,8 @@ struct row_fragment {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // Strides of vectors fit 32 bits.
-      const T* row =
-          base + static_cast<std::int64_t>(tokens[i]) * static_cast<std::int32_t>(view.token_stride);
+      const T* row = base + static_cast<std::int64_t>(tokens[i]) *
+                                static_cast<std::int32_t>(view.token_stride);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         const bool there = tokens[i] >= 0 && column(v) < dim;
@@ -109,8 +101,8 @@ struct row_fragment {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (tokens[i] < 0 || (skip >> (place.g + 8 * i) & 1u) != 0) continue;
-      T* row =
-          base + static_cast<std::int64_t>(tokens[i]) * static_cast<std::int32_t>(view.token_stride);
+      T* row = base +
+               static_cast<std::int64_t>(tokens[i]) * static_cast<std::int32_t>(view.token_stride);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         if (column(v) >= dim) continue;
@@ -442,9 +434,9 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
     if (count <= 16)
       broken = differentiate<1>(from + first, count);
     else if (capacity <= 32 || count <= 32)
-      broken = differentiate<capacity >= 32 ? 2 : 1>(from + first, count);
+      broken = differentiate < capacity >= 32 ? 2 : 1 > (from + first, count);
     else
-      broken = differentiate<capacity >= 48 ? 3 : 1>(from + first, count);
+      broken = differentiate < capacity >= 48 ? 3 : 1 > (from + first, count);
     for (std::uint64_t left = broken.query; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::query>(
           problem, group, head, from + first + __ffsll(static_cast<long long>(left)) - 1, {});
@@ -462,7 +454,7 @@ __global__ void __launch_bounds__(32 * window_warps, one_pass_blocks(D))
   const backward_group& entry = problem.groups[where.group];
   const std::int64_t from =
       (std::int64_t{where.part} * window_warps + static_cast<int>(threadIdx.x) / 32) * window_range;
-  if (entry.one_pass == 0 || from >= entry.problem.max_tokens) return;
+  if (from >= entry.problem.max_tokens) return;
   window_differentiator<T, D>{problem, entry.problem, entry.problem.first_head + where.group_head}
       .run(static_cast<int>(from));
 }
