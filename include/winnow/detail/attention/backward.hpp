@@ -233,8 +233,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     // Every launch with parts gets its share of the limit; there are at most three.
     if (part_bytes > 0)
       blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 3 / part_bytes));
-    if (one_pass > 0)
-      blocks = std::min<std::int64_t>(blocks, std::max(1, long_blocks / problem.heads));
+    if (one_pass > 0 && wanted.position == position_encoding::none)
+      blocks = std::min<std::int64_t>(blocks,
+                                      std::max(1, long_blocks(instance.head_dim) / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
 
     int index = 0;

@@ -62,8 +62,11 @@ struct long_layout {
   static_assert(bytes <= 99 * 1024 || D > 64);
 };
 inline constexpr int long_rows = 128;
-/// Its blocks: some may find nothing to do, so they are few enough to end soon.
-inline constexpr int long_blocks = 8 * 528;
+/// Its blocks, two times as many as fit an H200, each of several tiles: some may find nothing to do, so
+/// they are few enough to end soon.
+constexpr int long_blocks(int head_dim) {
+  return head_dim == 16 ? 8 * 132 : head_dim == 32 ? 6 * 132 : 4 * 132;
+}
 
 /// The largest window that backward_grid.cuh takes; 0: none.
 constexpr int grid_capacity(std::size_t element_bytes, int head_dim) {

@@ -102,9 +102,11 @@ struct long_differentiator {
     if (start >= limit) return false;
     const int past = static_cast<int>(min(start + rows, static_cast<std::int64_t>(limit)));
     if (past > assigned) return true;
+    // Not `||`: all loads at once.
     bool needed = is_long(past - 1);
-    for (int slot = static_cast<int>(start); slot < past; slot += 16)
-      needed = needed || is_long(slot);
+#pragma unroll
+    for (int row = 0; row < rows; row += 16)
+      needed |= is_long(min(static_cast<int>(start) + row, past - 1));
     return needed;
   }
 

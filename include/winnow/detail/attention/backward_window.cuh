@@ -224,21 +224,53 @@ struct window_differentiator {
     return __float_as_uint(unpack<half>(largest).x) >> 23;
   }
 
-  /// One chunk: slots [first, first + count). M == 1: whole windows in up to 16 slots; otherwise one
-  /// window of up to 16·M.
-  template <int M>
-  __device__ __forceinline__ broken_rows differentiate(int first, int count) const {
-    constexpr bool packed = M == 1;
-    const int dim = problem.head_dim;
-    const float factor = problem.scale * log2_e;
-    std::int32_t tokens[M][2];
+  /// Slots [first, first + count), which begin and end with a window; in up to 16 of them bit s of
+  /// `marks` says that a window starts in slot first + s, or has ended there.
+  struct chunk {
+    int first = 0;
+    int count = 0;  ///< 0: there is none
+    unsigned marks = 0;
+  };
+  static constexpr int max_tiles = capacity / 16;
+  using chunk_tokens = std::int32_t[max_tiles][2];
+  /// Those of this lane's rows; -1 behind the last.
+  __device__ __forceinline__ void load_tokens(const chunk& slots, chunk_tokens& tokens) const {
 #pragma unroll
-    for (int m = 0; m < M; ++m)
+    for (int m = 0; m < max_tiles; ++m)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 16 * m + 8 * i + place.g;
-        tokens[m][i] = row < count ? group.order[first + row] : -1;
+        tokens[m][i] = row < slots.count ? group.order[slots.first + row] : -1;
       }
+  }
+
+  /// One chunk. M == 1: whole windows in up to 16 slots; otherwise one window of up to 16·M.
+  template <int M>
+  __device__ __forceinline__ broken_rows differentiate(const chunk& slots,
+                                                       const chunk_tokens& tokens) const {
+    constexpr bool packed = M == 1;
+    const int first = slots.first;
+    const int count = slots.count;
+    const int dim = problem.head_dim;
+    const float factor = problem.scale * log2_e;
+    // All loads at once, so that one latency serves them.
+    fragment k[M], v[M], q[M], grad_out[M], out[packed ? 1 : M];
+    float lse[M][2];
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      grad_out[m].load(problem.grad_out, head, dim, tokens[m]);
+      if constexpr (!packed) out[m].load(problem.out, head, dim, tokens[m]);
+      k[m].load(problem.k, head, dim, tokens[m]);
+      q[m].load(problem.q, head, dim, tokens[m]);
+      v[m].load(problem.v, head, dim, tokens[m]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        lse[m][i] =
+            tokens[m][i] >= 0
+                ? problem
+                      .lse[tokens[m][i] * problem.lse_token_stride + head * problem.lse_head_stride]
+                : INFINITY;
+    }
     // Of rows g and g + 8: which columns they attend to, from bit 2t on; who is alone.
     unsigned attends[2] = {0, 0};
     bool single[2] = {false, false};
@@ -247,49 +279,28 @@ struct window_differentiator {
       for (int i = 0; i < 2; ++i) {
         const int row = 8 * i + place.g;
         if (row >= count) continue;
-        const int2 window = reinterpret_cast<const int2*>(group.bounds)[first + row];
-        attends[i] = ((1u << (window.y - first)) - (1u << (window.x - first))) >> (2 * place.t);
-        single[i] = window.y - window.x == 1;
+        const int begin = 31 - __clz(static_cast<int>(slots.marks & ((2u << row) - 1)));
+        const int end = row + __ffs(static_cast<int>(slots.marks >> (row + 1)));
+        attends[i] = ((1u << end) - (1u << begin)) >> (2 * place.t);
+        single[i] = end - begin == 1;
       }
     }
-    fragment k[M], v[M], grad_out[M];
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-      grad_out[m].load(problem.grad_out, head, dim, tokens[m]);
-      k[m].load(problem.k, head, dim, tokens[m]);
-      v[m].load(problem.v, head, dim, tokens[m]);
-    }
-    float dk[M][blocks][4] = {};
-    float dv[M][blocks][4] = {};
-    float delta[M][2];  // times -raise
-    broken_rows broken;
     float raise = weight_unit, lower = 1.0f;
+    if constexpr (std::is_same_v<T, half>) {
+      const rounding_scale scale(magnitude_of(grad_out));
+      raise = scale.up * weight_unit;
+      lower = scale.down;
+    }
+    float delta[M][2];  // times -raise
+    if constexpr (!packed)
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      fragment q;
-      q.load(problem.q, head, dim, tokens[m]);
-      float lse[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        lse[i] = tokens[m][i] >= 0
-                     ? weight_shift - log2_e * problem.lse[tokens[m][i] * problem.lse_token_stride +
-                                                           head * problem.lse_head_stride]
-                     : -INFINITY;
-      fragment out;
-      if constexpr (!packed) out.load(problem.out, head, dim, tokens[m]);
-      if constexpr (std::is_same_v<T, half>)
-        if (m == 0) {
-          const rounding_scale scale(magnitude_of(grad_out));
-          raise = scale.up * weight_unit;
-          lower = scale.down;
-        }
-      if constexpr (!packed) {
+      for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float dot = 0.0f;
 #pragma unroll
           for (int b = 0; b < blocks; ++b) {
-            const float2 x = unpack<T>(out.word[i][b]);
+            const float2 x = unpack<T>(out[m].word[i][b]);
             const float2 y = unpack<T>(grad_out[m].word[i][b]);
             dot = fmaf(x.x, y.x, fmaf(x.y, y.y, dot));
           }
@@ -297,15 +308,21 @@ struct window_differentiator {
           dot += __shfl_xor_sync(0xffffffffu, dot, 2);
           delta[m][i] = -dot * raise;
         }
-      }
-      const fragment q_columns = q.transposed();
+    broken_rows broken;
+    float dk[M][blocks][4] = {};
+    float dv[M][blocks][4] = {};
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      const float row_lse[2] = {fmaf(lse[m][0], -log2_e, weight_shift),
+                                fmaf(lse[m][1], -log2_e, weight_shift)};
+      const fragment q_columns = q[m].transposed();
       const fragment grad_columns = grad_out[m].transposed();
       float dq[blocks][4] = {};
 #pragma unroll
       for (int j = 0; j < M; ++j) {
         float p[2][4] = {};
         float ds[2][4] = {};
-        q.multiply(k[j], p);
+        q[m].multiply(k[j], p);
         grad_out[m].multiply(v[j], ds);
 #pragma unroll
         for (int n = 0; n < 2; ++n)
@@ -318,7 +335,7 @@ struct window_differentiator {
               inside = (attends[i] >> column & 1u) != 0;
             else if (j == M - 1)
               inside = 16 * j + column + 2 * place.t < count;
-            const float logit = fmaf(p[n][e], factor, lse[i]);
+            const float logit = fmaf(p[n][e], factor, row_lse[i]);
             p[n][e] = exp2_fast(inside ? logit : -INFINITY);
             if constexpr (packed)
               ds[n][e] = inside ? ds[n][e] * (single[i] ? 0.0f : raise) : 0.0f;
@@ -415,34 +432,51 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
   // Of the following range only the first start, where this warp's last window ends.
   starts[2] &= 0u - starts[2];
   int next = starts[0] != 0 ? __ffs(starts[0]) - 1 : starts[1] != 0 ? 31 + __ffs(starts[1]) : 64;
-  while (next < window_range && from + next < assigned) {
-    const int first = next;
-    // The starts in the 16 slots after it.
-    const int word = (first + 1) / 32;
-    const std::uint32_t low = word == 0 ? starts[0] : word == 1 ? starts[1] : starts[2];
-    const std::uint32_t high = word == 0 ? starts[1] : word == 1 ? starts[2] : 0;
-    const std::uint32_t near = __funnelshift_r(low, high, (first + 1) % 32) & 0xffffu;
-    int count = 32 - __clz(static_cast<int>(near));
-    if (near == 0) {
-      count = group.bounds[2 * std::int64_t{from + first} + 1] - (from + first);
+  const auto advance = [&] {
+    chunk result;
+    while (next < window_range && from + next < assigned) {
+      const int first = next;
+      // The starts in the 16 slots after it.
+      const int word = (first + 1) / 32;
+      const std::uint32_t low = word == 0 ? starts[0] : word == 1 ? starts[1] : starts[2];
+      const std::uint32_t high = word == 0 ? starts[1] : word == 1 ? starts[2] : 0;
+      const std::uint32_t near = __funnelshift_r(low, high, (first + 1) % 32) & 0xffffu;
+      int count = 32 - __clz(static_cast<int>(near));
+      if (near == 0) count = group.bounds[2 * std::int64_t{from + first} + 1] - (from + first);
       next = count > window_range ? window_range : first + count;
       if (count > capacity) continue;
-    } else {
-      next = first + count;
+      result.first = from + first;
+      result.count = count;
+      result.marks = near << 1 | 1u;
+      break;
     }
+    return result;
+  };
+  chunk_tokens tokens;
+  chunk slots = advance();
+  load_tokens(slots, tokens);
+  while (slots.count > 0) {
+    const chunk following = advance();
+    chunk_tokens following_tokens;
+    load_tokens(following, following_tokens);
     broken_rows broken;
-    if (count <= 16)
-      broken = differentiate<1>(from + first, count);
-    else if (capacity <= 32 || count <= 32)
-      broken = differentiate < capacity >= 32 ? 2 : 1 > (from + first, count);
+    if (slots.count <= 16)
+      broken = differentiate<1>(slots, tokens);
+    else if (capacity <= 32 || slots.count <= 32)
+      broken = differentiate < capacity >= 32 ? 2 : 1 > (slots, tokens);
     else
-      broken = differentiate < capacity >= 48 ? 3 : 1 > (from + first, count);
+      broken = differentiate < capacity >= 48 ? 3 : 1 > (slots, tokens);
     for (std::uint64_t left = broken.query; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::query>(
-          problem, group, head, from + first + __ffsll(static_cast<long long>(left)) - 1, {});
+          problem, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
     for (std::uint64_t left = broken.key; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::key>(
-          problem, group, head, from + first + __ffsll(static_cast<long long>(left)) - 1, {});
+          problem, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
+    slots = following;
+#pragma unroll
+    for (int m = 0; m < max_tiles; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) tokens[m][i] = following_tokens[m][i];
   }
 }
 
