@@ -77,11 +77,16 @@ inline int one_pass_of(const head_group<void>& group,
                        const attention_backward_arguments<void>& arguments,
                        const backward_instance& instance) noexcept {
   bool vectors = true;
+  const auto check = [&](const row_view& rows) {
+    const std::int64_t limit = std::int64_t{1} << 29;  // elements, so that bytes fit 32 bits
+    vectors = vectors && (rows.data == nullptr || (rows.vectors && rows.token_stride < limit &&
+                                                   rows.token_stride > -limit));
+  };
   for (const auto& view :
        {arguments.q, arguments.k, arguments.v, arguments.out, arguments.grad_out})
-    vectors = vectors && rows_of(view).vectors;
+    check(rows_of(view));
   for (const auto& view : {arguments.grad_q, arguments.grad_k, arguments.grad_v})
-    vectors = vectors && (view.data == nullptr || rows_of(view).vectors);
+    check(rows_of(view));
   if (!vectors) return 0;
   const relative_position& relative = group.windows.relative;
   const std::size_t bytes = size_of(instance.type);

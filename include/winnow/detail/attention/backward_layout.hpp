@@ -55,7 +55,8 @@ struct long_layout {
   static constexpr int min_blocks = D == 16 ? 4 : D == 32 ? 3 : 2;
   static constexpr int row_bytes = 2 * D + 16;
   static constexpr int spans = 0;                           // int2 [warps]
-  static constexpr int stats = spans + 16 * warps;          // float2 [2][others]
+  static constexpr int windows = spans + 16 * warps;        // int2 [rows]
+  static constexpr int stats = windows + 8 * rows;          // float2 [2][others]
   static constexpr int own = stats + 16 * others;           // T [q or k, dO or v][rows]
   static constexpr int other = own + 2 * rows * row_bytes;  // T [2][k or q, v or dO][others]
   static constexpr int bytes = other + 4 * others * row_bytes;

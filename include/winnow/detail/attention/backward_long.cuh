@@ -56,10 +56,8 @@ struct long_differentiator {
   lane_place place;
 
   // Of the current tile of own rows:
-  int first_slot;   ///< of this warp's 32 rows
-  unsigned own;     ///< rows of this warp that are in long windows, as bits
-  int begin[2][2];  ///< windows of this lane's rows 16·m + 8·i + g; empty for rows not in `own`
-  int length[2][2];
+  int first_slot;      ///< of this warp's 32 rows
+  unsigned own;        ///< rows of this warp that are in long windows, as bits
   float lse[2][2];     ///< `weight_shift` - LSE in base 2
   float delta[2][2];   ///< -delta times `raise`
   float raise, lower;  ///< as in backward_tile.cuh
@@ -88,6 +86,10 @@ struct long_differentiator {
   /// {LSE, delta} of the queries of a tile.
   __device__ __forceinline__ float2* stats(int stage) const {
     return reinterpret_cast<float2*>(memory + layout::stats) + stage * others;
+  }
+  /// Begin and length of the windows of this warp's rows; empty for rows not in `own`.
+  __device__ __forceinline__ int2* windows() const {
+    return reinterpret_cast<int2*>(memory + layout::windows) + 32 * warp;
   }
   [[nodiscard]] __device__ __forceinline__ int2 window_of(int slot) const {
     return reinterpret_cast<const int2*>(group.bounds)[slot];
@@ -243,6 +245,12 @@ struct long_differentiator {
         multiply_add_16<T>(ds[m][1], second_factor[m].a[step], b[2], b[3]);
       }
     }
+    int2 window[2][2] = {};
+    if constexpr (Masked)
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) window[m][i] = windows()[16 * m + 8 * i + place.g];
     const float factor = problem.scale * log2_e;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -265,8 +273,8 @@ struct long_differentiator {
           float difference = fmaf(ds[m][n][e], raise, less);
           if constexpr (Masked) {
             const bool attends =
-                static_cast<unsigned>(from + 8 * n + 2 * place.t + (e & 1) - begin[m][i]) <
-                static_cast<unsigned>(length[m][i]);
+                static_cast<unsigned>(from + 8 * n + 2 * place.t + (e & 1) - window[m][i].x) <
+                static_cast<unsigned>(window[m][i].y);
             logit = attends ? logit : -INFINITY;
             difference = attends ? difference : 0.0f;
           }
@@ -318,6 +326,8 @@ struct long_differentiator {
       all_last = __shfl_sync(all_lanes, window.y, 0);
       if (own != all_lanes) all_last = 0;
     }
+    const bool counts = (own >> place.lane & 1u) != 0;
+    windows()[place.lane] = {window.x, counts ? window.y - window.x : 0};
     int2* spans = reinterpret_cast<int2*>(memory + layout::spans);
     if (place.lane == 0) spans[warp] = {warp_from, warp_last};
     const int count = min(rows, assigned - tile_slot);
@@ -345,12 +355,8 @@ struct long_differentiator {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 16 * m + 8 * i + place.g;
-        const bool counts = (own >> row & 1u) != 0;
-        begin[m][i] = __shfl_sync(all_lanes, window.x, row);
-        const int end = __shfl_sync(all_lanes, window.y, row);
-        length[m][i] = counts ? end - begin[m][i] : 0;
         lse[m][i] = delta[m][i] = 0.0f;
-        if (query_side && counts)
+        if (query_side && (own >> row & 1u) != 0)
           lse[m][i] =
               weight_shift -
               log2_e * problem.lse[group.order[first_slot + row] * problem.lse_token_stride +

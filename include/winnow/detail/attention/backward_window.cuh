@@ -54,24 +54,30 @@ struct row_fragment {
   static __device__ __forceinline__ int column(int vector) {
     return vector * 4 * width + (static_cast<int>(threadIdx.x) & 3) * width;
   }
+  /// Where this lane's first vector of a row lies. Strides of vectors in bytes fit 32 bits here.
+  static __device__ __forceinline__ T* row_at(const row_view& view, int head, std::int32_t token) {
+    constexpr std::int64_t size = sizeof(T);
+    char* base = static_cast<char*>(const_cast<void*>(view.data)) +
+                 (head * view.head_stride + column(0)) * size;
+    return reinterpret_cast<T*>(base + static_cast<std::int64_t>(token) *
+                                           static_cast<std::int32_t>(view.token_stride * size));
+  }
   /// Reads the rows of `tokens`; zeros for tokens < 0 and dims from `dim` on.
   __device__ __forceinline__ void load(const row_view& view, int head, int dim,
                                        const std::int32_t (&tokens)[2]) {
-    const T* base = static_cast<const T*>(view.data) + head * view.head_stride;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // Strides of vectors fit 32 bits.
-      const T* row = base + static_cast<std::int64_t>(tokens[i]) *
-                                static_cast<std::int32_t>(view.token_stride);
+      const T* row = row_at(view, head, tokens[i]);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         const bool there = tokens[i] >= 0 && column(v) < dim;
         if constexpr (width == 4) {
-          const uint2 x = there ? *reinterpret_cast<const uint2*>(row + column(v)) : uint2{0, 0};
+          const uint2 x =
+              there ? *reinterpret_cast<const uint2*>(row + 4 * width * v) : uint2{0, 0};
           word[i][0] = x.x, word[i][1] = x.y;
         } else {
           const uint4 x =
-              there ? *reinterpret_cast<const uint4*>(row + column(v)) : uint4{0, 0, 0, 0};
+              there ? *reinterpret_cast<const uint4*>(row + 4 * width * v) : uint4{0, 0, 0, 0};
           word[i][4 * v] = x.x, word[i][4 * v + 1] = x.y;
           word[i][4 * v + 2] = x.z, word[i][4 * v + 3] = x.w;
         }
@@ -84,7 +90,6 @@ struct row_fragment {
                                         unsigned skip) const {
     if (view.data == nullptr) return;
     const lane_place place;
-    T* base = static_cast<T*>(const_cast<void*>(view.data)) + head * view.head_stride;
     row_fragment sum = *this;
     if (accumulate) {
       row_fragment before;
@@ -101,17 +106,16 @@ struct row_fragment {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (tokens[i] < 0 || (skip >> (place.g + 8 * i) & 1u) != 0) continue;
-      T* row = base +
-               static_cast<std::int64_t>(tokens[i]) * static_cast<std::int32_t>(view.token_stride);
+      T* row = row_at(view, head, tokens[i]);
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
         if (column(v) >= dim) continue;
         if constexpr (width == 4)
-          *reinterpret_cast<uint2*>(row + column(v)) = {sum.word[i][0], sum.word[i][1]};
+          *reinterpret_cast<uint2*>(row + 4 * width * v) = {sum.word[i][0], sum.word[i][1]};
         else
-          *reinterpret_cast<uint4*>(row + column(v)) = {sum.word[i][4 * v], sum.word[i][4 * v + 1],
-                                                        sum.word[i][4 * v + 2],
-                                                        sum.word[i][4 * v + 3]};
+          *reinterpret_cast<uint4*>(row + 4 * width * v) = {
+              sum.word[i][4 * v], sum.word[i][4 * v + 1], sum.word[i][4 * v + 2],
+              sum.word[i][4 * v + 3]};
       }
     }
   }
@@ -422,13 +426,18 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
   const int assigned = group.counts->assigned;
   // Bit s of these words: a window starts in slot from + s, or the last one has ended.
   std::uint32_t starts[3];
+  bool wanted = false;
 #pragma unroll
   for (int w = 0; w < 3; ++w) {
     const int slot = from + 32 * w + place.lane;
-    const int start = slot < group.max_tokens ? group.bounds[2 * std::int64_t{slot}] : -1;
-    starts[w] = __ballot_sync(0xffffffffu, slot == assigned || (slot < assigned && start == slot));
+    int2 window = {-1, -1};
+    if (slot < group.max_tokens) window = reinterpret_cast<const int2*>(group.bounds)[slot];
+    const bool starts_here = slot < assigned && window.x == slot;
+    starts[w] = __ballot_sync(0xffffffffu, slot == assigned || starts_here);
+    wanted |= w < 2 && starts_here && window.y - window.x <= capacity;
   }
   static_assert(window_range == 64);
+  if (!__any_sync(0xffffffffu, wanted)) return;
   // Of the following range only the first start, where this warp's last window ends.
   starts[2] &= 0u - starts[2];
   int next = starts[0] != 0 ? __ffs(starts[0]) - 1 : starts[1] != 0 ? 31 + __ffs(starts[1]) : 64;
