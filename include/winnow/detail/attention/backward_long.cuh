@@ -409,6 +409,13 @@ struct long_differentiator {
       int piece = tile;
       if (warp_from > tile) piece += (warp_from - tile) / 16 * 16;
       for (; piece < to; piece += 16) {
+        // Two pieces at a time, to have independent work in flight.
+        if (D <= 32 && piece >= all_from && piece + 32 <= min(all_last, to)) {
+          differentiate_piece<false>(stage, piece - tile, piece);
+          piece += 16;
+          differentiate_piece<false>(stage, piece - tile, piece);
+          continue;
+        }
         if (piece >= all_from && piece + 16 <= all_last)
           differentiate_piece<false>(stage, piece - tile, piece);
         else

@@ -28,7 +28,9 @@
 /// Windows of a few tokens have a dS that is a small difference of dP and delta. There delta = dO·O
 /// would leave the rounding of O; a row whose window lies in one piece takes Σ P·dP / Σ P instead.
 ///
-/// The contextual encoding is in backward_contextual.cuh.
+/// The contextual encoding is in backward_contextual.cuh. What comes here without an encoding or with
+/// bias is float, head dims above 64, rows off 16 bytes, large windows with bias, and grids without bias;
+/// backward_window.cuh, backward_long.cuh and backward_grid.cuh take the rest.
 ///
 /// Bound: small windows by memory traffic and latency, so several blocks share a multiprocessor;
 /// long windows by tensor cores and exponentials. Two sides recompute S and dP, 7 products instead
