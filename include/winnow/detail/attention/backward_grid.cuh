@@ -49,9 +49,12 @@ struct grid_differentiator {
   static constexpr float weight_unit = 0x1p-10f;
   static constexpr unsigned all_lanes = 0xffffffffu;
 
-  const backward_problem& problem;
+  const backward_rows& problem;
+  const backward_problem& whole;  ///< for rows that are computed again
   const backward_group& entry;
   const group_problem& group;
+  const std::int32_t* order;
+  const packed_position* positions;
   std::byte* memory;
   int head;
   int edge;  ///< of a window
@@ -99,12 +102,12 @@ struct grid_differentiator {
     const row_view* views[] = {&problem.q, &problem.k, &problem.v};
     unsigned largest = 0;
     bool seam = false;
-    const std::uint32_t first_region = unpack_position(group.positions[first], 2);
+    const std::uint32_t first_region = unpack_position(positions[first], 2);
     std::int32_t tokens[passes];
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = pass * pass_rows + static_cast<int>(threadIdx.x) / chunks;
-      tokens[pass] = row < size ? group.order[first + row] : -1;
+      tokens[pass] = row < size ? order[first + row] : -1;
     }
     uint4 grad[passes], out[passes];
 #pragma unroll
@@ -154,7 +157,7 @@ struct grid_differentiator {
         const float lse =
             problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride];
         stats = {weight_shift - lse * log2_e, -dot};
-        region = unpack_position(group.positions[first + row], 2);
+        region = unpack_position(positions[first + row], 2);
         problem.delta[head * problem.max_tokens + first + row] = dot;
       }
       at<float2>(layout::stats)[row] = stats;
@@ -272,7 +275,7 @@ struct grid_differentiator {
       for (int i = 0; i < 2; ++i) {
         const int row = 8 * i + place.g;
         if ((which >> row & 1u) == 0) continue;
-        T* target = gradient_row<T>(view, group.order[first + row], head) + 2 * place.t;
+        T* target = gradient_row<T>(view, order[first + row], head) + 2 * place.t;
 #pragma unroll
         for (int b = 0; b < math::blocks; ++b) {
           if (b * 8 >= dim) break;
@@ -294,7 +297,7 @@ struct grid_differentiator {
 #pragma unroll
     for (int row = place.lane / chunks; row < 16; row += 32 / chunks) {
       if (column >= dim || (which >> row & 1u) == 0) continue;
-      *reinterpret_cast<uint4*>(gradient_row<T>(view, group.order[first + row], head) + column) =
+      *reinterpret_cast<uint4*>(gradient_row<T>(view, order[first + row], head) + column) =
           *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
     }
   }
@@ -333,10 +336,10 @@ struct grid_differentiator {
     store(problem.grad_q, array(queries) + 16 * warp * math::stride, own, all & ~broken_queries,
           problem.scale * lower, dq);
     for (unsigned left = broken_queries; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::query>(problem, group, head,
+      differentiate_row<T, backward_side::query>(whole, group, head,
                                                  own + __ffs(static_cast<int>(left)) - 1, {});
     for (unsigned left = broken_keys; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::key>(problem, group, head,
+      differentiate_row<T, backward_side::key>(whole, group, head,
                                                own + __ffs(static_cast<int>(left)) - 1, {});
   }
 
@@ -381,8 +384,8 @@ struct grid_differentiator {
     if (problem.zero_unassigned && !problem.accumulate)
       for (std::int64_t slot = assigned + where.part * tiles + warp; slot < group.counts->tokens;
            slot += std::int64_t{step} * tiles) {
-        zero_row<T, backward_side::query>(problem, group.order[slot], head);
-        zero_row<T, backward_side::key>(problem, group.order[slot], head);
+        zero_row<T, backward_side::query>(whole, order[slot], head);
+        zero_row<T, backward_side::key>(whole, order[slot], head);
       }
     write_bias(where);
   }
@@ -390,14 +393,18 @@ struct grid_differentiator {
 
 template <class T, int D>
 __global__ void __launch_bounds__(32 * grid_layout<D>::tiles, grid_layout<D>::min_blocks)
-    differentiate_grid_kernel(const __grid_constant__ backward_problem problem) {
+    differentiate_grid_kernel(const __grid_constant__ backward_problem problem,
+                              const __grid_constant__ backward_rows rows) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
   const group_problem& group = entry.problem;
-  grid_differentiator<T, D>{problem,
+  grid_differentiator<T, D>{rows,
+                            problem,
                             entry,
                             group,
+                            group.order,
+                            group.positions,
                             memory,
                             group.first_head + where.group_head,
                             group.quant_length,

@@ -26,7 +26,9 @@ cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& proble
     if (error != cudaSuccess) return error;
   }
   backward_problem parameters = problem;
-  void* arguments[] = {&parameters};
+  // Kernels of tiles take only the first.
+  backward_rows rows = problem;
+  void* arguments[] = {&parameters, &rows};
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(problem.heads * blocks_per_head)),
                           dim3(threads), arguments, bytes, stream);
 }

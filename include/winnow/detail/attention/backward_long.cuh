@@ -47,8 +47,11 @@ struct long_differentiator {
   static constexpr float weight_unit = 0x1p-10f;
   static constexpr unsigned all_lanes = 0xffffffffu;
 
-  const backward_problem& problem;
+  const backward_rows& problem;
+  const backward_problem& whole;  ///< for rows that are computed again
   const group_problem& group;
+  const std::int32_t* order;
+  const std::int32_t* bounds;
   std::byte* memory;
   int head;
   int assigned;
@@ -66,11 +69,15 @@ struct long_differentiator {
   float second_sum[query_side ? 1 : 2][math::blocks][4];
   std::int32_t tokens[passes];  ///< of this thread's rows in the next tile of the other side
 
-  __device__ __forceinline__ long_differentiator(const backward_problem& problem_,
+  __device__ __forceinline__ long_differentiator(const backward_rows& problem_,
+                                                 const backward_problem& whole_,
                                                  const group_problem& group_, int head_,
                                                  std::byte* memory_)
       : problem(problem_),
+        whole(whole_),
         group(group_),
+        order(group_.order),
+        bounds(group_.bounds),
         memory(memory_),
         head(head_),
         assigned(group_.counts->assigned) {}
@@ -92,7 +99,7 @@ struct long_differentiator {
     return reinterpret_cast<int2*>(memory + layout::windows) + 32 * warp;
   }
   [[nodiscard]] __device__ __forceinline__ int2 window_of(int slot) const {
-    return reinterpret_cast<const int2*>(group.bounds)[slot];
+    return reinterpret_cast<const int2*>(bounds)[slot];
   }
   [[nodiscard]] __device__ __forceinline__ bool is_long(int slot) const {
     const int2 window = window_of(slot);
@@ -116,7 +123,7 @@ struct long_differentiator {
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int slot = from + (pass * threads + static_cast<int>(threadIdx.x)) / chunks;
-      tokens[pass] = slot < last ? group.order[slot] : -1;
+      tokens[pass] = slot < last ? order[slot] : -1;
     }
   }
   /// Starts loading slots [from, from + others), whose tokens are known, and reads those of the next.
@@ -178,8 +185,8 @@ struct long_differentiator {
         if (slot < assigned && column < problem.head_dim) {
           const uint4 a =
               *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
-          const uint4 b = *reinterpret_cast<const uint4*>(
-              row_of<T>(problem.out, group.order[slot], head) + column);
+          const uint4 b =
+              *reinterpret_cast<const uint4*>(row_of<T>(problem.out, order[slot], head) + column);
           const std::uint32_t x[4] = {a.x, a.y, a.z, a.w};
           const std::uint32_t y[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -331,7 +338,7 @@ struct long_differentiator {
     int2* spans = reinterpret_cast<int2*>(memory + layout::spans);
     if (place.lane == 0) spans[warp] = {warp_from, warp_last};
     const int count = min(rows, assigned - tile_slot);
-    const std::int32_t* own_tokens = group.order + tile_slot;
+    const std::int32_t* own_tokens = order + tile_slot;
     T* target = reinterpret_cast<T*>(memory + layout::own);
     gather_rows<T, D, rows, math::stride, threads>(target, query_side ? problem.q : problem.k, head,
                                                    problem.head_dim, own_tokens, count);
@@ -357,10 +364,9 @@ struct long_differentiator {
         const int row = 16 * m + 8 * i + place.g;
         lse[m][i] = delta[m][i] = 0.0f;
         if (query_side && (own >> row & 1u) != 0)
-          lse[m][i] =
-              weight_shift -
-              log2_e * problem.lse[group.order[first_slot + row] * problem.lse_token_stride +
-                                   head * problem.lse_head_stride];
+          lse[m][i] = weight_shift -
+                      log2_e * problem.lse[order[first_slot + row] * problem.lse_token_stride +
+                                           head * problem.lse_head_stride];
       }
     wait_for_copies<1>();
     __syncthreads();
@@ -459,7 +465,7 @@ struct long_differentiator {
         for (int i = 0; i < 2; ++i) {
           const int row = 16 * m + 8 * i + place.g;
           if ((which >> row & 1u) == 0) continue;
-          T* target = gradient_row<T>(view, group.order[first_slot + row], head) + 2 * place.t;
+          T* target = gradient_row<T>(view, order[first_slot + row], head) + 2 * place.t;
 #pragma unroll
           for (int b = 0; b < math::blocks; ++b) {
             if (b * 8 >= dim) break;
@@ -485,7 +491,7 @@ struct long_differentiator {
 #pragma unroll
     for (int row = place.lane / chunks; row < 32; row += rows_a_pass) {
       if (column >= dim || (which >> row & 1u) == 0) continue;
-      const std::int64_t token = group.order[first_slot + row];
+      const std::int64_t token = order[first_slot + row];
       *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
           *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
     }
@@ -500,8 +506,8 @@ struct long_differentiator {
     if constexpr (!query_side)
       store(problem.grad_v, own_rows(true), weight_unit, which, second_sum);
     for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, Side>(problem, group, head,
-                                 first_slot + __ffs(static_cast<int>(left)) - 1, {});
+      differentiate_row<T, Side>(whole, group, head, first_slot + __ffs(static_cast<int>(left)) - 1,
+                                 {});
   }
 
   __device__ __forceinline__ void run(int part) {
@@ -524,7 +530,7 @@ struct long_differentiator {
         if (zeroes)
           for (int slot = max(tile_slot, assigned) + warp; slot < min(tile_slot + rows, limit);
                slot += warps)
-            zero_row<T, Side>(problem, group.order[slot], head);
+            zero_row<T, Side>(whole, order[slot], head);
       }
     }
   }
@@ -532,11 +538,12 @@ struct long_differentiator {
 
 template <class T, int D, backward_side Side>
 __global__ void __launch_bounds__(32 * long_layout<D>::warps, long_layout<D>::min_blocks)
-    differentiate_long_kernel(const __grid_constant__ backward_problem problem) {
+    differentiate_long_kernel(const __grid_constant__ backward_problem problem,
+                              const __grid_constant__ backward_rows rows) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_place where(problem);
   const group_problem& group = problem.groups[where.group].problem;
-  long_differentiator<T, D, Side>(problem, group, group.first_head + where.group_head, memory)
+  long_differentiator<T, D, Side>(rows, problem, group, group.first_head + where.group_head, memory)
       .run(where.part);
 }
 

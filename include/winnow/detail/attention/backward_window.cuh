@@ -193,8 +193,11 @@ struct window_differentiator {
   static constexpr float weight_shift = 10.0f;
   static constexpr float weight_unit = 0x1p-10f;
 
-  const backward_problem& problem;
+  const backward_rows& problem;
+  const backward_problem& whole;  ///< for rows that are computed again
   const group_problem& group;
+  const std::int32_t* order;
+  const std::int32_t* bounds;
   int head;
   lane_place place;
 
@@ -244,7 +247,7 @@ struct window_differentiator {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 16 * m + 8 * i + place.g;
-        tokens[m][i] = row < slots.count ? group.order[slots.first + row] : -1;
+        tokens[m][i] = row < slots.count ? order[slots.first + row] : -1;
       }
   }
 
@@ -431,7 +434,7 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
   for (int w = 0; w < 3; ++w) {
     const int slot = from + 32 * w + place.lane;
     int2 window = {-1, -1};
-    if (slot < group.max_tokens) window = reinterpret_cast<const int2*>(group.bounds)[slot];
+    if (slot < problem.max_tokens) window = reinterpret_cast<const int2*>(bounds)[slot];
     const bool starts_here = slot < assigned && window.x == slot;
     starts[w] = __ballot_sync(0xffffffffu, slot == assigned || starts_here);
     wanted |= w < 2 && starts_here && window.y - window.x <= capacity;
@@ -451,7 +454,7 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
       const std::uint32_t high = word == 0 ? starts[1] : word == 1 ? starts[2] : 0;
       const std::uint32_t near = __funnelshift_r(low, high, (first + 1) % 32) & 0xffffu;
       int count = 32 - __clz(static_cast<int>(near));
-      if (near == 0) count = group.bounds[2 * std::int64_t{from + first} + 1] - (from + first);
+      if (near == 0) count = bounds[2 * std::int64_t{from + first} + 1] - (from + first);
       next = count > window_range ? window_range : first + count;
       if (count > capacity) continue;
       result.first = from + first;
@@ -477,10 +480,10 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
       broken = differentiate < capacity >= 48 ? 3 : 1 > (slots, tokens);
     for (std::uint64_t left = broken.query; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::query>(
-          problem, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
+          whole, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
     for (std::uint64_t left = broken.key; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::key>(
-          problem, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
+          whole, group, head, slots.first + __ffsll(static_cast<long long>(left)) - 1, {});
     slots = following;
 #pragma unroll
     for (int m = 0; m < max_tiles; ++m)
@@ -492,13 +495,15 @@ __device__ __forceinline__ void window_differentiator<T, D>::run(int from) const
 /// Heads are the fastest index of the grid; each warp has a range of its own.
 template <class T, int D>
 __global__ void __launch_bounds__(32 * window_warps, one_pass_blocks(D))
-    differentiate_windows_kernel(const __grid_constant__ backward_problem problem) {
+    differentiate_windows_kernel(const __grid_constant__ backward_problem problem,
+                                 const __grid_constant__ backward_rows rows) {
   const block_place where(problem);
-  const backward_group& entry = problem.groups[where.group];
+  const group_problem& group = problem.groups[where.group].problem;
   const std::int64_t from =
       (std::int64_t{where.part} * window_warps + static_cast<int>(threadIdx.x) / 32) * window_range;
-  if (from >= entry.problem.max_tokens) return;
-  window_differentiator<T, D>{problem, entry.problem, entry.problem.first_head + where.group_head}
+  if (from >= rows.max_tokens) return;
+  window_differentiator<T, D>{rows,        problem,      group,
+                              group.order, group.bounds, group.first_head + where.group_head}
       .run(static_cast<int>(from));
 }
 
