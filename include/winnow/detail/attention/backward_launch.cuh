@@ -54,18 +54,18 @@ cudaError_t launch_backward_plain(const backward_problem& problem, backward_side
 template <class T, int D, position_encoding Position>
 cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,
                                   backward_side side, cudaStream_t stream) noexcept {
+  if constexpr (Position == position_encoding::none && one_pass_capacity(sizeof(T), D) > 0)
+    if (problem.one_pass > 0) return launch_backward_plain<T, D>(problem, side, stream);
+  if constexpr (Position == position_encoding::bias && grid_capacity(sizeof(T), D) > 0)
+    if (problem.one_pass > 0)
+      return side == backward_side::key
+                 ? cudaSuccess  // came with the query side
+                 : launch_backward_kernel(differentiate_grid_kernel<T, D>, problem,
+                                          problem.blocks_per_head, 32 * grid_layout<D>::tiles,
+                                          grid_layout<D>::bytes, stream);
   if constexpr (Position == position_encoding::contextual && !contextual_tiles_fit(sizeof(T), D)) {
     return cudaErrorNotSupported;  // the dispatch sends such groups row by row
   } else {
-    if constexpr (Position == position_encoding::none && one_pass_capacity(sizeof(T), D) > 0)
-      if (problem.one_pass > 0) return launch_backward_plain<T, D>(problem, side, stream);
-    if constexpr (Position == position_encoding::bias && grid_capacity(sizeof(T), D) > 0)
-      if (problem.one_pass > 0)
-        return side == backward_side::key
-                   ? cudaSuccess  // came with the query side
-                   : launch_backward_kernel(differentiate_grid_kernel<T, D>, problem,
-                                            problem.blocks_per_head, 32 * grid_layout<D>::tiles,
-                                            grid_layout<D>::bytes, stream);
     using layout = backward_layout<sizeof(T), D, Position>;
     const auto kernel = side == backward_side::query
                             ? differentiate_tiles_kernel<T, D, Position, backward_side::query>
