@@ -68,6 +68,9 @@ struct long_differentiator {
   float first_sum[2][math::blocks][4];
   float second_sum[query_side ? 1 : 2][math::blocks][4];
   std::int32_t tokens[passes];  ///< of this thread's rows in the next tile of the other side
+  std::int32_t stats_token;     ///< of that tile's row `threadIdx.x`
+  const char* first_base;       ///< where this thread's column of the other side's arrays begins
+  const char* second_base;
 
   __device__ __forceinline__ long_differentiator(const backward_rows& problem_,
                                                  const backward_problem& whole_,
@@ -80,7 +83,9 @@ struct long_differentiator {
         bounds(group_.bounds),
         memory(memory_),
         head(head_),
-        assigned(group_.counts->assigned) {}
+        assigned(group_.counts->assigned),
+        first_base(column_of(query_side ? problem_.k : problem_.q)),
+        second_base(column_of(query_side ? problem_.v : problem_.grad_out)) {}
 
   __device__ __forceinline__ T* own_rows(bool second) const {
     return reinterpret_cast<T*>(memory + layout::own) +
@@ -120,47 +125,54 @@ struct long_differentiator {
   }
 
   __device__ __forceinline__ void load_tokens(int from, int last) {
+    const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
-      const int slot = from + (pass * threads + static_cast<int>(threadIdx.x)) / chunks;
+      const int slot = from + (pass * threads + thread) / chunks;
       tokens[pass] = slot < last ? order[slot] : -1;
     }
+    if constexpr (!query_side)
+      stats_token = thread < others && from + thread < last ? order[from + thread] : -1;
   }
   /// Starts loading slots [from, from + others), whose tokens are known, and reads those of the next.
   __device__ __forceinline__ void load_others(int stage, int from, int last) {
+    const int thread = static_cast<int>(threadIdx.x);
     const row_view& first = query_side ? problem.k : problem.q;
     const row_view& second = query_side ? problem.v : problem.grad_out;
-    const int column = static_cast<int>(threadIdx.x) % chunks * width;
-    const bool inside = column < problem.head_dim;
-    const T* first_base = static_cast<const T*>(first.data) + head * first.head_stride + column;
-    const T* second_base = static_cast<const T*>(second.data) + head * second.head_stride + column;
-    const int row = static_cast<int>(threadIdx.x) / chunks;
-    T* target = other(stage, false) + row * math::stride + column;
+    const bool inside = thread % chunks * width < problem.head_dim;
+    // Strides of vectors in bytes fit 32 bits here.
+    const auto first_stride = static_cast<std::int32_t>(first.token_stride * sizeof(T));
+    const auto second_stride = static_cast<std::int32_t>(second.token_stride * sizeof(T));
+    const std::uint32_t target = shared_address(
+        other(stage, false) + thread / chunks * math::stride + thread % chunks * width);
+    constexpr std::uint32_t row_bytes = math::stride * sizeof(T);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
-      constexpr int step = threads / chunks;
       const bool there = tokens[pass] >= 0 && inside;
       const std::int64_t token = max(tokens[pass], 0);
-      T* place_in_tile = target + pass * step * math::stride;
-      // Strides of vectors fit 32 bits.
-      copy_async(place_in_tile, first_base + token * static_cast<std::int32_t>(first.token_stride),
-                 there);
-      copy_async(place_in_tile + others * math::stride,
-                 second_base + token * static_cast<std::int32_t>(second.token_stride), there);
-      if constexpr (!query_side)
-        if (column == 0) {
-          const bool valid = tokens[pass] >= 0;
-          const int slot = from + row + pass * step;
-          float2* target_stats = stats(stage) + row + pass * step;
-          copy_word(&target_stats->x,
-                    problem.lse + token * problem.lse_token_stride + head * problem.lse_head_stride,
-                    valid);
-          copy_word(&target_stats->y,
-                    problem.delta + head * problem.max_tokens + (valid ? slot : 0), valid);
-        }
+      const std::uint32_t row = target + pass * (threads / chunks) * row_bytes;
+      copy_async(row, first_base + token * first_stride, there);
+      copy_async(row + others * row_bytes, second_base + token * second_stride, there);
     }
+    if constexpr (!query_side)
+      if (thread < others) {
+        const bool valid = stats_token >= 0;
+        const std::int64_t token = max(stats_token, 0);
+        float2* target_stats = stats(stage) + thread;
+        copy_word(&target_stats->x,
+                  problem.lse + token * problem.lse_token_stride + head * problem.lse_head_stride,
+                  valid);
+        copy_word(&target_stats->y,
+                  problem.delta + head * problem.max_tokens + (valid ? from + thread : 0), valid);
+      }
     commit_copies();
     load_tokens(from + others, last);
+  }
+  /// This thread's column of one head.
+  [[nodiscard]] __device__ __forceinline__ const char* column_of(const row_view& view) const {
+    return reinterpret_cast<const char*>(static_cast<const T*>(view.data) +
+                                         head * view.head_stride +
+                                         static_cast<int>(threadIdx.x) % chunks * width);
   }
   /// Copies 4 bytes in the background, or writes zeros.
   static __device__ __forceinline__ void copy_word(void* shared, const void* global, bool valid) {
