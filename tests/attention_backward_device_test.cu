@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -49,17 +50,21 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInFloat) {
 
 TYPED_TEST(AttentionBackwardDevice, ZeroesUnassignedRowsOnlyWhenAsked) {
   WINNOW_SKIP_WITHOUT_GPU();
-  const auto problem = make_problem<TypeParam>(scene::groups, 16, 32);
-  device_gradients<TypeParam> device(problem);
-  auto arguments = device.arguments();
-  arguments.zero_unassigned = true;
-  WINNOW_ASSERT_OK(device.run(arguments));
-  expect_gradients_match(exact_gradients(problem, true), device);
+  for (const scene kind : {scene::groups, scene::short_windows}) {
+    SCOPED_TRACE(name_of(kind));
+    const auto problem = make_problem<TypeParam>(kind, 16, 32);
+    device_gradients<TypeParam> device(problem);
+    auto arguments = device.arguments();
+    arguments.zero_unassigned = true;
+    WINNOW_ASSERT_OK(device.run(arguments));
+    expect_gradients_match(exact_gradients(problem, true), device);
+  }
 }
 
 TYPED_TEST(AttentionBackwardDevice, Accumulates) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::groups, scene::shifted_grid}) {
+  for (const scene kind :
+       {scene::groups, scene::plain, scene::short_windows, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 33);
     device_gradients<TypeParam> device(problem);
@@ -94,6 +99,7 @@ TYPED_TEST(AttentionBackwardDevice, LeavesOutAbsentGradients) {
     WINNOW_ASSERT_OK(all.run(everything));
     for (int wanted = 0; wanted < 3; ++wanted) {
       device_gradients<TypeParam> device(problem);
+      for (auto* rows : {&device.grad_q, &device.grad_k, &device.grad_v}) rows->poison();
       auto arguments = device.arguments();
       arguments.group_gradients = nullptr;
       if (wanted != 0) arguments.grad_q = {};
@@ -106,6 +112,7 @@ TYPED_TEST(AttentionBackwardDevice, LeavesOutAbsentGradients) {
       const device_array<TypeParam>* results[] = {&device.grad_q, &device.grad_k, &device.grad_v};
       for (int which = 0; which < 3; ++which) {
         device_array<TypeParam> untouched(results[which]->size());
+        untouched.poison();
         EXPECT_TRUE(same_bits(results[which]->to_host(),
                               which == wanted ? expected[which]->to_host() : untouched.to_host()));
       }
@@ -126,7 +133,8 @@ TYPED_TEST(AttentionBackwardDevice, ReadsAndWritesStridedRows) {
   WINNOW_SKIP_WITHOUT_GPU();
   for (const int gap : {0, 8, 1}) {
     SCOPED_TRACE("gap " + std::to_string(gap));
-    const auto problem = make_problem<TypeParam>(scene::cubic, 32, 35);
+    const auto problem =
+        make_problem<TypeParam>(gap == 8 ? scene::short_windows : scene::cubic, 32, 35);
     device_gradients<TypeParam> device(problem);
     const std::int64_t heads = problem.heads, dim = problem.dim, row = dim + gap;
     const std::int64_t token = 3 * heads * row;
@@ -139,7 +147,8 @@ TYPED_TEST(AttentionBackwardDevice, ReadsAndWritesStridedRows) {
           std::copy_n(sources[which]->begin() + (n * heads + h) * dim, dim,
                       packed.begin() + n * token + (which * heads + h) * row);
     const device_array<TypeParam> buffer(packed);
-    const device_array<TypeParam> gradients(problem.tokens * token);
+    device_array<TypeParam> gradients(problem.tokens * token);
+    gradients.poison();
     tensor_layout<3> layout;
     layout.shape[0] = problem.tokens, layout.shape[1] = heads, layout.shape[2] = dim;
     layout.stride[0] = token, layout.stride[1] = row, layout.stride[2] = 1;
@@ -182,9 +191,27 @@ TYPED_TEST(AttentionBackwardDevice, ComputesOnlySelectedWindows) {
   const auto partition = share(partition_grid(window, &kept));
   attention_case<TypeParam> problem({{3, partition, position_encoding::bias}}, 32, 36);
   prepare_forward(problem);
-  device_gradients<TypeParam> device(problem);
-  WINNOW_ASSERT_OK(device.run());
-  expect_gradients_match(exact_gradients(problem), device);
+  for (const bool zeroes : {false, true}) {
+    device_gradients<TypeParam> device(problem);
+    auto arguments = device.arguments();
+    arguments.zero_unassigned = zeroes;
+    WINNOW_ASSERT_OK(device.run(arguments));
+    expect_gradients_match(exact_gradients(problem, zeroes), device);
+  }
+}
+
+/// Windows of 2 x 2 to 9 x 9 tokens, shifted: those of up to 64 tokens go in one pass.
+TYPED_TEST(AttentionBackwardDevice, ServesGridsOfAnyEdge) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  for (const int edge : {2, 4, 8, 9}) {
+    SCOPED_TRACE("edge " + std::to_string(edge));
+    const auto partition = share(partition_grid({2, 2 * edge, 3 * edge, edge, edge / 2}));
+    attention_case<TypeParam> problem({{2, partition, position_encoding::bias}}, 24, 47);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(device.run());
+    expect_gradients_match(exact_gradients(problem), device);
+  }
 }
 
 TYPED_TEST(AttentionBackwardDevice, GivesTablesZeroWithoutWindows) {
@@ -195,6 +222,7 @@ TYPED_TEST(AttentionBackwardDevice, GivesTablesZeroWithoutWindows) {
     attention_case<TypeParam> problem({{2, partition, position_encoding::contextual}}, 16, 37);
     prepare_forward(problem);
     device_gradients<TypeParam> device(problem);
+    device.grad_q.poison();
     WINNOW_ASSERT_OK(device.run());
     for (const TypeParam& x : device.grad_q.to_host()) {
       const TypeParam poison = device_array<TypeParam>::poisoned();
@@ -214,7 +242,8 @@ TYPED_TEST(AttentionBackwardDevice, AcceptsNoTokens) {
 /// Rows of other windows are as if the bad value were not there.
 TYPED_TEST(AttentionBackwardDevice, KeepsNanAndInfinityInTheirWindow) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::plain, scene::cubic, scene::spherical, scene::shifted_grid}) {
+  for (const scene kind :
+       {scene::plain, scene::short_windows, scene::cubic, scene::spherical, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto clean = make_problem<TypeParam>(kind, 16, 38);
     const attention_case<double> exact = exact_gradients(clean);
@@ -261,7 +290,8 @@ TYPED_TEST(AttentionBackwardDevice, KeepsNanAndInfinityInTheirWindow) {
 /// The dO of a loss that averages over millions of outputs.
 TYPED_TEST(AttentionBackwardDevice, KeepsTheGradientsOfAMeanLoss) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::plain, scene::cubic, scene::spherical, scene::shifted_grid}) {
+  for (const scene kind :
+       {scene::plain, scene::short_windows, scene::cubic, scene::spherical, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     attention_case<TypeParam> problem(make_scene(kind), 16, 39);
     for (TypeParam& x : problem.grad_out) x = from_float<TypeParam>(to_float(x) * 1e-7f);
@@ -417,7 +447,8 @@ __global__ void keep_busy(float* sink, int turns) {
 /// Two calls at once beside a stream that fills half the GPU give the bits of a call alone.
 TYPED_TEST(AttentionBackwardDevice, RepeatsBitForBitBesideOtherWork) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::groups, scene::spherical, scene::plain, scene::shifted_grid}) {
+  for (const scene kind :
+       {scene::groups, scene::spherical, scene::plain, scene::short_windows, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 43);
     device_gradients<TypeParam> device(problem);
@@ -432,6 +463,45 @@ TYPED_TEST(AttentionBackwardDevice, RepeatsBitForBitBesideOtherWork) {
       device.poison();
       other.poison();
       keep_busy<<<processors / 2, 1024, 0, busy>>>(sink.data(), 200000);
+      WINNOW_ASSERT_OK(device.submit(device.arguments(), first));
+      WINNOW_ASSERT_OK(other.submit(other.arguments(), second));
+      synchronize();
+      EXPECT_TRUE(alone == device.bytes());
+      EXPECT_TRUE(alone == other.bytes());
+    }
+  }
+}
+
+/// As many tokens as a scan has, in windows like its cubic ones (most of a few tokens, some of a
+/// hundred) and like its spherical ones; against the reference, and bit for bit beside other work.
+TEST(AttentionBackwardDevice, RepeatsScansBitForBit) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const int tokens = 220000;
+  std::mt19937_64 engine(46);
+  std::uniform_real_distribution<double> uniform(0.0, 1.0);
+  const auto windows_of = [&](const auto& draw) {
+    std::vector<int> sizes;
+    for (int left = tokens; left > 0; left -= sizes.back())
+      sizes.push_back(std::min(left, draw(uniform(engine))));
+    return share(partition_sizes(sizes));
+  };
+  const auto cubic =
+      windows_of([](double x) { return 1 + static_cast<int>(130.0 * std::pow(x, 9)); });
+  const auto spherical = windows_of([](double x) { return 1 + static_cast<int>(48.0 * x); });
+  for (const auto& windows : {cubic, spherical}) {
+    attention_case<half> problem({{2, windows}}, 16, 46);
+    prepare_forward(problem);
+    device_gradients<half> device(problem);
+    device_gradients<half> other(problem);
+    WINNOW_ASSERT_OK(device.run());
+    expect_gradients_match(exact_gradients(problem), device);
+    const auto alone = device.bytes();
+    device_stream busy, first, second;
+    device_array<float> sink(1);
+    for (int turn = 0; turn < 3; ++turn) {
+      device.poison();
+      other.poison();
+      keep_busy<<<66, 1024, 0, busy>>>(sink.data(), 200000);
       WINNOW_ASSERT_OK(device.submit(device.arguments(), first));
       WINNOW_ASSERT_OK(other.submit(other.arguments(), second));
       synchronize();

@@ -165,7 +165,11 @@ status attention_forward(const attention_forward_arguments<T, Table>& arguments,
 ///
 /// As for `attention_forward`: all pointers are device memory, the host never reads counts, the call
 /// neither allocates nor synchronises, is capturable, keeps no state, and serves the current device.
-/// It makes two launches for all groups of the same position encoding, and one more for all tables.
+/// It makes up to three launches for all groups of the same position encoding, and one more for all
+/// tables.
+///
+/// Rows of half and bfloat16 that start on 16 bytes are the fast case, with bias in windows of up to
+/// 8 x 8: short windows and those with bias then take one pass over their pairs instead of two.
 ///
 /// P is recomputed from q, k and LSE; nothing of the size of the pairs is stored. dS is rounded to
 /// the storage type relative to the largest finite |dO| around, so that gradients of 1e-7 do not

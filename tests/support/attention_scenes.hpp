@@ -43,6 +43,7 @@ inline reference::host_partition random_labels(std::int64_t tokens, int windows,
 
 enum class scene {
   plain,
+  short_windows,
   cubic,
   spherical,
   one_table,
@@ -53,13 +54,15 @@ enum class scene {
   groups
 };
 
-inline constexpr scene all_scenes[] = {scene::plain,        scene::cubic,      scene::spherical,
-                                       scene::one_table,    scene::long_quant, scene::grid,
-                                       scene::shifted_grid, scene::large_bias, scene::groups};
+inline constexpr scene all_scenes[] = {scene::plain,     scene::short_windows, scene::cubic,
+                                       scene::spherical, scene::one_table,     scene::long_quant,
+                                       scene::grid,      scene::shifted_grid,  scene::large_bias,
+                                       scene::groups};
 
 inline std::string name_of(scene kind) {
-  constexpr const char* names[] = {"plain", "cubic",        "spherical",  "one_table", "long_quant",
-                                   "grid",  "shifted_grid", "large_bias", "groups"};
+  constexpr const char* names[] = {"plain",      "short_windows", "cubic", "spherical",
+                                   "one_table",  "long_quant",    "grid",  "shifted_grid",
+                                   "large_bias", "groups"};
   return names[static_cast<int>(kind)];
 }
 
@@ -72,6 +75,11 @@ inline std::vector<group_spec> make_scene(scene kind) {
   switch (kind) {
     case scene::plain:
       return {{2, share(partition_sizes({1, 1, 1, 5, 16, 17, 64, 3, 130, 40, 300, 2, 1}))}};
+    case scene::short_windows:  // of about 2, 12, 24 and 42 tokens, and tokens in no window
+      return {{2, share(random_labels(tokens, 250, 1, false, false, 11))},
+              {1, share(random_labels(tokens, 40, 1, false, false, 12))},
+              {1, share(random_labels(tokens, 20, 1, false, false, 13))},
+              {2, share(random_labels(tokens, 11, 1, false, false, 14))}};
     case scene::cubic:
       return {contextual(2, random_labels(tokens, 40, 24, true, false, 1))};
     case scene::spherical:

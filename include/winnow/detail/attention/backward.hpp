@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "winnow/detail/attention/backward_launch.hpp"
 #include "winnow/detail/attention/backward_layout.hpp"
@@ -69,6 +70,33 @@ inline encoding_path backward_path_of(const head_group<void>& group,
   if (group.position == position_encoding::bias)
     fits = group.windows.relative.bias_rows() <= shared_bias_rows;
   return fits ? encoding_path::tiles : encoding_path::rows;
+}
+
+/// Up to which size windows of the group are differentiated in one pass; 0: none.
+inline int one_pass_of(const head_group<void>& group,
+                       const attention_backward_arguments<void>& arguments,
+                       const backward_instance& instance) noexcept {
+  bool vectors = true;
+  const auto check = [&](const row_view& rows) {
+    const std::int64_t limit = std::int64_t{1} << 29;  // elements, so that bytes fit 32 bits
+    vectors = vectors && (rows.data == nullptr || (rows.vectors && rows.token_stride < limit &&
+                                                   rows.token_stride > -limit));
+  };
+  for (const auto& view :
+       {arguments.q, arguments.k, arguments.v, arguments.out, arguments.grad_out})
+    check(rows_of(view));
+  for (const auto& view : {arguments.grad_q, arguments.grad_k, arguments.grad_v})
+    check(rows_of(view));
+  if (!vectors) return 0;
+  const relative_position& relative = group.windows.relative;
+  const std::size_t bytes = size_of(instance.type);
+  if (group.position == position_encoding::bias) {
+    const int capacity = grid_capacity(bytes, instance.head_dim);
+    return relative.quant_length * relative.quant_length <= capacity ? capacity : 0;
+  }
+  if (group.position == position_encoding::contextual || relative.kind == relative_kind::grid)
+    return 0;
+  return one_pass_capacity(bytes, instance.head_dim);
 }
 
 /// Arguments and workspace as the kernels want them, without the groups.
@@ -164,6 +192,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     backward_problem& problem = launch.problem;
     std::int64_t part_bytes = 0;
     int first_head = 0;
+    int window_tokens = std::numeric_limits<int>::max();  ///< of a grid's smallest window
+    int one_pass = by_rows ? 0 : std::numeric_limits<int>::max();
     for (int g = 0; g < arguments.group_count; ++g) {
       const head_group<void>& group = arguments.groups[g];
       if (belongs(group)) {
@@ -173,6 +203,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         described.first_index = problem.heads;
         described.first_head = first_head;
         problem.heads += group.heads;
+        const int edge = described.quant_length;
+        window_tokens = std::min(window_tokens, edge * edge);
+        one_pass = std::min(one_pass, one_pass_of(group, arguments, instance));
         launch.extent.radial |= described.kind == relative_kind::spherical;
         if (group.position == position_encoding::bias)
           launch.extent.bias_rows =
@@ -189,9 +222,13 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     if (problem.group_count == 0) continue;
     ++plan.launch_count;
 
-    const int rows_a_block =
-        by_rows ? 1
-                : tune_backward(size_of(instance.type), instance.head_dim, wanted.position).rows();
+    problem.one_pass = one_pass;
+    int rows_a_block = 1;
+    if (one_pass > 0)
+      rows_a_block = wanted.position == position_encoding::bias ? window_tokens : long_rows;
+    else if (!by_rows)
+      rows_a_block =
+          tune_backward(size_of(instance.type), instance.head_dim, wanted.position).rows();
     std::int64_t blocks = std::max<std::int64_t>(1, (tokens + rows_a_block - 1) / rows_a_block);
     if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
     // A grid has fewer than 2^31 blocks; beyond that each takes several tiles.
@@ -203,6 +240,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     // Every launch with parts gets its share of the limit; there are at most three.
     if (part_bytes > 0)
       blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 3 / part_bytes));
+    if (one_pass > 0 && wanted.position == position_encoding::none)
+      blocks = std::min<std::int64_t>(blocks,
+                                      std::max(1, long_blocks(instance.head_dim) / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
 
     int index = 0;

@@ -5,15 +5,64 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
+#include "winnow/detail/attention/backward_grid.cuh"
 #include "winnow/detail/attention/backward_launch.hpp"
+#include "winnow/detail/attention/backward_long.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/backward_tile.cuh"
+#include "winnow/detail/attention/backward_window.cuh"
 
 namespace winnow::detail {
+
+template <class Kernel>
+cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& problem,
+                                   std::int64_t blocks_per_head, int threads, std::size_t bytes,
+                                   cudaStream_t stream) noexcept {
+  if (bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  backward_problem parameters = problem;
+  // Kernels of tiles take only the first.
+  backward_rows rows = problem;
+  void* arguments[] = {&parameters, &rows};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(problem.heads * blocks_per_head)),
+                          dim3(threads), arguments, bytes, stream);
+}
+
+/// Plain windows: short ones in one pass, with the query side, longer ones by sides.
+template <class T, int D>
+cudaError_t launch_backward_plain(const backward_problem& problem, backward_side side,
+                                  cudaStream_t stream) noexcept {
+  using layout = long_layout<D>;
+  if (side == backward_side::key)
+    return launch_backward_kernel(differentiate_long_kernel<T, D, backward_side::key>, problem,
+                                  problem.blocks_per_head, 32 * layout::warps, layout::bytes,
+                                  stream);
+  constexpr std::int64_t slots = window_range * window_warps;
+  const std::int64_t blocks = std::max<std::int64_t>(1, (problem.max_tokens + slots - 1) / slots);
+  const cudaError_t error = launch_backward_kernel(differentiate_windows_kernel<T, D>, problem,
+                                                   blocks, 32 * window_warps, 0, stream);
+  if (error != cudaSuccess) return error;
+  return launch_backward_kernel(differentiate_long_kernel<T, D, backward_side::query>, problem,
+                                problem.blocks_per_head, 32 * layout::warps, layout::bytes, stream);
+}
 
 template <class T, int D, position_encoding Position>
 cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,
                                   backward_side side, cudaStream_t stream) noexcept {
+  if constexpr (Position == position_encoding::none && one_pass_capacity(sizeof(T), D) > 0)
+    if (problem.one_pass > 0) return launch_backward_plain<T, D>(problem, side, stream);
+  if constexpr (Position == position_encoding::bias && grid_capacity(sizeof(T), D) > 0)
+    if (problem.one_pass > 0)
+      return side == backward_side::key
+                 ? cudaSuccess  // came with the query side
+                 : launch_backward_kernel(differentiate_grid_kernel<T, D>, problem,
+                                          problem.blocks_per_head, 32 * grid_layout<D>::tiles,
+                                          grid_layout<D>::bytes, stream);
   if constexpr (Position == position_encoding::contextual && !contextual_tiles_fit(sizeof(T), D)) {
     return cudaErrorNotSupported;  // the dispatch sends such groups row by row
   } else {
@@ -21,17 +70,8 @@ cudaError_t launch_backward_tiles(const backward_problem& problem, const backwar
     const auto kernel = side == backward_side::query
                             ? differentiate_tiles_kernel<T, D, Position, backward_side::query>
                             : differentiate_tiles_kernel<T, D, Position, backward_side::key>;
-    const std::size_t bytes = layout::bytes(side, extent);
-    if (bytes > 48 * 1024) {
-      const cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-      if (error != cudaSuccess) return error;
-    }
-    backward_problem parameters = problem;
-    void* arguments[] = {&parameters};
-    return cudaLaunchKernel(kernel,
-                            dim3(static_cast<unsigned>(problem.heads * problem.blocks_per_head)),
-                            dim3(layout::tuning.threads()), arguments, bytes, stream);
+    return launch_backward_kernel(kernel, problem, problem.blocks_per_head,
+                                  layout::tuning.threads(), layout::bytes(side, extent), stream);
   }
 }
 

@@ -32,6 +32,7 @@ struct parts_sums {
 static_assert(sizeof(parts_sums) <= 4000, "kernel parameters end at 4 KB");
 
 /// Defined in backward_launch.cuh; instantiated by the build, or by whoever uses winnow::headers.
+/// Where `problem.one_pass` is set, the query side's launch brings everything that takes one pass.
 /// \tparam D padded head dim: 16, 32, 64 or 128.
 template <class T, int D, position_encoding Position>
 cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,

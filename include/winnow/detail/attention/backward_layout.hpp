@@ -34,6 +34,63 @@ constexpr backward_tuning tune_backward(std::size_t element_bytes, int head_dim,
   return head_dim <= 64 ? backward_tuning{4, 32, 3} : backward_tuning{4, 16, 2};
 }
 
+/// The longest window that backward_window.cuh takes; 0: none.
+constexpr int one_pass_capacity(std::size_t element_bytes, int head_dim) {
+  if (element_bytes != 2) return 0;
+  return head_dim == 16 ? 48 : head_dim == 32 ? 32 : head_dim == 64 ? 16 : 0;
+}
+constexpr int one_pass_blocks(int head_dim) {
+  return head_dim == 16 ? 3 : head_dim == 32 ? 2 : 3;
+}
+/// Slots in which the windows of one warp start, and warps of a block.
+inline constexpr int window_range = 64;
+inline constexpr int window_warps = 4;
+
+/// What backward_long.cuh works on. \tparam D padded head dim.
+template <int D>
+struct long_layout {
+  static constexpr int warps = 4;
+  static constexpr int rows = 32 * warps;
+  static constexpr int others = 64;
+  static constexpr int min_blocks = D == 16 ? 4 : D == 32 ? 3 : 2;
+  static constexpr int row_bytes = 2 * D + 16;
+  static constexpr int spans = 0;                           // int2 [warps]
+  static constexpr int windows = spans + 16 * warps;        // int2 [rows]
+  static constexpr int stats = windows + 8 * rows;          // float2 [2][others]
+  static constexpr int own = stats + 16 * others;           // T [q or k, dO or v][rows]
+  static constexpr int other = own + 2 * rows * row_bytes;  // T [2][k or q, v or dO][others]
+  static constexpr int bytes = other + 4 * others * row_bytes;
+  static_assert(bytes <= 99 * 1024 || D > 64);
+};
+inline constexpr int long_rows = 128;
+/// Its blocks, two times as many as fit an H200, each of several tiles: some may find nothing to do, so
+/// they are few enough to end soon.
+constexpr int long_blocks(int head_dim) {
+  return head_dim == 16 ? 8 * 132 : head_dim == 32 ? 6 * 132 : 4 * 132;
+}
+
+/// The largest window that backward_grid.cuh takes; 0: none.
+constexpr int grid_capacity(std::size_t element_bytes, int head_dim) {
+  return element_bytes == 2 && head_dim <= 64 ? 64 : 0;
+}
+/// \tparam D padded head dim.
+template <int D>
+struct grid_layout {
+  static constexpr int tiles = 4;  ///< of 16 rows, one a warp
+  static constexpr int rows = 16 * tiles;
+  static constexpr int min_blocks = D <= 32 ? 4 : 3;
+  static constexpr int row_bytes = 2 * D + 16;
+  static constexpr int piece_stride = rows + 8;                    ///< elements between keys of dS
+  static constexpr int magnitude = 0;                              // uint32 [tiles]
+  static constexpr int stats = 64;                                 // float2 [rows]: LSE, -delta
+  static constexpr int regions = stats + 8 * rows;                 // uint32 [rows]
+  static constexpr int bias = regions + 4 * rows;                  // float [rows][rows]
+  static constexpr int pieces = bias + 4 * rows * rows;            // T [rows][piece_stride]
+  static constexpr int arrays = pieces + 2 * rows * piece_stride;  // T [q, k, v, dO][rows]
+  static constexpr int bytes = arrays + 4 * rows * row_bytes;
+  static_assert(bytes <= 99 * 1024);
+};
+
 /// Does the contextual encoding fit tiles of this storage type and padded head dim?
 constexpr bool contextual_tiles_fit(std::size_t element_bytes, int head_dim) {
   return element_bytes == 2 && head_dim <= 32;

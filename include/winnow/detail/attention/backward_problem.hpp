@@ -29,7 +29,10 @@ struct backward_group {
   table_parts parts;
 };
 
-struct backward_problem {
+/// All but the groups. The kernels that differentiate plain windows and grids take it a second time,
+/// as a parameter whose address goes nowhere: what is read from it is a constant to the compiler, not
+/// a load.
+struct backward_rows {
   row_view q, k, v, out, grad_out;
   /// Null data: not wanted.
   row_view grad_q, grad_k, grad_v;
@@ -50,10 +53,17 @@ struct backward_problem {
   int heads = 0;  ///< of this launch
   /// Block b of a head takes tiles (row path: slots) b, b + blocks_per_head, ...
   int blocks_per_head = 1;
+  /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
+  /// longer ones by backward_long.cuh.
+  int one_pass = 0;
+};
+
+struct backward_problem : backward_rows {
   int group_count = 0;
   backward_group groups[max_head_groups];
 };
-static_assert(sizeof(backward_problem) <= 4000, "kernel parameters end at 4 KB");
+static_assert(sizeof(backward_problem) + sizeof(backward_rows) <= 4000,
+              "kernel parameters end at 4 KB");
 
 /// What decides on the shared memory of a launch.
 struct backward_extent {

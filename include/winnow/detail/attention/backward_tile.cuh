@@ -28,7 +28,9 @@
 /// Windows of a few tokens have a dS that is a small difference of dP and delta. There delta = dO·O
 /// would leave the rounding of O; a row whose window lies in one piece takes Σ P·dP / Σ P instead.
 ///
-/// The contextual encoding is in backward_contextual.cuh.
+/// The contextual encoding is in backward_contextual.cuh. What comes here without an encoding or with
+/// bias is float, head dims above 64, rows off 16 bytes, large windows with bias, and grids without bias;
+/// backward_window.cuh, backward_long.cuh and backward_grid.cuh take the rest.
 ///
 /// Bound: small windows by memory traffic and latency, so several blocks share a multiprocessor;
 /// long windows by tensor cores and exponentials. Two sides recompute S and dP, 7 products instead
@@ -41,6 +43,7 @@
 
 #include "winnow/detail/attention/backward_contextual.cuh"
 #include "winnow/detail/attention/backward_layout.hpp"
+#include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
@@ -54,19 +57,6 @@ __device__ __forceinline__ void copy_word_async(void* shared, const void* global
                "l"(global), "r"(valid ? 4 : 0)
                : "memory");
 }
-
-/// The power of two by which dS is multiplied before it is rounded to 16 bits, from the biased
-/// exponent of the largest |dO|. That element becomes 2³ to 2⁴: room for 2¹² on top, where v and P
-/// multiply it (a row that overflows is computed again, exactly), and a range of 2²⁷ below it, down
-/// to half's smallest number.
-struct rounding_scale {
-  float up, down;
-  __device__ __forceinline__ explicit rounding_scale(unsigned magnitude) {
-    const unsigned m = min(max(magnitude, 4u), 250u);
-    up = __uint_as_float((257u - m) << 23);
-    down = __uint_as_float((m - 3u) << 23);
-  }
-};
 
 /// The code of a slot on a grid: y·(2w-1) + x and above it the seam region, so that a difference of
 /// two codes says the bias row and whether the seam lies between.

@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Gradients of the windows that are too long for one pass (backward_window.cuh), for 16-bit storage
+/// without a position encoding.
+///
+/// What one block computes: as in backward_tile.cuh, dq of 128 consecutive slots of one head, or dk and
+/// dv of as many, from all slots of their windows. A warp owns 32 rows, so that each fragment of the
+/// other side that `ldmatrix` brings from shared memory serves two products: with 16 rows a warp shared
+/// memory would be busier than tensor cores. Slots of shorter windows are left out; a block without
+/// longer ones ends at once.
+///
+/// Registers: the own rows as left factors, the sums of dq (or dk and dv), a piece of 32 x 16 of S and
+/// dP. Shared memory: the own rows, and two tiles of the other side, one of which computes while the
+/// other one arrives.
+///
+/// Order of sums, rounding of P and dS, and rows that are not finite: as in backward_tile.cuh. There are
+/// no windows of a few tokens here, so delta = dO·O serves.
+///
+/// Bound: tensor cores at D >= 32, exponentials at D = 16.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/backward_layout.hpp"
+#include "winnow/detail/attention/backward_problem.hpp"
+#include "winnow/detail/attention/backward_rounding.cuh"
+#include "winnow/detail/attention/backward_row.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/softmax.cuh"
+#include "winnow/detail/attention/tile.cuh"
+
+namespace winnow::detail {
+
+template <class T, int D, backward_side Side>
+struct long_differentiator {
+  using layout = long_layout<D>;
+  using math = tile_math<T, D>;
+  static constexpr bool query_side = Side == backward_side::query;
+  static constexpr int warps = layout::warps;
+  static constexpr int threads = 32 * warps;
+  static constexpr int rows = layout::rows;
+  static constexpr int others = layout::others;
+  static constexpr int width = 16 / static_cast<int>(sizeof(T));
+  static constexpr int chunks = D / width;  ///< vectors of a row
+  static constexpr int passes = others * chunks / threads;
+  static constexpr float weight_shift = 10.0f;
+  static constexpr float weight_unit = 0x1p-10f;
+  static constexpr unsigned all_lanes = 0xffffffffu;
+
+  const backward_rows& problem;
+  const backward_problem& whole;  ///< for rows that are computed again
+  const group_problem& group;
+  const std::int32_t* order;
+  const std::int32_t* bounds;
+  std::byte* memory;
+  int head;
+  int assigned;
+  int warp = static_cast<int>(threadIdx.x) / 32;
+  lane_place place;
+
+  // Of the current tile of own rows:
+  int first_slot;      ///< of this warp's 32 rows
+  unsigned own;        ///< rows of this warp that are in long windows, as bits
+  float lse[2][2];     ///< `weight_shift` - LSE in base 2
+  float delta[2][2];   ///< -delta times `raise`
+  float raise, lower;  ///< as in backward_tile.cuh
+  typename math::query first_factor[2], second_factor[2];
+  float first_sum[2][math::blocks][4];
+  float second_sum[query_side ? 1 : 2][math::blocks][4];
+  std::int32_t tokens[passes];  ///< of this thread's rows in the next tile of the other side
+  std::int32_t stats_token;     ///< of that tile's row `threadIdx.x`
+  const char* first_base;       ///< where this thread's column of the other side's arrays begins
+  const char* second_base;
+
+  __device__ __forceinline__ long_differentiator(const backward_rows& problem_,
+                                                 const backward_problem& whole_,
+                                                 const group_problem& group_, int head_,
+                                                 std::byte* memory_)
+      : problem(problem_),
+        whole(whole_),
+        group(group_),
+        order(group_.order),
+        bounds(group_.bounds),
+        memory(memory_),
+        head(head_),
+        assigned(group_.counts->assigned),
+        first_base(column_of(query_side ? problem_.k : problem_.q)),
+        second_base(column_of(query_side ? problem_.v : problem_.grad_out)) {}
+
+  __device__ __forceinline__ T* own_rows(bool second) const {
+    return reinterpret_cast<T*>(memory + layout::own) +
+           ((second ? rows : 0) + warp * 32) * math::stride;
+  }
+  __device__ __forceinline__ T* other(int stage, bool second) const {
+    return reinterpret_cast<T*>(memory + layout::other) +
+           (2 * stage + (second ? 1 : 0)) * others * math::stride;
+  }
+  /// {LSE, delta} of the queries of a tile.
+  __device__ __forceinline__ float2* stats(int stage) const {
+    return reinterpret_cast<float2*>(memory + layout::stats) + stage * others;
+  }
+  /// Begin and length of the windows of this warp's rows; empty for rows not in `own`.
+  __device__ __forceinline__ int2* windows() const {
+    return reinterpret_cast<int2*>(memory + layout::windows) + 32 * warp;
+  }
+  [[nodiscard]] __device__ __forceinline__ int2 window_of(int slot) const {
+    return reinterpret_cast<const int2*>(bounds)[slot];
+  }
+  [[nodiscard]] __device__ __forceinline__ bool is_long(int slot) const {
+    const int2 window = window_of(slot);
+    return window.y - window.x > problem.one_pass;
+  }
+  /// Is there anything to do in the rows from slot `start`? A longer window holds one of the slots that
+  /// this looks at.
+  [[nodiscard]] __device__ __forceinline__ bool needs_tile(std::int64_t start, int limit) const {
+    if (start >= limit) return false;
+    const int past = static_cast<int>(min(start + rows, static_cast<std::int64_t>(limit)));
+    if (past > assigned) return true;
+    // Not `||`: all loads at once.
+    bool needed = is_long(past - 1);
+#pragma unroll
+    for (int row = 0; row < rows; row += 16)
+      needed |= is_long(min(static_cast<int>(start) + row, past - 1));
+    return needed;
+  }
+
+  __device__ __forceinline__ void load_tokens(int from, int last) {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int slot = from + (pass * threads + thread) / chunks;
+      tokens[pass] = slot < last ? order[slot] : -1;
+    }
+    if constexpr (!query_side)
+      stats_token = thread < others && from + thread < last ? order[from + thread] : -1;
+  }
+  /// Starts loading slots [from, from + others), whose tokens are known, and reads those of the next.
+  __device__ __forceinline__ void load_others(int stage, int from, int last) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const row_view& first = query_side ? problem.k : problem.q;
+    const row_view& second = query_side ? problem.v : problem.grad_out;
+    const bool inside = thread % chunks * width < problem.head_dim;
+    // Strides of vectors in bytes fit 32 bits here.
+    const auto first_stride = static_cast<std::int32_t>(first.token_stride * sizeof(T));
+    const auto second_stride = static_cast<std::int32_t>(second.token_stride * sizeof(T));
+    const std::uint32_t target = shared_address(
+        other(stage, false) + thread / chunks * math::stride + thread % chunks * width);
+    constexpr std::uint32_t row_bytes = math::stride * sizeof(T);
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const bool there = tokens[pass] >= 0 && inside;
+      const std::int64_t token = max(tokens[pass], 0);
+      const std::uint32_t row = target + pass * (threads / chunks) * row_bytes;
+      copy_async(row, first_base + token * first_stride, there);
+      copy_async(row + others * row_bytes, second_base + token * second_stride, there);
+    }
+    if constexpr (!query_side)
+      if (thread < others) {
+        const bool valid = stats_token >= 0;
+        const std::int64_t token = max(stats_token, 0);
+        float2* target_stats = stats(stage) + thread;
+        copy_word(&target_stats->x,
+                  problem.lse + token * problem.lse_token_stride + head * problem.lse_head_stride,
+                  valid);
+        copy_word(&target_stats->y,
+                  problem.delta + head * problem.max_tokens + (valid ? from + thread : 0), valid);
+      }
+    commit_copies();
+    load_tokens(from + others, last);
+  }
+  /// This thread's column of one head.
+  [[nodiscard]] __device__ __forceinline__ const char* column_of(const row_view& view) const {
+    return reinterpret_cast<const char*>(static_cast<const T*>(view.data) +
+                                         head * view.head_stride +
+                                         static_cast<int>(threadIdx.x) % chunks * width);
+  }
+  /// Copies 4 bytes in the background, or writes zeros.
+  static __device__ __forceinline__ void copy_word(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(valid ? 4 : 0)
+                 : "memory");
+  }
+
+  /// delta and the magnitude of dO of this warp's rows, whose dO has arrived, for both sides.
+  /// \return the largest magnitude.
+  __device__ __forceinline__ unsigned measure_queries() const {
+    constexpr int rows_a_pass = 32 / chunks;
+    const int column = place.lane % chunks * width;
+    unsigned largest = 0;
+    for (int part = 0; part < 32; part += 16) {
+      unsigned largest_here = 0;
+#pragma unroll
+      for (int pass = 0; pass < 16 / rows_a_pass; ++pass) {
+        const int row = part + pass * rows_a_pass + place.lane / chunks;
+        const int slot = first_slot + row;
+        float dot = 0.0f;
+        if (slot < assigned && column < problem.head_dim) {
+          const uint4 a =
+              *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
+          const uint4 b =
+              *reinterpret_cast<const uint4*>(row_of<T>(problem.out, order[slot], head) + column);
+          const std::uint32_t x[4] = {a.x, a.y, a.z, a.w};
+          const std::uint32_t y[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+          for (int w = 0; w < 4; ++w) {
+            const float2 g = unpack<T>(x[w]);
+            const float2 o = unpack<T>(y[w]);
+            dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
+#pragma unroll
+            for (const float element : {g.x, g.y}) {
+              const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
+              if (bits < 0x7f800000u) largest_here = max(largest_here, bits);
+            }
+          }
+        }
+#pragma unroll
+        for (int step = chunks / 2; step > 0; step /= 2)
+          dot += __shfl_xor_sync(all_lanes, dot, step);
+        if (place.lane % chunks == 0 && slot < assigned)
+          problem.delta[head * problem.max_tokens + slot] = dot;
+      }
+      largest_here = __reduce_max_sync(all_lanes, largest_here) >> 23;
+      if (place.lane == 0 && first_slot + part < assigned)
+        problem.magnitude[head * problem.magnitude_stride + (first_slot + part) / 16] =
+            static_cast<std::uint8_t>(largest_here);
+      largest = max(largest, largest_here);
+    }
+    __syncwarp();
+    return largest;
+  }
+  /// The largest magnitude among the queries of slots [from, last).
+  [[nodiscard]] __device__ __forceinline__ unsigned find_magnitude(int from, int last) const {
+    unsigned largest = 0;
+    const std::uint8_t* magnitudes = problem.magnitude + head * problem.magnitude_stride;
+    for (int i = from / 16 + place.lane; i <= (last - 1) / 16; i += 32)
+      largest = max(largest, static_cast<unsigned>(magnitudes[i]));
+    return __reduce_max_sync(all_lanes, largest);
+  }
+
+  /// 16 of the other rows, from `row` of the tile on, which are slots from `from`.
+  template <bool Masked>
+  __device__ __forceinline__ void differentiate_piece(int stage, int row, int from) {
+    float p[2][2][4] = {};
+    float ds[2][2][4] = {};
+    const int lane = place.lane;
+    const int score_offset = (row + lane / 16 * 8 + lane % 8) * math::stride + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      std::uint32_t b[4];
+      load_matrices(b, other(stage, false) + score_offset + step * 16);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_add_16<T>(p[m][0], first_factor[m].a[step], b[0], b[1]);
+        multiply_add_16<T>(p[m][1], first_factor[m].a[step], b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      std::uint32_t b[4];
+      load_matrices(b, other(stage, true) + score_offset + step * 16);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_add_16<T>(ds[m][0], second_factor[m].a[step], b[0], b[1]);
+        multiply_add_16<T>(ds[m][1], second_factor[m].a[step], b[2], b[3]);
+      }
+    }
+    int2 window[2][2] = {};
+    if constexpr (Masked)
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) window[m][i] = windows()[16 * m + 8 * i + place.g];
+    const float factor = problem.scale * log2_e;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float column_lse[2] = {}, column_delta[2] = {};
+      if constexpr (!query_side) {
+        const float4 two =
+            *reinterpret_cast<const float4*>(stats(stage) + row + 8 * n + 2 * place.t);
+        column_lse[0] = fmaf(two.x, -log2_e, weight_shift);
+        column_lse[1] = fmaf(two.z, -log2_e, weight_shift);
+        column_delta[0] = -two.y * raise;
+        column_delta[1] = -two.w * raise;
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int i = e / 2;
+          float logit = fmaf(p[m][n][e], factor, query_side ? lse[m][i] : column_lse[e & 1]);
+          const float less = query_side ? delta[m][i] : column_delta[e & 1];
+          float difference = fmaf(ds[m][n][e], raise, less);
+          if constexpr (Masked) {
+            const bool attends =
+                static_cast<unsigned>(from + 8 * n + 2 * place.t + (e & 1) - window[m][i].x) <
+                static_cast<unsigned>(window[m][i].y);
+            logit = attends ? logit : -INFINITY;
+            difference = attends ? difference : 0.0f;
+          }
+          p[m][n][e] = exp2_fast(logit);
+          ds[m][n][e] = p[m][n][e] * difference;
+        }
+    }
+    const weight_fragment<T> differences[2] = {weight_fragment<T>(ds[0]),
+                                               weight_fragment<T>(ds[1])};
+    const weight_fragment<T> weights[2] = {weight_fragment<T>(p[0]), weight_fragment<T>(p[1])};
+    const int value_offset = (row + lane % 16) * math::stride + lane / 16 * 8;
+#pragma unroll
+    for (int block = 0; block < math::blocks; block += 2) {
+      std::uint32_t b[4];
+      load_matrices_transposed(b, other(stage, false) + value_offset + block * 8);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_add_16<T>(first_sum[m][block], differences[m].a, b[0], b[1]);
+        multiply_add_16<T>(first_sum[m][block + 1], differences[m].a, b[2], b[3]);
+      }
+    }
+    if constexpr (!query_side)
+#pragma unroll
+      for (int block = 0; block < math::blocks; block += 2) {
+        std::uint32_t b[4];
+        load_matrices_transposed(b, other(stage, true) + value_offset + block * 8);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply_add_16<T>(second_sum[m][block], weights[m].a, b[0], b[1]);
+          multiply_add_16<T>(second_sum[m][block + 1], weights[m].a, b[2], b[3]);
+        }
+      }
+  }
+
+  /// The rows of the block from `tile_slot` on.
+  __device__ __forceinline__ void walk(int tile_slot) {
+    first_slot = tile_slot + 32 * warp;
+    const int row_slot = first_slot + place.lane;
+    int2 window = {0, 0};
+    if (row_slot < assigned) window = window_of(row_slot);
+    own = __ballot_sync(all_lanes, window.y - window.x > problem.one_pass);
+    // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
+    // [all_from, all_last).
+    int warp_from = 0, warp_last = 0, all_from = 0, all_last = 0;
+    if (own != 0) {
+      warp_from = __shfl_sync(all_lanes, window.x, __ffs(static_cast<int>(own)) - 1);
+      warp_last = __shfl_sync(all_lanes, window.y, 31 - __clz(static_cast<int>(own)));
+      all_from = __shfl_sync(all_lanes, window.x, 31);
+      all_last = __shfl_sync(all_lanes, window.y, 0);
+      if (own != all_lanes) all_last = 0;
+    }
+    const bool counts = (own >> place.lane & 1u) != 0;
+    windows()[place.lane] = {window.x, counts ? window.y - window.x : 0};
+    int2* spans = reinterpret_cast<int2*>(memory + layout::spans);
+    if (place.lane == 0) spans[warp] = {warp_from, warp_last};
+    const int count = min(rows, assigned - tile_slot);
+    const std::int32_t* own_tokens = order + tile_slot;
+    T* target = reinterpret_cast<T*>(memory + layout::own);
+    gather_rows<T, D, rows, math::stride, threads>(target, query_side ? problem.q : problem.k, head,
+                                                   problem.head_dim, own_tokens, count);
+    gather_rows<T, D, rows, math::stride, threads>(target + rows * math::stride,
+                                                   query_side ? problem.grad_out : problem.v, head,
+                                                   problem.head_dim, own_tokens, count);
+    commit_copies();
+    __syncthreads();
+    int from = 0, last = 0;
+#pragma unroll
+    for (int w = 0; w < warps; ++w) {
+      const int2 span = spans[w];
+      if (span.y == span.x) continue;
+      if (last == 0) from = span.x;
+      last = span.y;
+    }
+    load_tokens(from, last);
+    load_others(0, from, last);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = 16 * m + 8 * i + place.g;
+        lse[m][i] = delta[m][i] = 0.0f;
+        if (query_side && (own >> row & 1u) != 0)
+          lse[m][i] = weight_shift -
+                      log2_e * problem.lse[order[first_slot + row] * problem.lse_token_stride +
+                                           head * problem.lse_head_stride];
+      }
+    wait_for_copies<1>();
+    __syncthreads();
+    raise = weight_unit;
+    lower = 1.0f;
+    unsigned magnitude = 0;
+    if constexpr (query_side)
+      magnitude = measure_queries();
+    else if (own != 0)
+      magnitude = find_magnitude(warp_from, warp_last);
+    if constexpr (std::is_same_v<T, half>) {
+      const rounding_scale scale(magnitude);
+      raise = scale.up * weight_unit;
+      lower = scale.down;
+    }
+    if constexpr (query_side) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = 16 * m + 8 * i + place.g;
+          if ((own >> row & 1u) != 0)
+            delta[m][i] = -problem.delta[head * problem.max_tokens + first_slot + row] * raise;
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      first_factor[m].load(own_rows(false) + 16 * m * math::stride);
+      second_factor[m].load(own_rows(true) + 16 * m * math::stride);
+#pragma unroll
+      for (auto& block : first_sum[m])
+#pragma unroll
+        for (float& x : block) x = 0.0f;
+      if constexpr (!query_side)
+#pragma unroll
+        for (auto& block : second_sum[m])
+#pragma unroll
+          for (float& x : block) x = 0.0f;
+    }
+    int stage = 0;
+    for (int tile = from; tile < last; tile += others) {
+      wait_for_copies<0>();
+      __syncthreads();
+      if (tile + others < last) load_others(1 - stage, tile + others, last);
+      const int to = min(warp_last, tile + others);
+      int piece = tile;
+      if (warp_from > tile) piece += (warp_from - tile) / 16 * 16;
+      for (; piece < to; piece += 16) {
+        // Two pieces at a time, to have independent work in flight.
+        if (D <= 32 && piece >= all_from && piece + 32 <= min(all_last, to)) {
+          differentiate_piece<false>(stage, piece - tile, piece);
+          piece += 16;
+          differentiate_piece<false>(stage, piece - tile, piece);
+          continue;
+        }
+        if (piece >= all_from && piece + 16 <= all_last)
+          differentiate_piece<false>(stage, piece - tile, piece);
+        else
+          differentiate_piece<true>(stage, piece - tile, piece);
+      }
+      stage = 1 - stage;
+    }
+  }
+
+  /// Rows of sums that are not finite, as bits.
+  [[nodiscard]] __device__ __forceinline__ unsigned broken_rows() const {
+    unsigned broken = 0;
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float probe = 0.0f;
+#pragma unroll
+        for (int b = 0; b < math::blocks; ++b) {
+          probe += (first_sum[m][b][2 * i] + first_sum[m][b][2 * i + 1]) * 0.0f;
+          if constexpr (!query_side)
+            probe += (second_sum[m][b][2 * i] + second_sum[m][b][2 * i + 1]) * 0.0f;
+        }
+        const unsigned lanes = __ballot_sync(all_lanes, !(probe == 0.0f));
+        if (lanes == 0) continue;
+        for (int g = 0; g < 8; ++g)
+          if ((lanes >> (4 * g) & 0xfu) != 0) broken |= 1u << (16 * m + 8 * i + g);
+      }
+    return broken;
+  }
+
+  /// Writes rows `which` of a gradient, sums times `by`.
+  __device__ __forceinline__ void store(const row_view& view, T* staging, float by, unsigned which,
+                                        const float (&sum)[2][math::blocks][4]) const {
+    if (view.data == nullptr) return;
+    const int dim = problem.head_dim;
+    if (problem.accumulate) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = 16 * m + 8 * i + place.g;
+          if ((which >> row & 1u) == 0) continue;
+          T* target = gradient_row<T>(view, order[first_slot + row], head) + 2 * place.t;
+#pragma unroll
+          for (int b = 0; b < math::blocks; ++b) {
+            if (b * 8 >= dim) break;
+            store_gradient(target + b * 8, sum[m][b][2 * i] * by, true);
+            store_gradient(target + b * 8 + 1, sum[m][b][2 * i + 1] * by, true);
+          }
+        }
+      return;
+    }
+    // Through shared memory, so that rows leave as vectors.
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int b = 0; b < math::blocks; ++b)
+          *reinterpret_cast<std::uint32_t*>(staging + (16 * m + 8 * i + place.g) * math::stride +
+                                            b * 8 + 2 * place.t) =
+              pack<T>(sum[m][b][2 * i] * by, sum[m][b][2 * i + 1] * by);
+    __syncwarp();
+    constexpr int rows_a_pass = 32 / chunks;
+    const int column = place.lane % chunks * width;
+#pragma unroll
+    for (int row = place.lane / chunks; row < 32; row += rows_a_pass) {
+      if (column >= dim || (which >> row & 1u) == 0) continue;
+      const std::int64_t token = order[first_slot + row];
+      *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
+          *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
+    }
+  }
+
+  __device__ __forceinline__ void finish() {
+    if (own == 0) return;
+    const unsigned broken = broken_rows() & own;
+    const unsigned which = own & ~broken;
+    store(query_side ? problem.grad_q : problem.grad_k, own_rows(false), problem.scale * lower,
+          which, first_sum);
+    if constexpr (!query_side)
+      store(problem.grad_v, own_rows(true), weight_unit, which, second_sum);
+    for (unsigned left = broken; left != 0; left &= left - 1)
+      differentiate_row<T, Side>(whole, group, head, first_slot + __ffs(static_cast<int>(left)) - 1,
+                                 {});
+  }
+
+  __device__ __forceinline__ void run(int part) {
+    const bool zeroes = problem.zero_unassigned && !problem.accumulate;
+    if (!zeroes && group.counts->largest <= problem.one_pass) return;
+    const int limit = zeroes ? group.counts->tokens : assigned;
+    const std::int64_t step = problem.blocks_per_head;
+    // Lanes look ahead which of the block's next tiles need anything.
+    for (std::int64_t batch = part; batch * rows < limit; batch += 32 * step) {
+      unsigned needed =
+          __ballot_sync(all_lanes, needs_tile((batch + place.lane * step) * rows, limit));
+      for (; needed != 0; needed &= needed - 1) {
+        const int tile_slot =
+            static_cast<int>((batch + (__ffs(static_cast<int>(needed)) - 1) * step) * rows);
+        __syncthreads();
+        if (tile_slot < assigned) {
+          walk(tile_slot);
+          finish();
+        }
+        if (zeroes)
+          for (int slot = max(tile_slot, assigned) + warp; slot < min(tile_slot + rows, limit);
+               slot += warps)
+            zero_row<T, Side>(whole, order[slot], head);
+      }
+    }
+  }
+};
+
+template <class T, int D, backward_side Side>
+__global__ void __launch_bounds__(32 * long_layout<D>::warps, long_layout<D>::min_blocks)
+    differentiate_long_kernel(const __grid_constant__ backward_problem problem,
+                              const __grid_constant__ backward_rows rows) {
+  extern __shared__ __align__(16) std::byte memory[];
+  const block_place where(problem);
+  const group_problem& group = problem.groups[where.group].problem;
+  long_differentiator<T, D, Side>(rows, problem, group, group.first_head + where.group_head, memory)
+      .run(where.part);
+}
+
+}  // namespace winnow::detail
