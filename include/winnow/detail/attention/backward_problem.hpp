@@ -58,7 +58,7 @@ static_assert(sizeof(backward_problem) <= 4000, "kernel parameters end at 4 KB")
 /// What decides on the shared memory of a launch.
 struct backward_extent {
   int bias_rows = 0;    ///< of the largest bias table
-  bool radial = false;  ///< some group has the radial axis
+  bool radial = false;  ///< contextual groups have the radial axis
 };
 
 /// All the partial sums of tables together may take this much.
