@@ -39,6 +39,8 @@ constexpr backward_instance backward_instance_of() noexcept {
 /// Blocks that sum up parts of tables: this many of all heads together, enough to fill the largest
 /// GPU of today. Not taken from the device, so that results do not depend on it.
 inline constexpr int summing_blocks = 528;
+/// The same for contextual tiles, of which two share a multiprocessor.
+inline constexpr int contextual_blocks = 264;
 /// The same for row blocks, which are one warp.
 inline constexpr int summing_rows = 4224;
 /// Row blocks without parts; each is a warp.
@@ -219,7 +221,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     std::int64_t blocks = std::max<std::int64_t>(1, (tokens + rows_a_block - 1) / rows_a_block);
     if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
     if (part_bytes > 0 || wanted.position == position_encoding::contextual) {
-      const int enough = by_rows ? summing_rows : summing_blocks;
+      const int enough = by_rows                                            ? summing_rows
+                         : wanted.position == position_encoding::contextual ? contextual_blocks
+                                                                            : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
     }
     // Every launch with parts gets its share of the limit; there are at most four.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "winnow/detail/attention/backward_contextual_layout.hpp"
@@ -89,22 +90,33 @@ struct contextual_memory {
   /// and the block's parts of their gradients as zeros, each element by the thread that adds to it.
   __device__ __forceinline__ void begin_block(int part) {
     const table_view* views[] = {&group.table_q, &group.table_k, &group.table_v};
+    constexpr int width = 16 / static_cast<int>(sizeof(T));
+    constexpr int chunks = D / width;
 #pragma unroll
     for (int which = 0; which < 3; ++which) {
       const table_view& view = *views[which];
       T* target = table(which);
-      for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * D; i += threads) {
-        const int column = i / D;
-        const int d = i % D;
+      for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * chunks; i += threads) {
+        const int column = i / chunks;
+        const int d = i % chunks * width;
         const int axis = column / tile_rows;
         int row = column % tile_rows;
         if (which != of_keys && linear(axis)) row = 2 * (length - 1) - row;
-        float value = 0.0f;
-        if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim)
-          value = load_element<T>(
-              view.data, view.is_float,
-              row * view.row_stride + axis * view.axis_stride + group_head * view.head_stride + d);
-        target[column * math::stride + d] = narrow<T>(value);
+        uint4 bits = {0, 0, 0, 0};
+        if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim) {
+          const std::int64_t offset =
+              row * view.row_stride + axis * view.axis_stride + group_head * view.head_stride + d;
+          if (view.vectors && !view.is_float) {
+            bits = *reinterpret_cast<const uint4*>(static_cast<const T*>(view.data) + offset);
+          } else {
+            T elements[width];
+#pragma unroll
+            for (int e = 0; e < width; ++e)
+              elements[e] = narrow<T>(load_element<T>(view.data, view.is_float, offset + e));
+            memcpy(&bits, elements, sizeof bits);
+          }
+        }
+        *reinterpret_cast<uint4*>(target + column * math::stride + d) = bits;
       }
     }
     float* bases[] = {query_side ? entry.parts.table_q : entry.parts.table_k, entry.parts.table_v};

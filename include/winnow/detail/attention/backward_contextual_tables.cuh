@@ -233,17 +233,23 @@ struct contextual_tables : contextual_memory<T, D, Side, Radial> {
                       2, 2 * layout::query_radial_stride);
       }
     }
-    // Of all rows: weights of 0 meet those that nobody attends to.
-    for (int i = static_cast<int>(threadIdx.x); i < others * words; i += threads) {
-      const int row = i / words;
-      const int chunk = i % words;
-      const int cell = unpack_position(codes[row], chunk / axis_words);
-      const int quad_lane = cell / 6;
-      const bool here = cell % 6 / 2 == chunk % axis_words;
-      const std::uint32_t one = here ? 0x3c00u << (16 * (cell & 1)) : 0u;
-      *reinterpret_cast<uint4*>(at<half>(layout::one_hot) + row * layout::cell_stride +
-                                chunk * 8) = {quad_lane == 0 ? one : 0u, quad_lane == 1 ? one : 0u,
-                                              quad_lane == 2 ? one : 0u, quad_lane == 3 ? one : 0u};
+    // One-hot cells of all rows: weights of 0 meet those that nobody attends to.
+    for (int row = static_cast<int>(threadIdx.x); row < others; row += threads) {
+      half* target = at<half>(layout::one_hot) + row * layout::cell_stride;
+      const std::uint32_t code = codes[row];
+#pragma unroll
+      for (int axis = 0; axis < layout::cell_axes; ++axis) {
+        const unsigned cell = code >> (8 * axis) & 0xffu;
+        const unsigned quad_lane = cell / 6;
+        const unsigned word = (cell - 6 * quad_lane) / 2;
+        const std::uint32_t one = 0x3c00u << (16 * (cell & 1));
+        const uint4 chunk = {quad_lane == 0 ? one : 0u, quad_lane == 1 ? one : 0u,
+                             quad_lane == 2 ? one : 0u, quad_lane == 3 ? one : 0u};
+#pragma unroll
+        for (int w = 0; w < axis_words; ++w)
+          *reinterpret_cast<uint4*>(target + (axis * axis_words + w) * 8) =
+              word == static_cast<unsigned>(w) ? chunk : uint4{0, 0, 0, 0};
+      }
     }
   }
 
