@@ -82,7 +82,7 @@ inline encoding_path backward_path_of(const head_group<void>& group,
   bool fits = true;
   if (group.position == position_encoding::contextual)
     fits =
-        contextual_tiles_fit(size_of(instance.type), instance.head_dim) &&
+        contextual_tiles_fit(instance.type, instance.head_dim) &&
         path_of(group) == encoding_path::tiles &&
         contextual_bytes(size_of(instance.type), instance.head_dim,
                          group.windows.relative.kind == relative_kind::spherical) <= memory_limit;

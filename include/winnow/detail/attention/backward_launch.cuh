@@ -27,7 +27,7 @@ cudaError_t launch_backward_tiles(const backward_problem& problem, const backwar
                         : differentiate_tiles_kernel<T, D, Position, backward_side::key>;
     bytes = layout::bytes(side, extent);
     threads = layout::tuning.threads();
-  } else if constexpr (contextual_tiles_fit(sizeof(T), D)) {
+  } else if constexpr (contextual_tiles_fit(dtype_of<T>, D)) {
     const auto choose = [&](auto radial) {
       using query_layout = contextual_layout<sizeof(T), D, backward_side::query, radial.value>;
       using key_layout = contextual_layout<sizeof(T), D, backward_side::key, radial.value>;

@@ -37,9 +37,11 @@ constexpr backward_tuning tune_backward(std::size_t element_bytes, int head_dim,
   return head_dim <= 64 ? backward_tuning{4, 32, 3} : backward_tuning{4, 16, 2};
 }
 
-/// Does the contextual encoding fit tiles of this storage type and padded head dim?
-constexpr bool contextual_tiles_fit(std::size_t element_bytes, int head_dim) {
-  return element_bytes <= 4 && head_dim <= 32;
+/// Does the contextual encoding fit tiles of this storage type and padded head dim? Products of keys
+/// and tables grow with the head dim; rounded to half, they take too much of half's limit beyond 32.
+/// Those of float need shared memory beyond what there is at 128.
+constexpr bool contextual_tiles_fit(dtype type, int head_dim) {
+  return type == dtype::bfloat16 || head_dim <= (type == dtype::float16 ? 32 : 64);
 }
 
 /// \tparam Bytes size of an element. \tparam D padded head dim.
