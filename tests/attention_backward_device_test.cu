@@ -403,6 +403,53 @@ TYPED_TEST(AttentionBackwardDevice, WorksInAWindowOfFiftyThousand) {
   expect_close("grad_v", grad_v, expected_v, dim, limit);
 }
 
+TYPED_TEST(AttentionBackwardDevice, ServesTablesInLongWindows) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  for (const bool radius : {false, true}) {
+    SCOPED_TRACE(radius ? "spherical" : "cubic");
+    attention_case<TypeParam> problem({contextual(1, sized_labels({500, 30, 1700}, radius, 46))},
+                                      16, 46);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(device.run());
+    expect_gradients_match(exact_gradients(problem), device);
+  }
+}
+
+TEST(AttentionBackwardDevice, ServesTablesInAWindowOfFiveThousand) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  attention_case<half> problem({contextual(1, sized_labels({5000}, true, 47))}, 16, 47);
+  prepare_forward(problem);
+  device_gradients<half> device(problem);
+  WINNOW_ASSERT_OK(device.run());
+  expect_gradients_match(exact_gradients(problem), device);
+}
+
+/// As many tokens as a scan has, in windows as short: every gradient of two runs agrees in every bit.
+TYPED_TEST(AttentionBackwardDevice, RepeatsTablesOfAScanBitForBit) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::vector<int> sizes;
+  for (int left = 200000, w = 0; left > 0; ++w) {
+    sizes.push_back(std::min(left, 1 + w * w % 47 * (w % 3)));
+    left -= sizes.back();
+  }
+  for (const bool radius : {false, true}) {
+    SCOPED_TRACE(radius ? "spherical" : "cubic");
+    attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 48))}, 16, 48);
+    device_attention<TypeParam> forward(problem);
+    WINNOW_ASSERT_OK(attention_forward(forward.forward(), nullptr, 0, nullptr));
+    synchronize();
+    problem.out = forward.out.to_host();
+    problem.lse = forward.lse.to_host();
+    device_gradients<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(device.run());
+    const auto first = device.bytes();
+    device.poison();
+    WINNOW_ASSERT_OK(device.run());
+    EXPECT_TRUE(first == device.bytes());
+  }
+}
+
 /// Frames of different size under one graph: only the partition's memory changes.
 TEST(AttentionBackwardDevice, ReplaysAGraphWithVaryingTokens) {
   WINNOW_SKIP_WITHOUT_GPU();

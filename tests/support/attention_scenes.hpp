@@ -41,6 +41,29 @@ inline reference::host_partition random_labels(std::int64_t tokens, int windows,
   return partition_labels({quant_length, radius ? 0.0125f : 0.0f}, set);
 }
 
+/// Windows of these sizes, shuffled, with random positions and perhaps a radius.
+inline reference::host_partition sized_labels(const std::vector<int>& sizes, bool radius,
+                                              std::uint64_t seed) {
+  std::mt19937_64 engine(seed);
+  std::uniform_int_distribution<std::int32_t> cell(0, 23);
+  std::uniform_real_distribution<float> distance(1.0f, 3.0f);
+  std::vector<std::int32_t> labels, cells;
+  std::vector<float> distances;
+  for (std::size_t w = 0; w < sizes.size(); ++w)
+    labels.insert(labels.end(), static_cast<std::size_t>(sizes[w]), static_cast<std::int32_t>(w));
+  std::shuffle(labels.begin(), labels.end(), engine);
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    for (int a = 0; a < 3; ++a) cells.push_back(cell(engine));
+    distances.push_back(distance(engine));
+  }
+  label_set set;
+  set.labels = labels.data();
+  set.tokens = static_cast<std::int64_t>(labels.size());
+  set.positions = cells.data();
+  if (radius) set.radius = distances.data();
+  return partition_labels({24, radius ? 0.0125f : 0.0f}, set);
+}
+
 enum class scene {
   plain,
   short_windows,

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "winnow/detail/attention/backward_contextual_layout.hpp"
 #include "winnow/detail/attention/backward_launch.hpp"
 #include "winnow/detail/attention/backward_layout.hpp"
 #include "winnow/detail/attention/forward.hpp"
@@ -39,6 +40,8 @@ constexpr backward_instance backward_instance_of() noexcept {
 /// Blocks that sum up parts of tables: this many of all heads together, enough to fill the largest
 /// GPU of today. Not taken from the device, so that results do not depend on it.
 inline constexpr int summing_blocks = 528;
+/// The same for contextual tiles, of which two share a multiprocessor.
+inline constexpr int contextual_blocks = 264;
 /// The same for row blocks, which are one warp.
 inline constexpr int summing_rows = 4224;
 /// Row blocks without parts; each is a warp.
@@ -53,20 +56,37 @@ struct backward_launch {
   bool key_side_sums = false;
 };
 
+inline constexpr int max_backward_launches = 5;
+
 struct backward_plan {
   int launch_count = 0;
-  backward_launch launches[4];
+  backward_launch launches[max_backward_launches];
   parts_sums sums;
   std::size_t workspace_bytes = 0;
 };
 
-/// The instance decides which encodings fit tiles.
+/// What a block may have of shared memory on the current device.
+inline std::size_t shared_memory_limit() noexcept {
+  int device = 0;
+  int bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+          cudaSuccess)
+    return 0;
+  return static_cast<std::size_t>(bytes);
+}
+
+/// The instance decides which encodings fit tiles, and for the contextual one the device.
 inline encoding_path backward_path_of(const head_group<void>& group,
-                                      const backward_instance& instance) noexcept {
+                                      const backward_instance& instance,
+                                      std::size_t memory_limit) noexcept {
   bool fits = true;
   if (group.position == position_encoding::contextual)
-    fits = contextual_tiles_fit(size_of(instance.type), instance.head_dim) &&
-           path_of(group) == encoding_path::tiles;
+    fits =
+        contextual_tiles_fit(instance.type, instance.head_dim) &&
+        path_of(group) == encoding_path::tiles &&
+        contextual_bytes(size_of(instance.type), instance.head_dim,
+                         group.windows.relative.kind == relative_kind::spherical) <= memory_limit;
   if (group.position == position_encoding::bias)
     fits = group.windows.relative.bias_rows() <= shared_bias_rows;
   return fits ? encoding_path::tiles : encoding_path::rows;
@@ -165,6 +185,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                       backward_plan& plan) noexcept {
   const std::int64_t tokens = arguments.q.shape[0];
   const std::int64_t heads = arguments.q.shape[1];
+  const std::size_t memory_limit = shared_memory_limit();
   memory_carver carver(workspace);
   backward_problem common = describe_rows(arguments);
   common.delta = carver.take<float>(heads * tokens);
@@ -174,20 +195,26 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
   struct slot {
     position_encoding position;
     encoding_path path;
+    bool radial;  ///< the contextual encoding has kernels of its own for the radial axis
   };
-  constexpr slot slots[4] = {{position_encoding::none, encoding_path::tiles},
-                             {position_encoding::contextual, encoding_path::tiles},
-                             {position_encoding::bias, encoding_path::tiles},
-                             {position_encoding::none, encoding_path::rows}};
+  constexpr slot slots[max_backward_launches] = {
+      {position_encoding::none, encoding_path::tiles, false},
+      {position_encoding::contextual, encoding_path::tiles, false},
+      {position_encoding::contextual, encoding_path::tiles, true},
+      {position_encoding::bias, encoding_path::tiles, false},
+      {position_encoding::none, encoding_path::rows, false}};
   for (const slot& wanted : slots) {
     const bool by_rows = wanted.path == encoding_path::rows;
     const auto belongs = [&](const head_group<void>& group) {
-      return backward_path_of(group, instance) == wanted.path &&
-             (by_rows || group.position == wanted.position);
+      const bool radial = group.position == position_encoding::contextual &&
+                          group.windows.relative.kind == relative_kind::spherical;
+      return backward_path_of(group, instance, memory_limit) == wanted.path &&
+             (by_rows || (group.position == wanted.position && radial == wanted.radial));
     };
     backward_launch& launch = plan.launches[plan.launch_count];
     launch.position = wanted.position;
     launch.path = wanted.path;
+    launch.extent.radial = wanted.radial;
     launch.problem = common;
     backward_problem& problem = launch.problem;
     std::int64_t part_bytes = 0;
@@ -206,7 +233,6 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         const int edge = described.quant_length;
         window_tokens = std::min(window_tokens, edge * edge);
         one_pass = std::min(one_pass, one_pass_of(group, arguments, instance));
-        launch.extent.radial |= described.kind == relative_kind::spherical;
         if (group.position == position_encoding::bias)
           launch.extent.bias_rows =
               std::max(launch.extent.bias_rows, group.windows.relative.bias_rows());
@@ -234,12 +260,14 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     // A grid has fewer than 2^31 blocks; beyond that each takes several tiles.
     blocks = std::min(blocks, ((std::int64_t{1} << 31) - 1) / problem.heads);
     if (part_bytes > 0 || wanted.position == position_encoding::contextual) {
-      const int enough = by_rows ? summing_rows : summing_blocks;
+      const int enough = by_rows                                            ? summing_rows
+                         : wanted.position == position_encoding::contextual ? contextual_blocks
+                                                                            : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
     }
-    // Every launch with parts gets its share of the limit; there are at most three.
+    // Every launch with parts gets its share of the limit; there are at most four.
     if (part_bytes > 0)
-      blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 3 / part_bytes));
+      blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
     if (one_pass > 0 && wanted.position == position_encoding::none)
       blocks = std::min<std::int64_t>(blocks,
                                       std::max(1, long_blocks(instance.head_dim) / problem.heads));

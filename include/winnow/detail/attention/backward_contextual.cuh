@@ -1,454 +1,572 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Contextual position encoding in the tiles of backward_tile.cuh, for 16-bit storage.
+/// Gradients of tiles of tokens with contextual position encoding.
 ///
-/// Tables meet tokens in matrix products; pairs only look up. With R table rows an axis, in half:
+/// What one block computes: as in backward_tile.cuh, it owns 16 consecutive slots a warp, of one head,
+/// queries on the query side and keys on the key side, and walks the slots of their windows, a tile of
+/// the other side at a time. Blocks are persistent, because each sums up a part of the tables'
+/// gradients; its tiles follow from its number.
 ///
-///     Gq[i, a, r] = s·q_i·Tq[r, a]    Gv[i, a, r] = dO_i·Tv[r, a]    of queries
-///     Gk[j, a, r] = k_j·Tk[r, a]                               of keys
+/// The tables meet tokens in products, whose results and sums are contextual_tables:
 ///
-/// Those of the block's own rows are computed once a tile, those of the other side once for each of
-/// its tiles, shared by the warps. A pair adds Gq + Gk to its logit and Gv to dP, nine reads.
+///     query side   S = q·kᵀ + Gq·Eᵀ + E·Gkᵀ    dP = dO·vᵀ + Gv·Eᵀ
+///                  dq += dS·k, and dS and P summed up by table row for dq, dTq and dTv
+///     key side     the same transposed; dk += dSᵀ·q, dv += Pᵀ·dO, and dSᵀ by table row for dk and dTk
 ///
-/// Sums over pairs of one table row go the other way. On linear axes dS (and P, on the query side) is
-/// summed by the position of the other token: a product with the one-hot positions of the tile, in
-/// registers. Shifted by the own position this is the sum by table row, B[i, a, r]. The radial row is
-/// no function of one position; there each lane walks one row of a piece and adds to its own sums in
-/// shared memory. At the end of a tile
+/// Registers: the sums of dq (or dk and dv), those of dS and P by the other token's cell, one piece
+/// of S and dP. Shared memory: tables, own rows and products, two tiles of the other side.
 ///
-///     dq_i += B·Tq (key side: dk_j += B·Tk),   dTq += Bᵀ·q,  dTv += Bᵀ·dO (dTk += Bᵀ·k)
-///
-/// over all rows of the block, added to the block's part of the table's gradient in global memory,
-/// which stays in L2. Every sum has one owner and one order.
+/// Bound by instructions: of 16 rows that meet 30 others, half of them are in products with tables.
+/// What the query side leaves for the key side, how dS becomes a factor, and which rows are computed
+/// again: as in backward_tile.cuh.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
-#include "winnow/detail/attention/backward_layout.hpp"
-#include "winnow/detail/attention/backward_row.cuh"
-#include "winnow/detail/attention/mma.cuh"
-#include "winnow/detail/attention/softmax.cuh"
+#include "winnow/detail/attention/backward_contextual_exact.cuh"
+#include "winnow/detail/attention/backward_contextual_tables.cuh"
+#include "winnow/detail/attention/backward_tile.cuh"
 
 namespace winnow::detail {
 
-template <class T, int D, backward_side Side>
-struct contextual_sums {
-  using layout = backward_layout<sizeof(T), D, position_encoding::contextual>;
+template <class T, int D, backward_side Side, bool Radial>
+struct contextual_differentiator {
+  using layout = contextual_layout<sizeof(T), D, Side, Radial>;
   using math = tile_math<T, D>;
-  using places = typename layout::template contextual<Side>;
   static constexpr backward_tuning tuning = layout::tuning;
   static constexpr int threads = tuning.threads();
   static constexpr int rows = layout::rows;
   static constexpr int others = layout::others;
   static constexpr bool query_side = Side == backward_side::query;
-  static constexpr int products = layout::product_stride;
-  static constexpr int axis_blocks = tile_rows / 8;
-  static constexpr int product_blocks = 3 * axis_blocks;
-  static constexpr int cell_blocks = 3 * tile_cells / 8;
-  static constexpr int tables = query_side ? 2 : 1;  ///< whose gradients this side sums up
-  static constexpr int steps = 3 * tile_rows / 16;
+  static constexpr bool narrow_factors = sizeof(T) == 2;
+  /// Left factors of wide heads do not stay in registers.
+  static constexpr bool reload = D > 64;
+  static constexpr int width = 16 / static_cast<int>(sizeof(T));
+  static constexpr int chunks = D / width;  ///< vectors of a row
+  static constexpr int vectors = others * chunks;
+  static constexpr int passes = (vectors + threads - 1) / threads;
+  static constexpr float weight_shift = narrow_factors ? 10.0f : 0.0f;
+  static constexpr float weight_unit = narrow_factors ? 0x1p-10f : 1.0f;
+  static constexpr int row_passes = chunks / 2;
 
   const backward_problem& problem;
   const backward_group& entry;
   const group_problem& group;
   std::byte* memory;
-  int group_head, warp, lane;
+  int head;
+  int warp, lane;
   lane_place place;
-  bool radial;
-  int length, table_rows;
-  std::uint32_t code[2];  ///< the own rows' positions, ready for one subtraction
-  float radius[2];
-  int walk_begin, walk_end;  ///< window of row lane % 16, which this lane walks
-  float walk_radius;
-  float cells[tables][cell_blocks][4];
-  bool first_tile = true;
+  int assigned;
 
-  __device__ __forceinline__ contextual_sums(const backward_problem& problem_,
-                                             const backward_group& entry_, int group_head_,
-                                             std::byte* memory_)
+  // Of the current tile:
+  int first_slot;
+  int count;     ///< rows in windows
+  int slot[2];   ///< of this lane's rows g and g + 8; -1: in no window
+  int begin[2];  ///< and their windows' slots [begin, end)
+  int end[2];
+  float lse[2];    ///< `weight_shift` - LSE in base 2
+  float delta[2];  ///< -delta times `raise`
+  bool single[2];  ///< alone in its window
+  float raise;     ///< dS is multiplied by this before rounding; P has `weight_shift` on top
+  float lower;     ///< takes both back
+  std::int32_t tokens[passes];  ///< of this thread's rows in the next tile of the other side
+  typename math::query first_factor, second_factor;
+  float first_sum[math::blocks][4];
+  float second_sum[query_side ? 1 : math::blocks][4];
+  contextual_tables<T, D, Side, Radial> tables;
+
+  __device__ __forceinline__ contextual_differentiator(const backward_problem& problem_,
+                                                       const backward_group& entry_, int group_head,
+                                                       std::byte* memory_)
       : problem(problem_),
         entry(entry_),
         group(entry_.problem),
         memory(memory_),
-        group_head(group_head_),
+        head(entry_.problem.first_head + group_head),
         warp(static_cast<int>(threadIdx.x) / 32),
         lane(static_cast<int>(threadIdx.x) & 31),
-        radial(entry_.problem.kind == relative_kind::spherical),
-        length(entry_.problem.quant_length),
-        table_rows(2 * length - (radial ? 0 : 1)) {}
+        assigned(entry_.problem.counts->assigned),
+        tables(problem_, entry_, group_head, memory_) {}
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return reinterpret_cast<U*>(memory + offset);
   }
-  __device__ __forceinline__ half* own_products(int which) const {
-    return at<half>(places::own_products) + which * rows * products;
+  __device__ __forceinline__ T* own(bool second) const {
+    return at<T>(second ? layout::own_second : layout::own_first) + warp * 16 * math::stride;
   }
-  __device__ __forceinline__ half* other_products(int which) const {
-    return at<half>(places::other_products) + which * others * products;
+  __device__ __forceinline__ T* other(int stage, bool second) const {
+    return at<T>(layout::other_rows + (2 * stage + (second ? 1 : 0)) * layout::other_bytes);
   }
-  /// B of the block's rows, in the place of the own products.
-  __device__ __forceinline__ T* sums(int which) const {
-    return at<T>(places::own_products) + which * rows * products;
-  }
-  __device__ __forceinline__ float* radial_sums(int which) const {
-    return at<float>(places::radial_sums) + (warp * tables + which) * 16 * layout::radial_stride;
-  }
-  [[nodiscard]] __device__ __forceinline__ const table_view& own_table() const {
-    return query_side ? group.table_q : group.table_k;
+  [[nodiscard]] __device__ __forceinline__ const float* lse_of(std::int64_t token) const {
+    return problem.lse + token * problem.lse_token_stride + head * problem.lse_head_stride;
   }
 
-  __device__ __forceinline__ std::int64_t offset_of(const table_view& table, int axis,
-                                                    int row) const {
-    return row * table.row_stride + axis * table.axis_stride + group_head * table.head_stride;
-  }
-
-  __device__ __forceinline__ T* held_table(int which) const {
-    return at<T>(places::table + which * places::table_bytes);
-  }
-  /// Tables as rows of T for the block's life, padded with zeros.
-  __device__ __forceinline__ void load_tables() const {
-    const table_view* views[] = {&own_table(), query_side ? &group.table_k : &group.table_q,
-                                 &group.table_v};
+  /// Reads which tokens the tile from slot `from` holds, a tile ahead of their use.
+  __device__ __forceinline__ void load_tokens(int from, int last) {
 #pragma unroll
-    for (int which = 0; which < places::held_tables; ++which) {
-      const table_view& table = *views[which];
-      T* target = held_table(which);
-      for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * D; i += threads) {
-        const int column = i / D;
-        const int d = i % D;
-        const int row = column % tile_rows;
-        float value = 0.0f;
-        if (table.data != nullptr && row < table_rows && d < problem.head_dim)
-          value = load_element<T>(table.data, table.is_float,
-                                  offset_of(table, column / tile_rows, row) + d);
-        target[column * math::stride + d] = narrow<T>(value);
+    for (int pass = 0; pass < passes; ++pass) {
+      const int there = from + (pass * threads + static_cast<int>(threadIdx.x)) / chunks;
+      tokens[pass] = there < last ? group.order[there] : -1;
+    }
+  }
+
+  __device__ __forceinline__ void copy_vector(T* target, const row_view& view, std::int64_t token,
+                                              int column) const {
+    const bool valid = token >= 0 && column < problem.head_dim;
+    const T* source = static_cast<const T*>(view.data);
+    if (valid) source = row_of<T>(view, token, head) + column;
+    if (view.vectors || !valid) {
+      copy_async(target, source, valid);
+    } else {
+#pragma unroll
+      for (int e = 0; e < width; ++e) target[e] = source[e];
+    }
+  }
+
+  /// Starts loading the other side's slots [from, from + others), whose tokens are known, and reads
+  /// the tokens of the tile from `next`.
+  __device__ __forceinline__ void load_others(int stage, int from, int next, int last) {
+    const row_view& first_view = query_side ? problem.k : problem.q;
+    const row_view& second_view = query_side ? problem.v : problem.grad_out;
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int i = pass * threads + static_cast<int>(threadIdx.x);
+      if (vectors % threads != 0 && i >= vectors) break;
+      const int row = i / chunks;
+      const int column = i % chunks * width;
+      const int offset = row * math::stride + column;
+      copy_vector(other(stage, false) + offset, first_view, tokens[pass], column);
+      copy_vector(other(stage, true) + offset, second_view, tokens[pass], column);
+      if (column != 0) continue;
+      const bool valid = tokens[pass] >= 0;
+      const int there = valid ? from + row : 0;
+      const int place_of = stage * layout::column_stride + row;
+      copy_word_async(at<std::uint32_t>(layout::other_codes) + place_of, group.positions + there,
+                      valid);
+      if constexpr (Radial)
+        copy_word_async(at<float>(layout::other_radius) + place_of, group.radius + there, valid);
+      if constexpr (!query_side) {
+        copy_word_async(at<float>(layout::other_lse) + place_of,
+                        valid ? lse_of(tokens[pass]) : problem.lse, valid);
+        copy_word_async(at<float>(layout::other_delta) + place_of,
+                        problem.delta + head * problem.max_tokens + there, valid);
+      }
+    }
+    commit_copies();
+    load_tokens(next, last);
+  }
+
+  /// This lane's share of the warp's rows of O.
+  struct out_rows {
+    uint4 vectors[row_passes];
+  };
+  __device__ __forceinline__ void load_out(out_rows& result) const {
+    constexpr int rows_a_pass = 32 / chunks;
+#pragma unroll
+    for (int pass = 0; pass < row_passes; ++pass) {
+      const int tile_row = warp * 16 + pass * rows_a_pass + lane / chunks;
+      const int column = lane % chunks * width;
+      result.vectors[pass] = {0, 0, 0, 0};
+      if (tile_row >= count || column >= problem.head_dim) continue;
+      const T* out = row_of<T>(problem.out, group.order[first_slot + tile_row], head) + column;
+      if (problem.out.vectors) {
+        result.vectors[pass] = *reinterpret_cast<const uint4*>(out);
+      } else {
+        T elements[width];
+#pragma unroll
+        for (int e = 0; e < width; ++e) elements[e] = out[e];
+        memcpy(&result.vectors[pass], elements, sizeof elements);
       }
     }
   }
 
-  /// 16-column blocks [begin, end) of 16 rows · tableᵀ, a table in shared memory, times `by` into
-  /// `out`, which points at the first row.
-  __device__ __forceinline__ void multiply_held(const typename math::query& left, int which,
-                                                float by, int begin, int end, half* out) const {
-#pragma unroll 3
-    for (int block = begin; block < end; ++block) {
-      float product[2][4] = {};
-      math::scores(left, held_table(which), block * 16, 3 * tile_rows - 1, product);
+  /// delta and the magnitude of dO of this warp's rows, whose dO has arrived.
+  __device__ __forceinline__ void measure_queries(const out_rows& outs) const {
+    constexpr int rows_a_pass = 32 / chunks;
+    unsigned largest = 0;
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+    for (int pass = 0; pass < row_passes; ++pass) {
+      const int row = pass * rows_a_pass + lane / chunks;
+      const int column = lane % chunks * width;
+      const int tile_row = warp * 16 + row;
+      float dot = 0.0f;
+      if (tile_row < count && column < problem.head_dim) {
+        const T* grad_out = own(true) + row * math::stride + column;
+        T elements[width];
+        memcpy(elements, &outs.vectors[pass], sizeof elements);
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          *reinterpret_cast<std::uint32_t*>(out + (place.g + 8 * i) * products + block * 16 +
-                                            b * 8 + 2 * place.t) =
-              pack<half>(product[b][2 * i] * by, product[b][2 * i + 1] * by);
-    }
-  }
-
-  /// Two neighbouring table elements in one register.
-  __device__ __forceinline__ std::uint32_t load_pair(const table_view& table,
-                                                     std::int64_t index) const {
-    if (table.is_float) {
-      const float2 pair =
-          *reinterpret_cast<const float2*>(static_cast<const float*>(table.data) + index);
-      return pack<T>(pair.x, pair.y);
-    }
-    return *reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(table.data) + index);
-  }
-
-  /// Blocks [begin, end) of 16 rows · tableᵀ times `by` into `out`, which points at the first row.
-  __device__ __forceinline__ void multiply_table(const typename math::query& left,
-                                                 const table_view& table, float by, int begin,
-                                                 int end, half* out) const {
-#pragma unroll 3
-    for (int block = begin; block < end; ++block) {
-      const int axis = block / axis_blocks;
-      const int row = block % axis_blocks * 8 + place.g;
-      float product[4] = {};
-      if (table.data != nullptr) {
-        const std::int64_t offset = offset_of(table, axis, row) + 2 * place.t;
-#pragma unroll
-        for (int step = 0; step < D / 16; ++step) {
-          const int d = 16 * step + 2 * place.t;
-          const bool exists = row < table_rows;
-          const std::uint32_t b0 =
-              exists && d < problem.head_dim ? load_pair(table, offset + 16 * step) : 0;
-          const std::uint32_t b1 =
-              exists && d + 8 < problem.head_dim ? load_pair(table, offset + 16 * step + 8) : 0;
-          multiply_add_16<T>(product, left.a[step], b0, b1);
+        for (int e = 0; e < width; ++e) {
+          const float g = widen(grad_out[e]);
+          dot += g * widen(elements[e]);
+          const unsigned bits = __float_as_uint(g) & 0x7fffffffu;
+          if (bits < 0x7f800000u) largest = max(largest, bits);
         }
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<std::uint32_t*>(out + (place.g + 8 * i) * products + block * 8 +
-                                          2 * place.t) =
-            pack<half>(product[2 * i] * by, product[2 * i + 1] * by);
+      for (int step = chunks / 2; step > 0; step /= 2)
+        dot += __shfl_xor_sync(0xffffffffu, dot, step);
+      if (lane % chunks == 0 && tile_row < count) {
+        at<float>(layout::own_delta)[tile_row] = dot;
+        problem.delta[head * problem.max_tokens + first_slot + tile_row] = dot;
+      }
+    }
+    if constexpr (narrow_factors) {
+      largest = __reduce_max_sync(0xffffffffu, largest) >> 23;
+      if (lane == 0) {
+        at<unsigned>(layout::magnitude)[warp] = largest;
+        if (warp * 16 < count)
+          problem.magnitude[head * problem.magnitude_stride + first_slot / 16 + warp] =
+              static_cast<std::uint8_t>(largest);
+      }
     }
   }
 
-  /// Products of the own rows, and empty sums. `up`: what dO is multiplied by.
-  __device__ __forceinline__ void begin_tile(const typename math::query& first,
-                                             const typename math::query& second,
-                                             const int (&slot)[2], const int (&begin)[2],
-                                             const int (&end)[2], float up) {
-    const std::uint32_t offset = static_cast<std::uint32_t>(length - 1) * 0x010101u;
+  /// The largest magnitude among the queries of slots [from, last).
+  __device__ __forceinline__ void find_magnitude(int from, int last) const {
+    if constexpr (narrow_factors) {
+      unsigned largest = 0;
+      const std::uint8_t* magnitudes = problem.magnitude + head * problem.magnitude_stride;
+      for (int i = from / 16 + static_cast<int>(threadIdx.x); i <= (last - 1) / 16; i += threads)
+        largest = max(largest, static_cast<unsigned>(magnitudes[i]));
+      largest = __reduce_max_sync(0xffffffffu, largest);
+      if (lane == 0) at<unsigned>(layout::magnitude)[warp] = largest;
+    }
+  }
+
+  __device__ __forceinline__ void place_rows() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      code[i] = slot[i] >= 0 ? group.positions[slot[i]] : 0;
-      if (query_side)
-        code[i] += offset;
-      else
-        code[i] = offset - code[i];
-      radius[i] = radial && slot[i] >= 0 ? group.radius[slot[i]] : 0.0f;
+      const int row = warp * 16 + place.g + 8 * i;
+      slot[i] = row < count ? first_slot + row : -1;
+      begin[i] = end[i] = 0;
+      lse[i] = delta[i] = 0.0f;
+      single[i] = false;
+      if (slot[i] < 0) continue;
+      const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot[i]];
+      begin[i] = window.x;
+      end[i] = window.y;
+      single[i] = window.y - window.x == 1;
+      if constexpr (query_side) lse[i] = weight_shift - *lse_of(group.order[slot[i]]) * log2_e;
     }
-    const int source = lane % 8 * 4;
-    const bool lower = lane % 16 >= 8;
-    const int begins[2] = {__shfl_sync(0xffffffffu, begin[0], source),
-                           __shfl_sync(0xffffffffu, begin[1], source)};
-    const int ends[2] = {__shfl_sync(0xffffffffu, end[0], source),
-                         __shfl_sync(0xffffffffu, end[1], source)};
-    const float radii[2] = {__shfl_sync(0xffffffffu, radius[0], source),
-                            __shfl_sync(0xffffffffu, radius[1], source)};
-    walk_begin = lower ? begins[1] : begins[0];
-    walk_end = lower ? ends[1] : ends[0];
-    walk_radius = lower ? radii[1] : radii[0];
+  }
+
+  /// Rows whose window lies in this piece take delta = Σ P·dP / Σ P instead of dO·O.
+  __device__ __forceinline__ void improve_delta(const float (&p)[2][4], const float (&dp)[2][4],
+                                                int from, int last) {
+    const int to = min(from + 16, last);
 #pragma unroll
-    for (auto& table : cells)
+    for (int i = 0; i < 2; ++i) {
+      float weights = (p[0][2 * i] + p[0][2 * i + 1]) + (p[1][2 * i] + p[1][2 * i + 1]);
+      float sum = (p[0][2 * i] * dp[0][2 * i] + p[0][2 * i + 1] * dp[0][2 * i + 1]) +
+                  (p[1][2 * i] * dp[1][2 * i] + p[1][2 * i + 1] * dp[1][2 * i + 1]);
 #pragma unroll
-      for (auto& block : table)
-#pragma unroll
-        for (float& x : block) x = 0.0f;
-    if (radial)
-      for (int i = lane; i < tables * 16 * layout::radial_stride; i += 32) radial_sums(0)[i] = 0.0f;
-    half* target = own_products(0) + warp * 16 * products;
-    if constexpr (query_side) {
-      multiply_held(first, 0, problem.scale, 0, steps, target);
-      multiply_table(second, group.table_v, up, 0, product_blocks, target + rows * products);
-    } else {
-      multiply_held(first, 0, 1.0f, 0, steps, target);
-    }
-    __syncwarp();
-  }
-
-  /// Products and one-hot positions of a tile of the other side. All warps take part; the caller
-  /// synchronises before and after.
-  __device__ __forceinline__ void prepare_others(const T* first, const T* second,
-                                                 const std::uint32_t* codes, float up) const {
-    constexpr int groups = others / 16;
-    constexpr int jobs = groups * (query_side ? 2 : 4);
-    for (int job = warp; job < jobs; job += tuning.warps) {
-      const int part = job / groups;
-      const int half_of = part % 2;
-      const int row = job % groups * 16;
-      const bool of_second = part >= 2;
-      typename math::query left;
-      left.load((of_second ? second : first) + row * math::stride);
-      const int begin = half_of == 0 ? 0 : steps / 2;
-      const int end = half_of == 0 ? steps / 2 : steps;
-      if (query_side)
-        multiply_held(left, 1, 1.0f, begin, end, other_products(0) + row * products);
-      else
-        multiply_held(left, of_second ? 2 : 1, of_second ? up : problem.scale, begin, end,
-                      other_products(of_second ? 1 : 0) + row * products);
-    }
-    constexpr int pieces = 3 * tile_cells / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < others * pieces; i += threads) {
-      const int row = i / pieces;
-      const int piece = i % pieces;
-      const int cell =
-          unpack_position(codes[row], piece / (tile_cells / 8)) - piece % (tile_cells / 8) * 8;
-      const std::uint32_t one = 0x3c00u << (16 * (cell & 1));
-      *reinterpret_cast<uint4*>(at<half>(places::one_hot) + row * layout::one_hot_stride +
-                                piece * 8) = {cell >> 1 == 0 ? one : 0u, cell >> 1 == 1 ? one : 0u,
-                                              cell >> 1 == 2 ? one : 0u, cell >> 1 == 3 ? one : 0u};
+      for (int step = 1; step < 4; step *= 2) {
+        weights += __shfl_xor_sync(0xffffffffu, weights, step);
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
+      }
+      if (slot[i] < 0 || begin[i] < from || end[i] > to) continue;
+      delta[i] = -sum / weights;
+      if (place.t == 0)
+        problem.delta[head * problem.max_tokens + slot[i]] = -delta[i] * (lower / weight_unit);
     }
   }
 
-  /// What the tables add to a pair's logit, and to its dP times `up`.
-  struct pair_terms {
-    float logit, dp;
-  };
-  /// \param i own row g or g + 8. \param other the other token's row in its tile.
-  __device__ __forceinline__ pair_terms look_up(int i, int other, std::uint32_t other_code,
-                                                float other_radius) const {
-    const std::uint32_t difference = query_side ? code[i] - other_code : code[i] + other_code;
-    const int x = static_cast<int>(difference & 0xffu);
-    const int y = tile_rows + static_cast<int>(difference >> 8 & 0xffu);
-    const int z = 2 * tile_rows + (radial ? exponential_row(query_side ? radius[i] - other_radius
-                                                                       : other_radius - radius[i],
-                                                            group.inverse_a, length)
-                                          : static_cast<int>(difference >> 16));
-    const int own_row = (warp * 16 + place.g + 8 * i) * products;
-    const int other_row = other * products;
-    const half* gq = query_side ? own_products(0) + own_row : other_products(0) + other_row;
-    const half* gk = query_side ? other_products(0) + other_row : own_products(0) + own_row;
-    const half* gv = query_side ? own_products(1) + own_row : other_products(1) + other_row;
-    return {(widen(gq[x]) + widen(gk[x])) + (widen(gq[y]) + widen(gk[y])) +
-                (widen(gq[z]) + widen(gk[z])),
-            widen(gv[x]) + widen(gv[y]) + widen(gv[z])};
-  }
-
-  /// Sums a piece of weights up by position: `values` of rows [row, row + 16) of the tile.
-  __device__ __forceinline__ void add_cells(int which, const float (&values)[2][4], int row) {
-    const half* source =
-        at<half>(places::one_hot) + min(row + lane % 16, others - 1) * layout::one_hot_stride;
-    multiply_rows<half, cell_blocks>(weight_fragment<half>(values), source, cells[which]);
-  }
-
-  /// The same by radial row. Slots from `from` on lie at `row` of the tile; those from `last` on do
-  /// not count.
-  __device__ __forceinline__ void add_radial(const float (&ds)[2][4], const float (&p)[2][4],
-                                             const float* other_radius, int from, int last) {
-    auto* piece = at<std::uint32_t>(places::radial_piece) + warp * 16 * layout::piece_stride;
-    __syncwarp();
+  /// A piece: 16 of the other rows, from `tile_row` on, which are slots from `from`; those from `last`
+  /// on do not count. \tparam Inside all rows attend to all of them.
+  template <bool Inside>
+  __device__ __forceinline__ void differentiate_piece(int stage, int tile_row, int from, int last) {
+    float p[2][4] = {};
+    float ds[2][4] = {};
+    if constexpr (reload) first_factor.load(own(false));
+    math::scores(first_factor, other(stage, false), tile_row, others - 1, p);
+    if constexpr (reload) second_factor.load(own(true));
+    math::scores(second_factor, other(stage, true), tile_row, others - 1, ds);
+    const float factor = problem.scale * log2_e;
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        piece[(place.g + e / 2 * 8) * layout::piece_stride + b * 8 + 2 * place.t + (e & 1)] =
-            pack<half>(ds[b][e], p[b][e]);
-    __syncwarp();
-    const int which = lane / 16;
-    if (which >= tables) return;
-    float* row_sums = radial_sums(which) + lane % 16 * layout::radial_stride;
-    const int column_end = min(min(walk_end, last) - from, 16);
-    for (int column = max(walk_begin - from, 0); column < column_end; ++column) {
-      const float r = other_radius[column];
-      const int z =
-          exponential_row(query_side ? walk_radius - r : r - walk_radius, group.inverse_a, length);
-      const half* pair =
-          reinterpret_cast<const half*>(piece + lane % 16 * layout::piece_stride + column);
-      row_sums[z] += widen(pair[which]);
-    }
-  }
-
-  /// B of this warp's rows by table row, in T; all of the warp's products have been read.
-  __device__ __forceinline__ void spread(int which) const {
-    T* target = sums(which) + warp * 16 * products;
-    for (int i = lane; i < 16 * products / 8; i += 32)
-      reinterpret_cast<uint4*>(target)[i] = {0, 0, 0, 0};
-    __syncwarp();
-#pragma unroll
-    for (int block = 0; block < cell_blocks; ++block) {
-      const int axis = block / (tile_cells / 8);
-      if (radial && axis == 2) break;
-#pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int i = e / 2;
-        const int cell = block % (tile_cells / 8) * 8 + 2 * place.t + (e & 1);
-        const int own = static_cast<int>(code[i] >> (8 * axis) & 0xffu);
-        // Query side: p_i + L - 1 - cell; key side: cell + L - 1 - p_j.
-        const int row = query_side ? own - cell : own + cell;
-        if (cell < length && row >= 0 && row < tile_rows)
-          target[(place.g + 8 * i) * products + axis * tile_rows + row] =
-              narrow<T>(cells[which][block][e]);
+        p[b][e] *= factor;
+        ds[b][e] *= raise;
       }
+    const int columns = stage * layout::column_stride + tile_row;
+    tables.add_linear(tile_row, at<std::uint32_t>(layout::other_codes) + columns, p, ds);
+    if constexpr (Radial)
+      tables.add_radial(tile_row, at<float>(layout::other_radius) + columns, p, ds);
+    // Columns [begin, end) of each row, as a difference and a length.
+    unsigned offset[2], length[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      offset[i] = static_cast<unsigned>(from + 2 * place.t - begin[i]);
+      length[i] = static_cast<unsigned>(max(min(end[i], last) - begin[i], 0));
     }
-    if (radial)
-      for (int i = lane; i < 16 * tile_rows; i += 32)
-        target[i / tile_rows * products + 2 * tile_rows + i % tile_rows] =
-            narrow<T>(radial_sums(which)[i / tile_rows * layout::radial_stride + i % tile_rows]);
-    __syncwarp();
-  }
-
-  /// sum += B · own table, this warp's rows.
-  __device__ __forceinline__ void add_table_term(float (&sum)[math::blocks][4]) const {
-    const T* left = sums(0) + (warp * 16 + lane % 16) * products + lane / 16 * 8;
-    const T* right = held_table(0) + lane % 16 * math::stride + lane / 16 * 8;
-#pragma unroll 3
-    for (int step = 0; step < steps; ++step) {
-      std::uint32_t a[4];
-      load_matrices(a, left + step * 16);
 #pragma unroll
-      for (int block = 0; block < math::blocks; block += 2) {
-        std::uint32_t b[4];
-        load_matrices_transposed(b, right + step * 16 * math::stride + block * 8);
-        multiply_add_16<T>(sum[block], a, b[0], b[1]);
-        multiply_add_16<T>(sum[block + 1], a, b[2], b[3]);
-      }
-    }
-  }
-
-  /// Adds Bᵀ · rows times `by` to the block's part: 16 table rows a warp at a time.
-  __device__ __forceinline__ void add_to_part(int which, const T* own_rows, float* part,
-                                              float by) const {
-    if (part == nullptr) return;
-    const int dim = problem.head_dim;
-    for (int step = warp; step < steps; step += tuning.warps) {
-      float product[math::blocks][4] = {};
-      const T* left =
-          sums(which) + (lane % 8 + lane / 16 * 8) * products + step * 16 + lane / 8 % 2 * 8;
-      const T* right = own_rows + lane % 16 * math::stride + lane / 16 * 8;
+    for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int row = 0; row < rows; row += 16) {
-        std::uint32_t a[4];
-        load_matrices_transposed(a, left + row * products);
-#pragma unroll
-        for (int block = 0; block < math::blocks; block += 2) {
-          std::uint32_t b[4];
-          load_matrices_transposed(b, right + row * math::stride + block * 8);
-          multiply_add_16<T>(product[block], a, b[0], b[1]);
-          multiply_add_16<T>(product[block + 1], a, b[2], b[3]);
+      for (int c = 0; c < 2; ++c) {
+        float column_lse = 0.0f, column_delta = 0.0f;
+        if constexpr (!query_side) {
+          // Behind the tile's last row there are other words, which the mask turns down.
+          const int column = columns + b * 8 + 2 * place.t + c;
+          column_lse = weight_shift - at<float>(layout::other_lse)[column] * log2_e;
+          column_delta = -at<float>(layout::other_delta)[column] * raise;
         }
-      }
-      const int axis = step / (tile_rows / 16);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = step % (tile_rows / 16) * 16 + place.g + 8 * i;
-        if (row >= table_rows) continue;
-        float* target = part + (axis * table_rows + row) * dim + 2 * place.t;
-#pragma unroll
-        for (int block = 0; block < math::blocks; ++block) {
-          if (block * 8 >= dim) break;
-          auto* pair = reinterpret_cast<float2*>(target + block * 8);
-          float2 value = {product[block][2 * i] * by, product[block][2 * i + 1] * by};
-          if (!first_tile) {
-            const float2 old = *pair;
-            value.x += old.x;
-            value.y += old.y;
+        for (int i = 0; i < 2; ++i) {
+          const int e = 2 * i + c;
+          const bool attends = Inside || offset[i] + static_cast<unsigned>(b * 8 + c) < length[i];
+          float logit = p[b][e] + (query_side ? lse[i] : column_lse);
+          if constexpr (!Inside) logit = attends ? logit : -INFINITY;
+          p[b][e] = exp2_fast(logit);
+          if constexpr (query_side && !Inside) {
+            ds[b][e] = attends ? ds[b][e] : 0.0f;
+          } else {
+            float less = query_side ? delta[i] : column_delta;
+            if constexpr (!Inside) less = single[i] ? -ds[b][e] : less;
+            ds[b][e] = attends ? p[b][e] * (ds[b][e] + less) : 0.0f;
           }
-          *pair = value;
         }
       }
+    if constexpr (query_side && !Inside) {
+      improve_delta(p, ds, from, last);
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          ds[b][e] = p[b][e] * (single[e / 2] ? ds[b][e] - ds[b][e] : ds[b][e] + delta[e / 2]);
     }
+    math::values(ds, other(stage, false), tile_row, others - 1, first_sum);
+    if constexpr (!query_side)
+      math::values(p, other(stage, true), tile_row, others - 1, second_sum);
+    tables.sum_up(tile_row, at<std::uint32_t>(layout::other_codes) + columns, p, ds);
   }
 
-  __device__ __forceinline__ float* part_of(float* parts, int part) const {
-    if (parts == nullptr) return nullptr;
-    return parts + (std::int64_t{group_head} * problem.blocks_per_head + part) * 3 * table_rows *
-                       problem.head_dim;
+  /// The slot after `step` slots from `from`, or before them the start of a window that would be cut:
+  /// the query side sums P·dP of short windows in one piece. `last`: where the walk ends.
+  [[nodiscard]] __device__ __forceinline__ int step_from(int from, int step, int last) const {
+    const int next = from + step;
+    if (!query_side || next >= last) return next;
+    const int start = group.bounds[2 * std::int64_t{next}];
+    return start > from ? start : next;
   }
 
-  /// What the tile's sums give: the table term of dq or dk, and the gradients of tables. All warps
-  /// take part. `weight_unit` and `lower` take the scaling of P and dS back.
-  __device__ __forceinline__ void finish_tile(float (&sum)[math::blocks][4], const T* first,
-                                              const T* second, int part, float weight_unit,
-                                              float lower) {
-    __syncwarp();
-    spread(0);
-    if constexpr (query_side) spread(1);
-    if (own_table().data != nullptr) add_table_term(sum);
+  /// Walks the windows of the tile's rows.
+  __device__ __forceinline__ void walk() {
+    const int from = group.bounds[2 * std::int64_t{first_slot}];
+    const int last = group.bounds[2 * std::int64_t{first_slot + count - 1} + 1];
+    load_tokens(from, last);
+    const std::int32_t* own_tokens = group.order + first_slot;
+    gather_rows<T, D, rows, math::stride, threads>(at<T>(layout::own_first),
+                                                   query_side ? problem.q : problem.k, head,
+                                                   problem.head_dim, own_tokens, count);
+    gather_rows<T, D, rows, math::stride, threads>(at<T>(layout::own_second),
+                                                   query_side ? problem.grad_out : problem.v, head,
+                                                   problem.head_dim, own_tokens, count);
+    commit_copies();
+    load_others(0, from, step_from(from, others, last), last);
+    place_rows();
+    out_rows outs;
+    if constexpr (query_side)
+      load_out(outs);
+    else
+      find_magnitude(from, last);
+    wait_for_copies<1>();
     __syncthreads();
     if constexpr (query_side) {
-      add_to_part(0, first, part_of(entry.parts.table_q, part), problem.scale * lower);
-      add_to_part(1, second, part_of(entry.parts.table_v, part), weight_unit);
-    } else {
-      add_to_part(0, first, part_of(entry.parts.table_k, part), lower);
+      measure_queries(outs);
+      __syncthreads();
     }
-    first_tile = false;
-    __syncthreads();
+    raise = 1.0f;
+    lower = 1.0f;
+    if constexpr (narrow_factors) {
+      unsigned largest = 0;
+      for (int w = 0; w < tuning.warps; ++w)
+        largest = max(largest, at<unsigned>(layout::magnitude)[w]);
+      const rounding_scale scale(largest);
+      raise = scale.up * weight_unit;
+      lower = scale.down;
+    }
+    if constexpr (query_side) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (slot[i] >= 0) delta[i] = -at<float>(layout::own_delta)[slot[i] - first_slot] * raise;
+    }
+    first_factor.load(own(false));
+    second_factor.load(own(true));
+#pragma unroll
+    for (auto& block : first_sum)
+#pragma unroll
+      for (float& x : block) x = 0.0f;
+#pragma unroll
+    for (auto& block : second_sum)
+#pragma unroll
+      for (float& x : block) x = 0.0f;
+
+    // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
+    // [all_from, all_last).
+    int warp_from = 0, warp_last = 0, all_from = 0, all_last = 0;
+    const int warp_rows = min(16, count - warp * 16);
+    if (warp_rows > 0) {
+      const std::int64_t top = first_slot + warp * 16;
+      warp_from = group.bounds[2 * top];
+      warp_last = group.bounds[2 * (top + warp_rows - 1) + 1];
+      if (warp_rows == 16) {
+        all_from = group.bounds[2 * (top + 15)];
+        all_last = group.bounds[2 * top + 1];
+      }
+    }
+    tables.begin_tile(first_factor, second_factor, slot, raise);
+    int stage = 0;
+    for (int tile = from; tile < last;) {
+      const int next = step_from(tile, others, last);
+      if (layout::stages == 2 && next < last) {
+        load_others(1 - stage, next, step_from(next, others, last), last);
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
+      __syncthreads();
+      tables.prepare_others(other(stage, false), other(stage, true),
+                            at<std::uint32_t>(layout::other_codes) + stage * layout::column_stride,
+                            min(next, last) - tile, raise);
+      __syncthreads();
+      const int to = min(warp_last, next);
+      for (int piece = max(warp_from, tile); piece < to;) {
+        const bool inside = piece >= all_from && piece + 16 <= min(all_last, to);
+        const int until = inside ? piece + 16 : min(step_from(piece, 16, to), to);
+        if (inside)
+          differentiate_piece<true>(stage, piece - tile, piece, until);
+        else
+          differentiate_piece<false>(stage, piece - tile, piece, until);
+        piece = until;
+      }
+      __syncthreads();
+      if (layout::stages == 2)
+        stage = 1 - stage;
+      else if (next < last)
+        load_others(0, next, step_from(next, others, last), last);
+      tile = next;
+    }
   }
 
-  /// A block without tiles has parts of zero.
-  __device__ __forceinline__ void finish_block(int part) const {
-    if (!first_tile) return;
-    float* parts[] = {part_of(query_side ? entry.parts.table_q : entry.parts.table_k, part),
-                      part_of(query_side ? entry.parts.table_v : nullptr, part)};
-    for (float* target : parts)
-      for (int i = static_cast<int>(threadIdx.x);
-           target != nullptr && i < 3 * table_rows * problem.head_dim; i += threads)
-        target[i] = 0.0f;
+  /// Writes rows of one gradient, sums times `by`; rows in `skip` are left to others.
+  template <int Blocks>
+  __device__ __forceinline__ void store(const row_view& view, T* staging, float by, unsigned skip,
+                                        const float (&sum)[Blocks][4]) const {
+    if (view.data == nullptr) return;
+    const int dim = problem.head_dim;
+    if (problem.accumulate || !view.vectors) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (slot[i] < 0 || (skip >> (place.g + 8 * i) & 1u) != 0) continue;
+        T* target = gradient_row<T>(view, group.order[slot[i]], head) + 2 * place.t;
+#pragma unroll
+        for (int b = 0; b < Blocks; ++b) {
+          if (b * 8 >= dim) break;
+          store_gradient(target + b * 8, sum[b][2 * i] * by, problem.accumulate);
+          store_gradient(target + b * 8 + 1, sum[b][2 * i + 1] * by, problem.accumulate);
+        }
+      }
+      return;
+    }
+    // Through shared memory, so that rows leave as vectors.
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int b = 0; b < Blocks; ++b) {
+        T* target = staging + (place.g + 8 * i) * math::stride + b * 8 + 2 * place.t;
+        if constexpr (sizeof(T) == 4)
+          *reinterpret_cast<float2*>(target) = {sum[b][2 * i] * by, sum[b][2 * i + 1] * by};
+        else
+          *reinterpret_cast<std::uint32_t*>(target) =
+              pack<T>(sum[b][2 * i] * by, sum[b][2 * i + 1] * by);
+      }
+    __syncwarp();
+    constexpr int rows_a_pass = 32 / chunks;
+#pragma unroll
+    for (int pass = 0; pass < 16 / rows_a_pass; ++pass) {
+      const int row = pass * rows_a_pass + lane / chunks;
+      const int column = lane % chunks * width;
+      if (warp * 16 + row >= count || column >= dim || (skip >> row & 1u) != 0) continue;
+      const std::int64_t token = group.order[first_slot + warp * 16 + row];
+      *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
+          *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
+    }
+  }
+
+  /// The rows of this warp whose sums are not finite, as bits.
+  [[nodiscard]] __device__ __forceinline__ unsigned broken_rows() const {
+    float probe[2] = {0.0f, 0.0f};  // becomes NaN with any NaN or infinity
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (const auto& block : first_sum) probe[i] += (block[2 * i] + block[2 * i + 1]) * 0.0f;
+#pragma unroll
+      for (const auto& block : second_sum) probe[i] += (block[2 * i] + block[2 * i + 1]) * 0.0f;
+    }
+    unsigned broken = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const unsigned lanes = __ballot_sync(0xffffffffu, !(probe[i] == 0.0f) && slot[i] >= 0);
+      if (lanes == 0) continue;
+      for (int g = 0; g < 8; ++g)
+        if ((lanes >> (4 * g) & 0xfu) != 0) broken |= 1u << (g + 8 * i);
+    }
+    return broken;
+  }
+
+  __device__ __forceinline__ void finish() {
+    float by = problem.scale * lower;
+    if constexpr (!query_side) {
+      // Here the scale belongs to q and not to the table.
+      by = lower;
+#pragma unroll
+      for (auto& block : first_sum)
+#pragma unroll
+        for (float& x : block) x *= problem.scale;
+    }
+    tables.finish_tile(first_sum, at<T>(layout::own_first), at<T>(layout::own_second), weight_unit,
+                       lower);
+    const unsigned broken = broken_rows();
+    store(query_side ? problem.grad_q : problem.grad_k, own(false), by, broken, first_sum);
+    if constexpr (!query_side) store(problem.grad_v, own(true), weight_unit, broken, second_sum);
+    for (unsigned left = broken; left != 0; left &= left - 1)
+      differentiate_row<T, Side>(problem, group, head,
+                                 first_slot + warp * 16 + __ffs(static_cast<int>(left)) - 1, {});
+  }
+
+  __device__ __forceinline__ void run(int part) {
+    tables.begin_block(part);
+    const bool zeroes = problem.zero_unassigned && !problem.accumulate;
+    const int limit = zeroes ? group.counts->tokens : assigned;
+    for (std::int64_t tile = part; tile * rows < limit; tile += problem.blocks_per_head) {
+      first_slot = static_cast<int>(tile * rows);
+      count = min(rows, assigned - first_slot);
+      __syncthreads();
+      if (count > 0) {
+        walk();
+        finish();
+      }
+      if (zeroes)
+        for (int row = max(count, 0) + warp; row < min(rows, limit - first_slot);
+             row += tuning.warps)
+          zero_row<T, Side>(problem, group.order[first_slot + row], head);
+    }
   }
 };
+
+template <class T, int D, backward_side Side, bool Radial>
+__global__ void __launch_bounds__(contextual_layout<sizeof(T), D, Side, Radial>::tuning.threads(),
+                                  contextual_layout<sizeof(T), D, Side, Radial>::min_blocks)
+    differentiate_contextual_kernel(const __grid_constant__ backward_problem problem) {
+  extern __shared__ __align__(16) std::byte memory[];
+  const block_place where(problem);
+  const backward_group& entry = problem.groups[where.group];
+  contextual_differentiator<T, D, Side, Radial>(problem, entry, where.group_head, memory)
+      .run(where.part);
+}
 
 }  // namespace winnow::detail

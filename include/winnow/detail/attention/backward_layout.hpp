@@ -28,7 +28,10 @@ inline std::ostream& operator<<(std::ostream& out, const backward_tuning& tuning
 constexpr backward_tuning tune_backward(std::size_t element_bytes, int head_dim,
                                         position_encoding position) {
   const bool wide = element_bytes == 4;
-  if (position == position_encoding::contextual) return {4, 32, head_dim <= 16 ? 2 : 1};
+  if (position == position_encoding::contextual) {
+    if (head_dim > (wide ? 32 : 64)) return {2, 16, 1};
+    return {4, 32, wide || head_dim > 32 ? 1 : 2};
+  }
   if (wide) return head_dim <= 32 ? backward_tuning{4, 32, 3} : backward_tuning{2, 16, 2};
   if (head_dim <= 32) return {4, 64, head_dim <= 16 && position == position_encoding::none ? 5 : 4};
   return head_dim <= 64 ? backward_tuning{4, 32, 3} : backward_tuning{4, 16, 2};
@@ -91,9 +94,11 @@ struct grid_layout {
   static_assert(bytes <= 99 * 1024);
 };
 
-/// Does the contextual encoding fit tiles of this storage type and padded head dim?
-constexpr bool contextual_tiles_fit(std::size_t element_bytes, int head_dim) {
-  return element_bytes == 2 && head_dim <= 32;
+/// Does the contextual encoding fit tiles of this storage type and padded head dim? Products of keys
+/// and tables grow with the head dim; rounded to half, they take too much of half's limit beyond 32.
+/// Those of float need shared memory beyond what there is at 128.
+constexpr bool contextual_tiles_fit(dtype type, int head_dim) {
+  return type == dtype::bfloat16 || head_dim <= (type == dtype::float16 ? 32 : 64);
 }
 
 /// \tparam Bytes size of an element. \tparam D padded head dim.
@@ -112,12 +117,11 @@ struct backward_layout {
   static constexpr int own_stats = magnitude + 64;  // float2 [rows]: LSE, delta
   /// Pieces start anywhere in a tile and may reach behind it.
   static constexpr int column_stride = others + 32;
-  static constexpr int other_codes = own_stats + 8 * rows;              // uint32 [2][column_stride]
-  static constexpr int other_lse = other_codes + 8 * column_stride;     // float [2][column_stride]
-  static constexpr int other_delta = other_lse + 8 * column_stride;     // float [2][column_stride]
-  static constexpr int other_radius = other_delta + 8 * column_stride;  // float [2][column_stride]
-  static constexpr int own_first = other_radius + 8 * column_stride;    // T [rows]: q or k
-  static constexpr int own_second = own_first + rows * row_bytes;       // T [rows]: dO or v
+  static constexpr int other_codes = own_stats + 8 * rows;           // uint32 [2][column_stride]
+  static constexpr int other_lse = other_codes + 8 * column_stride;  // float [2][column_stride]
+  static constexpr int other_delta = other_lse + 8 * column_stride;  // float [2][column_stride]
+  static constexpr int own_first = other_delta + 8 * column_stride;  // T [rows]: q or k
+  static constexpr int own_second = own_first + rows * row_bytes;    // T [rows]: dO or v
   static constexpr int other_tiles = own_second + rows * row_bytes;  // T [2][first, second][others]
   static constexpr int tail = other_tiles + 4 * other_bytes;
 
@@ -125,39 +129,7 @@ struct backward_layout {
   /// float [warps][16][piece_stride].
   static constexpr int bias = tail;
 
-  /// Contextual: products of tokens and tables, three axes of table rows each, and what follows.
-  static constexpr int product_stride = 3 * tile_rows + 8;
-  static constexpr int one_hot_stride = 3 * tile_cells + 16;
-  static constexpr int radial_stride = tile_rows + 1;
-  template <backward_side Side>
-  struct contextual {
-    static constexpr int own_tables = Side == backward_side::query ? 2 : 1;
-    static constexpr int other_tables = 3 - own_tables;
-    static constexpr int own_products = tail;  // half [own_tables][rows][product_stride]
-    static constexpr int other_products =      // half [other_tables][others][product_stride]
-        own_products + 2 * own_tables * rows * product_stride;
-    /// T [held][3 · tile_rows]: query side Tq and Tk, key side Tk, Tq and Tv.
-    static constexpr int held_tables = 4 - own_tables;
-    static constexpr int table_bytes = 3 * tile_rows * row_bytes;
-    static constexpr int table = other_products + 2 * other_tables * others * product_stride;
-    static constexpr int one_hot =
-        table + held_tables * table_bytes;  // half [others][one_hot_stride]
-    static constexpr int radial_sums =      // float [warps][own_tables][16][radial_stride]
-        one_hot + 2 * others * one_hot_stride;
-    static constexpr int radial_piece =  // half2 [warps][16][piece_stride]
-        radial_sums + 4 * tuning.warps * own_tables * 16 * radial_stride;
-    static constexpr int end = radial_piece + 4 * tuning.warps * 16 * piece_stride;
-  };
-
-  template <backward_side Side>
-  static constexpr int contextual_bytes(bool radial) {
-    return radial ? contextual<Side>::end : contextual<Side>::radial_sums;
-  }
   static constexpr std::size_t bytes(backward_side side, const backward_extent& extent) {
-    if (Position == position_encoding::contextual)
-      return static_cast<std::size_t>(side == backward_side::query
-                                          ? contextual_bytes<backward_side::query>(extent.radial)
-                                          : contextual_bytes<backward_side::key>(extent.radial));
     if (Position != position_encoding::bias) return tail;
     const int bias_rows = extent.bias_rows;
     const int sums = side == backward_side::query ? 1 + 2 * tuning.warps : 1;

@@ -68,7 +68,7 @@ static_assert(sizeof(backward_problem) + sizeof(backward_rows) <= 4000,
 /// What decides on the shared memory of a launch.
 struct backward_extent {
   int bias_rows = 0;    ///< of the largest bias table
-  bool radial = false;  ///< some group has the radial axis
+  bool radial = false;  ///< contextual groups have the radial axis
 };
 
 /// All the partial sums of tables together may take this much.

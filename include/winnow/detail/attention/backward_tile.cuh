@@ -41,7 +41,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "winnow/detail/attention/backward_contextual.cuh"
 #include "winnow/detail/attention/backward_layout.hpp"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
@@ -76,12 +75,6 @@ struct tile_differentiator {
   static constexpr int others = layout::others;
   static constexpr bool query_side = Side == backward_side::query;
   static constexpr bool biased = Position == position_encoding::bias;
-  static constexpr bool contextual = Position == position_encoding::contextual;
-  struct nothing {
-    __device__ __forceinline__ nothing(const backward_problem&, const backward_group&, int,
-                                       std::byte*) {}
-  };
-  using encoding = std::conditional_t<contextual, contextual_sums<T, D, Side>, nothing>;
   /// 16-bit factors need dS in range.
   static constexpr bool narrow_factors = sizeof(T) == 2;
   /// Left factors of wide heads do not stay in registers.
@@ -127,7 +120,6 @@ struct tile_differentiator {
   typename math::query first_factor, second_factor;
   float first_sum[math::blocks][4];
   float second_sum[query_side ? 1 : math::blocks][4];
-  encoding tables;
 
   __device__ __forceinline__ tile_differentiator(const backward_problem& problem_,
                                                  const backward_group& entry_, int group_head,
@@ -140,8 +132,7 @@ struct tile_differentiator {
         warp(static_cast<int>(threadIdx.x) / 32),
         lane(static_cast<int>(threadIdx.x) & 31),
         assigned(entry_.problem.counts->assigned),
-        grid(entry_.problem.kind == relative_kind::grid),
-        tables(problem_, entry_, group_head, memory_) {}
+        grid(entry_.problem.kind == relative_kind::grid) {}
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
@@ -242,7 +233,7 @@ struct tile_differentiator {
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const int block_column = u * 16 + b * 8;
-        float column_lse[2] = {}, column_delta[2] = {}, column_radius[2] = {};
+        float column_lse[2] = {}, column_delta[2] = {};
         std::uint32_t column_code[2] = {};
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
@@ -252,10 +243,8 @@ struct tile_differentiator {
             column_lse[c] = weight_shift - at<float>(layout::other_lse)[column] * log2_e;
             column_delta[c] = -at<float>(layout::other_delta)[column] * raise;
           }
-          if constexpr (Mask == mask::grid || contextual)
+          if constexpr (Mask == mask::grid)
             column_code[c] = at<std::uint32_t>(layout::other_codes)[column];
-          if constexpr (contextual)
-            if (tables.radial) column_radius[c] = at<float>(layout::other_radius)[column];
         }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
@@ -273,14 +262,6 @@ struct tile_differentiator {
               if (attends) logit += at<float>(layout::bias)[difference];
           }
           float dp = ds[u][b][e] * raise;
-          if constexpr (contextual) {
-            if (attends) {
-              const auto terms = tables.look_up(i, tile_row + 2 * place.t + block_column + c,
-                                                column_code[c], column_radius[c]);
-              logit = fmaf(terms.logit, log2_e, logit);
-              dp += terms.dp * weight_unit;
-            }
-          }
           if constexpr (Mask != mask::none) logit = attends ? logit : -INFINITY;
           const float weight = exp2_fast(logit);
           p[u][b][e] = weight;
@@ -313,18 +294,6 @@ struct tile_differentiator {
                           tile_row + 16 * u,
                       from + 16 * u, last);
       }
-    if constexpr (contextual) {
-#pragma unroll
-      for (int u = 0; u < units; ++u) {
-        tables.add_cells(0, ds[u], tile_row + 16 * u);
-        if constexpr (query_side) tables.add_cells(1, p[u], tile_row + 16 * u);
-        if (tables.radial)
-          tables.add_radial(
-              ds[u], p[u],
-              at<float>(layout::other_radius) + stage * layout::column_stride + tile_row + 16 * u,
-              from + 16 * u, last);
-      }
-    }
 #pragma unroll
     for (int u = 0; u < units; ++u) {
       math::values(ds[u], other(stage, false), tile_row + 16 * u, others - 1, first_sum);
@@ -412,8 +381,6 @@ struct tile_differentiator {
         all_last = group.bounds[2 * top + 1];
       }
     }
-    if constexpr (contextual)
-      tables.begin_tile(first_factor, second_factor, slot, begin, end, raise / weight_unit);
     int stage = 0;
     for (int tile = from; tile < last;) {
       const int next = step_from(tile, others, last);
@@ -424,13 +391,6 @@ struct tile_differentiator {
         wait_for_copies<0>();
       }
       __syncthreads();
-      if constexpr (contextual) {
-        tables.prepare_others(
-            other(stage, false), other(stage, true),
-            at<std::uint32_t>(layout::other_codes) + stage * layout::column_stride,
-            raise / weight_unit);
-        __syncthreads();
-      }
       const int to = min(warp_last, next);
       for (int piece = max(warp_from, tile); piece < to;) {
         const bool inside = piece >= all_from && piece + 16 * units <= min(all_last, to);
@@ -457,20 +417,9 @@ struct tile_differentiator {
   /// The rows of this warp whose sums are not finite, as bits.
   [[nodiscard]] __device__ __forceinline__ unsigned broken_rows() const;
 
-  __device__ __forceinline__ void finish(int part) {
-    float by = problem.scale * lower;
-    if constexpr (contextual) {
-      if constexpr (!query_side) {
-        // Here the scale belongs to q and not to the table.
-        by = lower;
-#pragma unroll
-        for (auto& block : first_sum)
-#pragma unroll
-          for (float& x : block) x *= problem.scale;
-      }
-      tables.finish_tile(first_sum, at<T>(layout::own_first), at<T>(layout::own_second), part,
-                         weight_unit, lower);
-    }
+  __device__ __forceinline__ void finish() {
+    // dk is of s·q.
+    const float by = problem.scale * lower;
     const unsigned broken = broken_rows();
     store(query_side ? problem.grad_q : problem.grad_k, own(false), by, broken, first_sum);
     if constexpr (!query_side) store(problem.grad_v, own(true), weight_unit, broken, second_sum);
@@ -481,7 +430,6 @@ struct tile_differentiator {
 
   /// Tables that stay for all tiles of the block.
   __device__ __forceinline__ void prepare(int group_head) const {
-    if constexpr (contextual) tables.load_tables();
     if constexpr (biased) {
       const int edge = group.quant_length;
       const int table_rows = (2 * edge - 1) * (2 * edge - 1);
@@ -498,7 +446,6 @@ struct tile_differentiator {
 
   /// Writes what the block has summed up for tables.
   __device__ __forceinline__ void write_parts(const block_place& where) const {
-    if constexpr (contextual) tables.finish_block(where.part);
     if constexpr (biased && query_side) {
       if (entry.parts.bias == nullptr) return;
       __syncthreads();
@@ -526,7 +473,7 @@ struct tile_differentiator {
       __syncthreads();
       if (count > 0) {
         walk();
-        finish(where.part);
+        finish();
       }
       if (zeroes)
         for (int row = max(count, 0) + warp; row < min(rows, limit - first_slot);

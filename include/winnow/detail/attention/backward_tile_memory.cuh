@@ -60,14 +60,7 @@ __device__ __forceinline__ void tile_differentiator<T, D, Position, Side>::load_
                         problem.delta + head * problem.max_tokens + (valid ? from + row : 0),
                         valid);
       }
-      if constexpr (contextual) {
-        const int column = stage * layout::column_stride + row;
-        copy_word_async(at<std::uint32_t>(layout::other_codes) + column,
-                        group.positions + (valid ? from + row : 0), valid);
-        if (tables.radial)
-          copy_word_async(at<float>(layout::other_radius) + column,
-                          group.radius + (valid ? from + row : 0), valid);
-      } else if (grid) {
+      if (grid) {
         at<std::uint32_t>(layout::other_codes)[stage * layout::column_stride + row] =
             valid ? grid_code(group.positions[from + row], group.quant_length) : 0;
       }

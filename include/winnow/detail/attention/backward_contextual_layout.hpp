@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Shared memory of the contextual backward kernels. One description serves the launch (how many
+/// bytes, and whether a device has them) and the kernels (where things are).
+#pragma once
+
+#include <cstddef>
+
+#include "winnow/detail/attention/backward_layout.hpp"
+
+namespace winnow::detail {
+
+/// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
+/// radial one.
+template <int Bytes, int D, backward_side Side, bool Radial>
+struct contextual_layout {
+  static constexpr backward_tuning tuning = tune_backward(Bytes, D, position_encoding::contextual);
+  static constexpr int warps = tuning.warps;
+  static constexpr int rows = tuning.rows();
+  /// Narrow heads without the radial axis have room for most of a walk at once, which saves
+  /// barriers; the others hold two tiles, one of which loads.
+  static constexpr bool long_tiles = Bytes == 2 && D == 16 && !Radial;
+  static constexpr int others = long_tiles ? 96 : tuning.other_tile;
+  static constexpr int stages = long_tiles ? 1 : 2;
+  static constexpr int min_blocks = tuning.min_blocks;
+  static constexpr int row_bytes = D * Bytes + 16;
+  /// Table products are half beside 16-bit storage; what is summed up by table row is of type T.
+  static constexpr int product_bytes = Bytes;
+  /// A block's own tokens are queries on the query side: Gq and Gv; or keys: Gk.
+  static constexpr int own_tables = Side == backward_side::query ? 2 : 1;
+  static constexpr int other_tables = 3 - own_tables;
+  /// Products of a token by the other's cell on linear axes. 144 bytes of half: eight neighbouring
+  /// rows lie in different banks.
+  static constexpr int cell_axes = Radial ? 2 : 3;
+  static constexpr int cell_stride = cell_axes * tile_cells + (Bytes == 4 ? 4 : Radial ? 8 : 0);
+  /// Products of a token by radial table row: those of keys, and pairs (Gq, Gv) of queries.
+  static constexpr int key_radial_stride = tile_rows + 2;
+  static constexpr int query_radial_stride = tile_rows + 1;
+  static constexpr int staging_stride = tile_rows + 8;
+  /// Sums of weights of a row by table row, three axes.
+  static constexpr int sum_stride = 3 * tile_rows + 16 / Bytes;
+  static constexpr int radial_stride = tile_rows + 1;
+  /// Pieces start anywhere in a tile and may reach behind it.
+  static constexpr int column_stride = others + 16;
+
+  static constexpr int magnitude = 0;                                   // uint32 [warps]
+  static constexpr int own_delta = magnitude + 64;                      // float [rows]
+  static constexpr int other_codes = own_delta + 4 * rows;              // uint32 [2][column_stride]
+  static constexpr int other_radius = other_codes + 8 * column_stride;  // float [2][column_stride]
+  static constexpr int other_lse = other_radius + 8 * column_stride;    // float [2][column_stride]
+  static constexpr int other_delta = other_lse + 8 * column_stride;     // float [2][column_stride]
+  static constexpr int tables = other_delta + 8 * column_stride;  // T [q, k, v][3 · tile_rows]
+  static constexpr int table_bytes = 3 * tile_rows * row_bytes;
+  static constexpr int own_first = tables + 3 * table_bytes;       // T [rows]: q or k
+  static constexpr int own_second = own_first + rows * row_bytes;  // T [rows]: dO or v
+
+  static constexpr int own_cells =
+      own_second + rows * row_bytes;  // [own_tables][rows][cell_stride]
+  static constexpr int other_cells =  // [other_tables][others][…]
+      own_cells + own_tables * rows * cell_stride * product_bytes;
+  static constexpr int one_hot =  // half [others][cell_stride], where storage is 16-bit
+      other_cells + other_tables * others * cell_stride * product_bytes;
+  static constexpr int other_rows =  // T [stages][first, second][others]
+      one_hot + (Bytes == 2 ? 2 * others * cell_stride : 0);
+  static constexpr int other_bytes = others * row_bytes;
+  static constexpr int staging =
+      other_rows + 2 * stages * other_bytes;  // [warps][16][staging_stride]
+  static constexpr int walk_end =
+      staging + (Bytes == 2 ? warps * 16 * staging_stride * product_bytes : 0);
+  /// When the walk is over, its memory takes the sums: T [own_tables][rows][sum_stride], float one
+  /// table after the other.
+  static constexpr int sums = own_cells;
+  static constexpr int sums_end = sums + (Bytes == 2 ? own_tables : 1) * rows * sum_stride * Bytes;
+  static constexpr int linear_end = walk_end > sums_end ? walk_end : sums_end;
+
+  static constexpr int query_radial_bytes = 2 * product_bytes * query_radial_stride;
+  static constexpr int key_radial_bytes = product_bytes * key_radial_stride;
+  static constexpr bool query_side = Side == backward_side::query;
+  static constexpr int own_radial = linear_end;
+  static constexpr int other_radial =
+      own_radial + rows * (query_side ? query_radial_bytes : key_radial_bytes);
+  static constexpr int radial_sums =  // int32 or float [warps][own_tables][16][radial_stride]
+      other_radial + others * (query_side ? key_radial_bytes : query_radial_bytes);
+  static constexpr int radial_piece =  // float [warps][3][16][17], where storage is float
+      radial_sums + 4 * warps * own_tables * 16 * radial_stride;
+  static constexpr int radial_end = radial_piece + (Bytes == 4 ? 4 * warps * 3 * 16 * 17 : 0);
+
+  static constexpr std::size_t bytes = Radial ? radial_end : linear_end;
+  static_assert(tables % 16 == 0 && other_radial % 4 == 0 && radial_sums % 4 == 0);
+};
+
+/// What a block of the contextual kernels asks for, on the side that asks for more.
+template <int Bytes, int D>
+constexpr std::size_t contextual_bytes(bool radial) {
+  constexpr backward_side query = backward_side::query, key = backward_side::key;
+  const std::size_t of_queries = radial ? contextual_layout<Bytes, D, query, true>::bytes
+                                        : contextual_layout<Bytes, D, query, false>::bytes;
+  const std::size_t of_keys = radial ? contextual_layout<Bytes, D, key, true>::bytes
+                                     : contextual_layout<Bytes, D, key, false>::bytes;
+  return of_queries > of_keys ? of_queries : of_keys;
+}
+/// \param head_dim padded, one for which `contextual_tiles_fit`.
+constexpr std::size_t contextual_bytes(std::size_t element_bytes, int head_dim, bool radial) {
+  if (element_bytes == 4)
+    return head_dim == 16   ? contextual_bytes<4, 16>(radial)
+           : head_dim == 32 ? contextual_bytes<4, 32>(radial)
+                            : contextual_bytes<4, 64>(radial);
+  return head_dim == 16   ? contextual_bytes<2, 16>(radial)
+         : head_dim == 32 ? contextual_bytes<2, 32>(radial)
+         : head_dim == 64 ? contextual_bytes<2, 64>(radial)
+                          : contextual_bytes<2, 128>(radial);
+}
+
+}  // namespace winnow::detail
