@@ -45,8 +45,11 @@ struct token_row {
   template <class Stored>
   __device__ __forceinline__ void load(const Stored* row, int lane) {
 #pragma unroll
-    for (int p = 0; p < pieces; ++p)
-      unpack(*reinterpret_cast<const packed_piece<Stored>*>(row + first_channel(lane, p)), p);
+    for (int p = 0; p < pieces; ++p) {
+      const packed_piece<Stored> loaded =
+          *reinterpret_cast<const packed_piece<Stored>*>(row + first_channel(lane, p));
+      unpack(loaded, p);
+    }
   }
   template <class Stored>
   __device__ __forceinline__ void unpack(const packed_piece<Stored>& packed, int p) {
