@@ -32,7 +32,7 @@ namespace winnow::detail {
 
 template <class T, int D, backward_side Side, bool Radial>
 struct contextual_differentiator {
-  using layout = contextual_layout<sizeof(T), D, Side, Radial>;
+  using layout = contextual_gradient_layout<sizeof(T), D, Side, Radial>;
   using math = tile_math<T, D>;
   static constexpr backward_tuning tuning = layout::tuning;
   static constexpr int threads = tuning.threads();
@@ -559,8 +559,9 @@ struct contextual_differentiator {
 };
 
 template <class T, int D, backward_side Side, bool Radial>
-__global__ void __launch_bounds__(contextual_layout<sizeof(T), D, Side, Radial>::tuning.threads(),
-                                  contextual_layout<sizeof(T), D, Side, Radial>::min_blocks)
+__global__ void __launch_bounds__(
+    contextual_gradient_layout<sizeof(T), D, Side, Radial>::tuning.threads(),
+    contextual_gradient_layout<sizeof(T), D, Side, Radial>::min_blocks)
     differentiate_contextual_kernel(const __grid_constant__ backward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_place where(problem);

@@ -13,7 +13,7 @@ namespace winnow::detail {
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.
 template <int Bytes, int D, backward_side Side, bool Radial>
-struct contextual_layout {
+struct contextual_gradient_layout {
   static constexpr backward_tuning tuning = tune_backward(Bytes, D, position_encoding::contextual);
   static constexpr int warps = tuning.warps;
   static constexpr int rows = tuning.rows();
@@ -93,10 +93,10 @@ struct contextual_layout {
 template <int Bytes, int D>
 constexpr std::size_t contextual_bytes(bool radial) {
   constexpr backward_side query = backward_side::query, key = backward_side::key;
-  const std::size_t of_queries = radial ? contextual_layout<Bytes, D, query, true>::bytes
-                                        : contextual_layout<Bytes, D, query, false>::bytes;
-  const std::size_t of_keys = radial ? contextual_layout<Bytes, D, key, true>::bytes
-                                     : contextual_layout<Bytes, D, key, false>::bytes;
+  const std::size_t of_queries = radial ? contextual_gradient_layout<Bytes, D, query, true>::bytes
+                                        : contextual_gradient_layout<Bytes, D, query, false>::bytes;
+  const std::size_t of_keys = radial ? contextual_gradient_layout<Bytes, D, key, true>::bytes
+                                     : contextual_gradient_layout<Bytes, D, key, false>::bytes;
   return of_queries > of_keys ? of_queries : of_keys;
 }
 /// \param head_dim padded, one for which `contextual_tiles_fit`.

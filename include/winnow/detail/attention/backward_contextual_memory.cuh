@@ -27,7 +27,7 @@ __device__ __forceinline__ void add_in_memory(float* pair, float x, float y) {
 
 template <class T, int D, backward_side Side, bool Radial>
 struct contextual_memory {
-  using layout = contextual_layout<sizeof(T), D, Side, Radial>;
+  using layout = contextual_gradient_layout<sizeof(T), D, Side, Radial>;
   using math = tile_math<T, D>;
   /// Of tokens and tables.
   using product = std::conditional_t<sizeof(T) == 2, half, float>;

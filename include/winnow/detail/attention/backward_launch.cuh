@@ -77,8 +77,9 @@ cudaError_t launch_backward_tiles(const backward_problem& problem, const backwar
     threads = layout::tuning.threads();
   } else if constexpr (contextual_tiles_fit(dtype_of<T>, D)) {
     const auto choose = [&](auto radial) {
-      using query_layout = contextual_layout<sizeof(T), D, backward_side::query, radial.value>;
-      using key_layout = contextual_layout<sizeof(T), D, backward_side::key, radial.value>;
+      using query_layout =
+          contextual_gradient_layout<sizeof(T), D, backward_side::query, radial.value>;
+      using key_layout = contextual_gradient_layout<sizeof(T), D, backward_side::key, radial.value>;
       kernel = of_queries
                    ? differentiate_contextual_kernel<T, D, backward_side::query, radial.value>
                    : differentiate_contextual_kernel<T, D, backward_side::key, radial.value>;

@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                                           group.counts->assigned,
                                                           shared_address(memory)}
                       .run();
-  if (__syncthreads_or(incomplete))
-    complete_rows<T>(problem, share_of_block(problem), tune_contextual(sizeof(T), D).rows());
+  constexpr int rows = contextual_layout<sizeof(T), D, Radial>::rows;
+  if (__syncthreads_or(incomplete)) complete_rows<T>(problem, share_of_block(problem), rows);
 }
 
 /// The groups with spherical windows, or the others.
