@@ -78,7 +78,8 @@ TEST(swin_tool, searches_and_draws) {
   EXPECT_THAT(text_of(path + "a.csv"), testing::StartsWith("latency_ms,score,on_front,ratios\n"));
   EXPECT_THAT(text_of(path + "a.svg"), testing::StartsWith("<svg"));
 
-  const outcome scored = run("search --generations 1 --population 4 --score 'echo 1 #'" + files + quick);
+  const outcome scored =
+      run("search --generations 1 --population 4 --score 'echo 1 #'" + files + quick);
   EXPECT_EQ(scored.exit_code, 0) << scored.err;
   expect_refused("search --generations 1 --score false" + files + quick, "failed with status");
   expect_refused("search --max 0.000001 --min 0" + files + quick, "nearest");
