@@ -94,6 +94,7 @@ TYPED_TEST(AttentionBackwardDevice, LeavesOutAbsentGradients) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 34);
     device_gradients<TypeParam> all(problem);
+    for (auto* rows : {&all.grad_q, &all.grad_k, &all.grad_v}) rows->poison();
     auto everything = all.arguments();
     everything.group_gradients = nullptr;
     WINNOW_ASSERT_OK(all.run(everything));

@@ -149,6 +149,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = winnow::fuzz::most_shared_bytes;
       return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = winnow::fuzz::most_shared_bytes + 1024;
+      return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = 132;
       return cudaSuccess;
