@@ -92,7 +92,8 @@ summary { cursor: pointer; }
 footer { margin-top: 3rem; color: var(--faint); font-size: .9rem; }
 :focus-visible { outline: 2px solid var(--one); outline-offset: 2px; }
 @media (max-width: 30rem) {
-  th, td { padding-left: .5rem; padding-right: .5rem; }
+  th, td { padding-left: .4rem; padding-right: .4rem; }
+  table { font-size: .9rem; }
   thead th { font-size: .8rem; }
   .pair thead th:first-child:nth-last-child(4) { width: 17%; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
