@@ -7,9 +7,6 @@
 // stage1_batch.npy, …). All gradients are asked for, those of tables included. The floor is the time
 // that a vectorised copy kernel, measured in the same run, would need to read q, k, v, out and dO and
 // to write dq, dk and dv. `both` in a name's last part times forward and backward together.
-#include <cstdio>
-#include <cstdlib>
-
 #include "support/attention_bench.cuh"
 
 namespace winnow::bench {
@@ -20,7 +17,7 @@ class backward_call {
  public:
   backward_call(const std::vector<group_plan>& plans, int dim) : inputs_(plans, dim) {
     const auto lse = static_cast<float*>(
-        inputs_.own(buffer(static_cast<std::size_t>(inputs_.tokens * inputs_.heads) * 4)));
+        inputs_.own(device_bytes(static_cast<std::size_t>(inputs_.tokens * inputs_.heads) * 4)));
     forward_.q = inputs_.q;
     forward_.k = inputs_.k;
     forward_.v = inputs_.v;
@@ -54,7 +51,7 @@ class backward_call {
     }
     backward_.group_gradients = gradients_.data();
     workspace_bytes = attention_backward_workspace_bytes(backward_);
-    workspace_ = inputs_.own(buffer(workspace_bytes));
+    workspace_ = inputs_.own(device_bytes(workspace_bytes));
   }
 
   void forward(cudaStream_t stream) const {
@@ -75,7 +72,7 @@ class backward_call {
     if (table.data == nullptr) return {};
     std::int64_t elements = 1;
     for (const std::int64_t length : table.shape) elements *= length;
-    return {static_cast<float*>(inputs_.own(buffer(static_cast<std::size_t>(elements) * 4))),
+    return {static_cast<float*>(inputs_.own(device_bytes(static_cast<std::size_t>(elements) * 4))),
             table};
   }
 
@@ -92,23 +89,16 @@ void add_work(const work& item, const char* type) {
     const bool cold = kind[0] == 'c';
     const bool both = kind[0] == 'b';
     if (item.sweep && kind[0] != 'w') continue;
-    benchmark::RegisterBenchmark(
-        (item.name + "/" + type + "/" + kind).c_str(),
-        [item, cold, both](benchmark::State& state) {
-          try {
-            const backward_call<T> call(item.plan(), item.dim);
-            report(state, cold, call.floor_bytes(both), call.pairs(), [&](cudaStream_t stream) {
-              if (both) call.forward(stream);
-              call.backward(stream);
-            });
-            state.counters["workspace_bytes"] = static_cast<double>(call.workspace_bytes);
-          } catch (const std::exception& problem) {
-            state.SkipWithError(problem.what());
-          }
-        })
-        ->UseManualTime()
-        ->Iterations(cold ? 15 : 10)
-        ->Unit(benchmark::kMicrosecond);
+    add_benchmark(item.name + "/" + type + "/" + kind, cold ? 15 : 10,
+                  [item, cold, both](benchmark::State& state) {
+                    const backward_call<T> call(item.plan(), item.dim);
+                    report(state, cold, call.floor_bytes(both), call.pairs(),
+                           [&](cudaStream_t stream) {
+                             if (both) call.forward(stream);
+                             call.backward(stream);
+                           });
+                    state.counters["workspace_bytes"] = static_cast<double>(call.workspace_bytes);
+                  });
   }
 }
 
@@ -117,22 +107,8 @@ void add_work(const work& item, const char* type) {
 
 int main(int argc, char** argv) {
   using namespace winnow::bench;
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  try {
-    add_context();
-    for (const work& item : all_work()) {
-      const bool reference = item.name.rfind("W1", 0) == 0;
-      add_work<winnow::half>(item, "half");
-      if (reference || item.name.rfind("windows_of", 0) == 0)
-        add_work<winnow::bfloat16>(item, "bfloat16");
-      if (reference) add_work<float>(item, "float");
-    }
-  } catch (const std::exception& problem) {
-    std::fprintf(stderr, "attention_backward_bench: %s\n", problem.what());
-    return 1;
-  }
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  return 0;
+  return run_attention_suite("attention_backward_bench", argc, argv,
+                             [](auto element, const work& item, const char* type) {
+                               add_work<decltype(element)>(item, type);
+                             });
 }

@@ -6,9 +6,6 @@
 // Scans are simulated, or read from the folder that WINNOW_WORKLOADS names (stage1_coords.npy,
 // stage1_batch.npy, …). The floor is the time that a vectorised copy kernel, measured in the same
 // run, would need to read q, k, v and to write out.
-#include <cstdio>
-#include <cstdlib>
-
 #include "support/attention_bench.cuh"
 
 namespace winnow::bench {
@@ -42,19 +39,12 @@ template <class T>
 void add_work(const work& item, const char* type) {
   for (const bool cold : {false, true}) {
     if (cold && item.sweep) continue;
-    benchmark::RegisterBenchmark((item.name + "/" + type + (cold ? "/cold" : "/warm")).c_str(),
-                                 [item, cold](benchmark::State& state) {
-                                   try {
-                                     const forward_call<T> call(item.plan(), item.dim);
-                                     report(state, cold, call.floor_bytes(), call.pairs(),
-                                            [&](cudaStream_t stream) { call.launch(stream); });
-                                   } catch (const std::exception& problem) {
-                                     state.SkipWithError(problem.what());
-                                   }
-                                 })
-        ->UseManualTime()
-        ->Iterations(cold ? 15 : 10)
-        ->Unit(benchmark::kMicrosecond);
+    add_benchmark(item.name + "/" + type + (cold ? "/cold" : "/warm"), cold ? 15 : 10,
+                  [item, cold](benchmark::State& state) {
+                    const forward_call<T> call(item.plan(), item.dim);
+                    report(state, cold, call.floor_bytes(), call.pairs(),
+                           [&](cudaStream_t stream) { call.launch(stream); });
+                  });
   }
 }
 
@@ -63,22 +53,8 @@ void add_work(const work& item, const char* type) {
 
 int main(int argc, char** argv) {
   using namespace winnow::bench;
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  try {
-    add_context();
-    for (const work& item : all_work()) {
-      const bool reference = item.name.rfind("W1", 0) == 0;
-      add_work<winnow::half>(item, "half");
-      if (reference || item.name.rfind("windows_of", 0) == 0)
-        add_work<winnow::bfloat16>(item, "bfloat16");
-      if (reference) add_work<float>(item, "float");
-    }
-  } catch (const std::exception& problem) {
-    std::fprintf(stderr, "attention_forward_bench: %s\n", problem.what());
-    return 1;
-  }
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  return 0;
+  return run_attention_suite("attention_forward_bench", argc, argv,
+                             [](auto element, const work& item, const char* type) {
+                               add_work<decltype(element)>(item, type);
+                             });
 }

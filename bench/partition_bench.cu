@@ -9,17 +9,13 @@
 // are told the box of the points and the number of batch items. The floor is the time that a copy
 // kernel, measured first in the same run, needs for as many bytes: coordinates and batch ids read,
 // lists written, once each.
-#include <benchmark/benchmark.h>
-
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cub/device/device_radix_sort.cuh>
 #include <memory>
 
-#include "support/device_timing.cuh"
 #include "support/random.hpp"
 #include "support/scan_workload.hpp"
+#include "support/suite.cuh"
 #include "winnow/partition.hpp"
 
 namespace {
@@ -29,7 +25,6 @@ using bench::buffer;
 using bench::mode;
 
 using support::w1_tokens;
-double bandwidth = 0.0;  // of the copy kernel
 
 /// Points in device memory, with the bounds that a caller would know.
 class scene {
@@ -132,27 +127,14 @@ class builds {
 };
 
 void report(benchmark::State& state, double seconds, double bytes, double tokens) {
-  for ([[maybe_unused]] auto _ : state) state.SetIterationTime(seconds);
+  bench::report_time(state, seconds, bytes);
   state.counters["tokens"] = tokens;
-  state.counters["floor_us"] = bytes / bandwidth * 1e6;
-  state.counters["ratio_to_floor"] = seconds * bandwidth / bytes;
-  state.counters["bytes_per_second"] = bytes / seconds;
   state.counters["tokens_per_second"] = tokens / seconds;
 }
 
 template <class Body>
 void add(const std::string& name, Body&& body) {
-  benchmark::RegisterBenchmark(name.c_str(),
-                               [=](benchmark::State& state) {
-                                 try {
-                                   body(state);
-                                 } catch (const std::exception& error) {
-                                   state.SkipWithError(error.what());
-                                 }
-                               })
-      ->UseManualTime()
-      ->Iterations(1)
-      ->Unit(benchmark::kMicrosecond);
+  bench::add_benchmark(name, 1, body);
 }
 
 using window_list = std::vector<std::variant<cubic_window, spherical_window>>;
@@ -240,24 +222,8 @@ void add_library_sort(int bits) {
   });
 }
 
-}  // namespace
-
-int main(int argc, char** argv) try {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  cudaDeviceProp device{};
-  bench::check(cudaGetDeviceProperties(&device, 0), "no GPU");
-  int driver = 0;
-  bench::check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  bandwidth = bench::copy_bandwidth();
-  benchmark::AddCustomContext("gpu", device.name);
-  benchmark::AddCustomContext("cuda_driver", std::to_string(driver));
-  benchmark::AddCustomContext("cuda_runtime", std::to_string(CUDART_VERSION));
-  benchmark::AddCustomContext("copy_bandwidth_gb_s", std::to_string(bandwidth * 1e-9));
-  if (const char* commit = std::getenv("WINNOW_COMMIT"))
-    benchmark::AddCustomContext("commit", commit);
-
-  benchmark::AddCustomContext("scans", support::workload_source());
+void add_all() {
+  bench::add_scan_context();
   add_scans();
   for (const std::int64_t tokens : {1000, 10000, 100000, 1000000, 10000000}) {
     const scene_pointer points = make_scene(tokens);
@@ -267,9 +233,10 @@ int main(int argc, char** argv) try {
     add_builds(name + "/spherical", points, {windows[1]}, {mode::graph});
   }
   for (const int bits : {16, 24, 32}) add_library_sort(bits);
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "partition_bench: %s\n", error.what());
-  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return bench::run_suite("partition_bench", argc, argv, add_all);
 }

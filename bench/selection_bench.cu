@@ -6,13 +6,8 @@
 //
 // Times as in partition_bench. The floor is reading the features once, at the copy kernel's bandwidth;
 // warm runs may beat it, as the features fit the L2. Rows without features show no ratio.
-#include <benchmark/benchmark.h>
-
-#include <cstdio>
-#include <cstdlib>
-
-#include "support/device_timing.cuh"
 #include "support/random.hpp"
+#include "support/suite.cuh"
 #include "winnow/partition.hpp"
 #include "winnow/selection.hpp"
 
@@ -21,33 +16,16 @@ namespace {
 using namespace winnow;
 using bench::buffer;
 using bench::mode;
+using bench::report_time;
 
 constexpr grid_window grid{4, 168, 168, 7, 3};
 constexpr std::int64_t channels = 96;
-double bandwidth = 0.0;  // of the copy kernel
 
 template <class Body>
 void add(const std::string& name, Body&& body) {
   for (const mode how : {mode::graph, mode::cold})
-    benchmark::RegisterBenchmark((name + (how == mode::graph ? "/graph" : "/cold")).c_str(),
-                                 [=](benchmark::State& state) {
-                                   try {
-                                     body(state, how);
-                                   } catch (const std::exception& error) {
-                                     state.SkipWithError(error.what());
-                                   }
-                                 })
-        ->UseManualTime()
-        ->Iterations(1)
-        ->Unit(benchmark::kMicrosecond);
-}
-
-void report(benchmark::State& state, double seconds, double bytes) {
-  for ([[maybe_unused]] auto _ : state) state.SetIterationTime(seconds);
-  if (bytes == 0.0) return;
-  state.counters["floor_us"] = bytes / bandwidth * 1e6;
-  state.counters["ratio_to_floor"] = seconds * bandwidth / bytes;
-  state.counters["bytes_per_second"] = bytes / seconds;
+    bench::add_benchmark(name + (how == mode::graph ? "/graph" : "/cold"), 1,
+                         [=](benchmark::State& state) { body(state, how); });
 }
 
 /// Features of a frame and everything that selection makes of them.
@@ -102,8 +80,8 @@ template <class T>
 void add_top(const char* type) {
   add(std::string("selection/importance/") + type, [](benchmark::State& state, mode how) {
     const frame<T> work;
-    report(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.measure(stream); }),
-           work.bytes());
+    report_time(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.measure(stream); }),
+                work.bytes());
   });
   add(std::string("selection/top_k/") + type, [](benchmark::State& state, mode how) {
     const frame<T> work;
@@ -111,51 +89,37 @@ void add_top(const char* type) {
       work.measure(stream);
       work.rank(stream);
     };
-    report(state, bench::seconds_of(how, call), work.bytes());
+    report_time(state, bench::seconds_of(how, call), work.bytes());
   });
 }
 
-}  // namespace
-
-int main(int argc, char** argv) try {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  cudaDeviceProp device{};
-  bench::check(cudaGetDeviceProperties(&device, 0), "no GPU");
-  int driver = 0;
-  bench::check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  bandwidth = bench::copy_bandwidth();
-  benchmark::AddCustomContext("gpu", device.name);
-  benchmark::AddCustomContext("cuda_driver", std::to_string(driver));
-  benchmark::AddCustomContext("cuda_runtime", std::to_string(CUDART_VERSION));
-  benchmark::AddCustomContext("copy_bandwidth_gb_s", std::to_string(bandwidth * 1e-9));
-  if (const char* commit = std::getenv("WINNOW_COMMIT"))
-    benchmark::AddCustomContext("commit", commit);
-
+void add_all() {
   add_top<half>("half");
   add_top<bfloat16>("bfloat16");
   add_top<float>("float");
   add("selection/rank_only", [](benchmark::State& state, mode how) {
     const frame<half> work;
     work.prepare();
-    report(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.rank(stream); }), 0.0);
+    report_time(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.rank(stream); }),
+                0.0);
   });
   add("selection/threshold_only", [](benchmark::State& state, mode how) {
     const frame<half> work;
     work.prepare();
-    report(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.threshold(stream); }),
-           0.0);
+    report_time(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.threshold(stream); }),
+                0.0);
   });
   add("selection/partition_of_all_windows", [](benchmark::State& state, mode how) {
     const frame<half> work;
-    report(state, bench::seconds_of(how, [&](cudaStream_t stream) { work.build(nullptr, stream); }),
-           0.0);
+    report_time(state,
+                bench::seconds_of(how, [&](cudaStream_t stream) { work.build(nullptr, stream); }),
+                0.0);
   });
   add("selection/partition_of_kept_windows", [](benchmark::State& state, mode how) {
     const frame<half> work;
     work.prepare();
     const auto call = [&](cudaStream_t stream) { work.build(&work.ranking, stream); };
-    report(state, bench::seconds_of(how, call), 0.0);
+    report_time(state, bench::seconds_of(how, call), 0.0);
   });
   add("selection/features_to_partition", [](benchmark::State& state, mode how) {
     const frame<half> work;
@@ -164,11 +128,12 @@ int main(int argc, char** argv) try {
       work.rank(stream);
       work.build(&work.ranking, stream);
     };
-    report(state, bench::seconds_of(how, call), work.bytes());
+    report_time(state, bench::seconds_of(how, call), work.bytes());
   });
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "selection_bench: %s\n", error.what());
-  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return bench::run_suite("selection_bench", argc, argv, add_all);
 }

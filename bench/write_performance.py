@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/performance.md, its pictures and README.md's table from the committed measurements in
-bench/results/.
+"""Writes docs/performance.md, its pictures, README.md's table and the results of docs/swin.md from the
+committed measurements in bench/results/.
 
     write_performance.py [--check] [ROOT]
 
@@ -12,29 +12,14 @@ import json
 import pathlib
 import re
 import sys
-import textwrap
 
 import charts
+from page_text import milliseconds, ratio, table, wrapped
+from swin_results import swin_results, swin_sentence
 
 HEAD_DIMS = (16, 32, 64, 128)
-
-
-def milliseconds(value):
-    """As many digits as a measurement deserves."""
-    if value is None:
-        return ""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4}f}"
-
-
-def ratio(value):
-    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def table(head, rows):
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+# What stands between two marks of a page is written by this script.
+MEASURED = re.compile(r"(<!-- measured.*?-->\n)(.*?)(<!-- end of measured -->)", re.DOTALL)
 
 
 class Suite:
@@ -117,10 +102,10 @@ class Page:
         self.slower = []  # (work, our ms, peer, its ms)
         names = ("partition", "selection", "attention_forward", "attention_backward")
         self.suites = {name: Suite(self.results / f"{name}_h200.json") for name in names}
-        peers = json.loads((self.results / "peers.json").read_text())
-        self.sources = peers["names"]
+        self.peers = json.loads((self.results / "peers.json").read_text())
+        self.sources = self.peers["names"]
         self.works = [Comparison(work, self.suites[work["suite"]], self.sources)
-                      for work in peers["works"]]
+                      for work in self.peers["works"]]
         self.works = [work for work in self.works if work.ms]
         for work in self.works:
             for name, ms in work.faster_peers():
@@ -145,9 +130,7 @@ class Page:
     def add(self, *paragraphs):
         for paragraph in filter(None, paragraphs):
             prose = paragraph[0] not in "|*#!<" or re.match(r"\*\w+\*", paragraph)
-            self.parts.append(textwrap.fill(paragraph, 110, break_on_hyphens=False,
-                                            break_long_words=False)
-                              if prose else paragraph.rstrip("\n"))
+            self.parts.append(wrapped(paragraph, 110) if prose else paragraph.rstrip("\n"))
 
     def optional(self, name):
         path = self.results / name
@@ -233,12 +216,30 @@ class Page:
         if not suite:
             return
         self.add(f"## Attention {direction}", traffic, self.comparison_table(f"attention_{direction}"))
+        self.selected_windows(suite)
         pairs = [(row["pairs_per_second"], name) for name, row in suite.rows.items()
                  if "pairs_per_second" in row and "/half/" in name and "/both" not in name]
         if pairs:
             most, name = max(pairs)
             self.add(f"Most pairs of tokens and heads a second: {most / 1e12:.2f}·10¹², in "
                      f"`{name.split('/')[0]}`.")
+
+    def selected_windows(self, suite):
+        """Attention in a share of an image's windows, with Swin's bias."""
+        shares = sorted({int(match[1]) for name in suite.rows
+                         for match in [re.match(r"swin_stage1_shifted_kept_(\d+)/", name)] if match})
+        rows = []
+        for stage in range(1, 5) if shares else ():
+            cells = []
+            for share in shares + [100]:
+                case = f"swin_stage{stage}_shifted" + ("" if share == 100 else f"_kept_{share}")
+                ms, floor = suite.ms(f"{case}/half/warm"), suite.floor(f"{case}/half/warm")
+                cells.append(f"{milliseconds(ms)} ({ratio(ms / floor)})" if ms else "")
+            rows.append([f"stage {stage}"] + cells)
+        if rows:
+            self.add("Selected windows only, on Swin's maps at 672 x 672, batch 4, shifted, with bias, ms (and "
+                     "ms over the floor, which counts the rows of kept windows):",
+                     table(["windows kept"] + [f"{share} %" for share in shares + [100]], rows))
 
     def curve(self, suite, pattern, get=None):
         """[(x, y)] of the rows whose name matches, x the pattern's group."""
@@ -340,31 +341,19 @@ class Page:
 
     def swin(self):
         report = self.optional("swin_h200.json")
-        lists = report if isinstance(report, list) else next(
-            (v for v in (report or {}).values() if isinstance(v, list) and v and isinstance(v[0], dict)), [])
-        if not lists:
-            return
-        self.add("## Swin with pruning", "A whole backbone on winnow's attention; `swin_h200.json`.")
-        if isinstance(report, dict):
-            said = [f"{key.replace('_', ' ')}: {value}" for key, value in report.items()
-                    if isinstance(value, str) and value]
-            if said:
-                self.add("; ".join(said) + ".")
+        if report:
+            self.add("## Swin with pruning",
+                     "A Swin-T backbone on winnow's attention, described in [swin.md](swin.md), from "
+                     "`swin_h200.json`.", *swin_results(report, self.peers))
 
-        def words(value):
-            if isinstance(value, list):
-                return " ".join(words(item) for item in value)
-            return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
-
-        keys = list(dict.fromkeys(key for row in lists for key in row))
-        self.add(table([key.replace("_", " ") for key in keys],
-                       [[words(row.get(key)) for key in keys] for row in lists]))
-        others = json.loads((self.results / "peers.json").read_text()).get("swin", [])
-        if others:
-            self.add("Others, Swin-T backbone at 672², batch 4, on such a GPU:",
-                     table(["", "GPU ms", "wall ms"], [
-                         [row["name"], milliseconds(row.get("gpu_ms")), milliseconds(row.get("wall_ms"))]
-                         for row in others]))
+    def swin_page(self, root):
+        """docs/swin.md with its results written anew."""
+        text = (root / "docs" / "swin.md").read_text()
+        report, start = self.optional("swin_h200.json"), len(self.parts)
+        self.add(*(swin_results(report, self.peers) if report else []))
+        body = "\n" + "\n\n".join(self.parts[start:]) + "\n\n"
+        del self.parts[start:]
+        self.files["docs/swin.md"] = MEASURED.sub(lambda marks: marks[1] + body + marks[3], text)
 
     def memory(self):
         report = self.optional("eval_w1_h200.json")
@@ -422,7 +411,7 @@ class Page:
     def readme(self, root):
         """README.md with the lines between its two marks written anew."""
         text = (root / "README.md").read_text()
-        match = re.search(r"(<!-- measured.*?-->\n)(.*?)(<!-- end of measured -->)", text, re.DOTALL)
+        match = MEASURED.search(text)
         if not match:
             return
         kinds = ("cubic", "spherical")
@@ -447,11 +436,14 @@ class Page:
                     + (", in float" if all("FP32" in name for _, name in sptr) else "")])
         body = "\n" + table(["ms", "cubic windows of 0.3 m", "spherical windows of 2° × 2° × 80 m",
                              "SpTr, the same work"], rows) + "\n"
+        swin = self.optional("swin_h200.json")
+        if swin:
+            body += wrapped(swin_sentence(swin, self.peers)) + "\n\n"
         slower = sorted({re.sub(r", N = [\d,]+, H = \d+", "", work) for work, _, _, _ in self.slower})
         sentence = ("[docs/performance.md](docs/performance.md) has all measurements, and says where others are "
                     "faster: " + ("; ".join(slower) if slower else "in none of the cases measured") + ". "
                     "[docs/kernels.md](docs/kernels.md) says where the time goes.")
-        body += textwrap.fill(sentence, 105, break_on_hyphens=False, break_long_words=False) + "\n\n"
+        body += wrapped(sentence) + "\n\n"
         self.files["README.md"] = text[:match.start(2)] + body + text[match.end(2):]
 
     def write(self, root):
@@ -473,6 +465,7 @@ class Page:
         self.parts[place:place] = self.summary()
         self.files["docs/performance.md"] = "\n\n".join(self.parts) + "\n"
         self.readme(root)
+        self.swin_page(root)
         return self.files
 
 

@@ -1,27 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// What the benchmarks of attention share: device memory, random inputs, timing by events, and the
-/// list of work with its geometry.
+/// What the benchmarks of attention share: random inputs, timing, and the list of work with its
+/// geometry.
 ///
 /// Times are GPU times. Warm: a graph of 20 calls on the same arrays (fewer where they are long),
 /// divided by their number. Cold: one call after 256 MB of other data have passed through L2.
-/// `copy_bandwidth` is what a vectorised copy kernel reads and writes in the same run.
 #pragma once
-
-#include <benchmark/benchmark.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "support/random.hpp"
 #include "support/scan_workload.hpp"
+#include "support/suite.cuh"
 #include "winnow/attention.hpp"
 #include "winnow/reference.hpp"
 
@@ -30,32 +27,7 @@ namespace winnow::bench {
 using reference::host_partition;
 using partition_pointer = std::shared_ptr<const host_partition>;
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
-inline void check(const status& result) {
-  if (!result.ok()) throw std::runtime_error(result.message());
-}
-
-/// Device memory.
-class buffer {
- public:
-  explicit buffer(std::size_t bytes) : bytes_(bytes) {
-    check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
-  }
-  buffer(buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
-    other.data_ = nullptr;
-  }
-  buffer(const buffer&) = delete;
-  ~buffer() { cudaFree(data_); }
-  [[nodiscard]] void* data() const { return data_; }
-  [[nodiscard]] std::size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  std::size_t bytes_;
-};
+using device_bytes = buffer<std::byte>;
 
 template <class T>
 __device__ T rounded(float value) {
@@ -82,74 +54,13 @@ __global__ void fill_random(T* data, std::int64_t count, float deviation, std::u
 }
 
 template <class T>
-buffer random_array(std::int64_t count, float deviation, std::uint32_t seed) {
-  buffer result(static_cast<std::size_t>(count) * sizeof(T));
+device_bytes random_array(std::int64_t count, float deviation, std::uint32_t seed) {
+  device_bytes result(static_cast<std::size_t>(count) * sizeof(T));
   if (count > 0)
-    fill_random<<<static_cast<unsigned>((count + 255) / 256), 256>>>(static_cast<T*>(result.data()),
-                                                                     count, deviation, seed);
+    fill_random<<<static_cast<unsigned>((count + 255) / 256), 256>>>(
+        reinterpret_cast<T*>(result.data()), count, deviation, seed);
   check(cudaGetLastError(), "fill_random");
   return result;
-}
-
-static __global__ void copy_vectors(const uint4* from, uint4* to, std::int64_t count) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride)
-    to[i] = from[i];
-}
-
-/// Times of several repetitions, in ms.
-inline double median(std::vector<float> times) {
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
-}
-
-class stopwatch {
- public:
-  stopwatch() {
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
-    check(cudaEventCreate(&begin_), "cudaEventCreate");
-    check(cudaEventCreate(&end_), "cudaEventCreate");
-  }
-  stopwatch(const stopwatch&) = delete;
-  ~stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-    cudaStreamDestroy(stream_);
-  }
-  [[nodiscard]] cudaStream_t stream() const { return stream_; }
-  float time(const std::function<void()>& work) {
-    check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
-    work();
-    check(cudaEventRecord(end_, stream_), "cudaEventRecord");
-    check(cudaEventSynchronize(end_), "cudaEventSynchronize");
-    float milliseconds = 0.0f;
-    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
-    return milliseconds;
-  }
-
- private:
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-};
-
-/// Bytes read and written per second by the copy kernel, on arrays far larger than L2.
-inline double copy_bandwidth() {
-  static const double measured = [] {
-    const std::int64_t vectors = std::int64_t{1} << 26;
-    const buffer from(vectors * 16), to(vectors * 16);
-    check(cudaMemset(from.data(), 1, from.bytes()), "cudaMemset");
-    stopwatch watch;
-    std::vector<float> times;
-    for (int turn = 0; turn < 12; ++turn) {
-      const float time = watch.time([&] {
-        copy_vectors<<<132 * 16, 512, 0, watch.stream()>>>(static_cast<const uint4*>(from.data()),
-                                                           static_cast<uint4*>(to.data()), vectors);
-      });
-      if (turn >= 2) times.push_back(time);
-    }
-    return static_cast<double>(2 * vectors * 16) / (median(times) * 1e-3);
-  }();
-  return measured;
 }
 
 struct group_plan {
@@ -159,37 +70,33 @@ struct group_plan {
 };
 
 /// Enough calls for a graph's start not to count, and no more: 20 of short calls, 2 of long ones.
-inline int calls_per_graph(float milliseconds) {
-  return std::clamp(static_cast<int>(10.0f / std::max(milliseconds, 1e-3f)), 2, 20);
+inline int calls_per_graph(double seconds) {
+  return std::clamp(static_cast<int>(10e-3 / std::max(seconds, 1e-6)), 2, 20);
 }
 
 inline void time_warm(benchmark::State& state, const std::function<void(cudaStream_t)>& launch) {
-  stopwatch watch;
-  launch(watch.stream());  // the first launch of a kernel loads it
-  const int calls = calls_per_graph(watch.time([&] { launch(watch.stream()); }));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  check(cudaStreamBeginCapture(watch.stream(), cudaStreamCaptureModeThreadLocal), "capture");
-  for (int call = 0; call < calls; ++call) launch(watch.stream());
-  check(cudaStreamEndCapture(watch.stream(), &graph), "capture");
-  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
-  const auto replay = [&] {
-    check(cudaGraphLaunch(executable, watch.stream()), "cudaGraphLaunch");
-  };
-  watch.time(replay);
-  for (auto _ : state) state.SetIterationTime(watch.time(replay) * 1e-3 / calls);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
+  timer watch;
+  const cudaStream_t stream = watch.stream();
+  const auto nothing = [] {};
+  launch(stream);  // the first launch of a kernel loads it
+  const int calls = calls_per_graph(watch.once(nothing, [&] { launch(stream); }));
+  const graph replay(stream, [&] {
+    for (int call = 0; call < calls; ++call) launch(stream);
+  });
+  const auto seconds = [&] { return watch.once(nothing, [&] { replay.launch(stream); }) / calls; };
+  seconds();
+  for (auto _ : state) state.SetIterationTime(seconds());
 }
 
 inline void time_cold(benchmark::State& state, const std::function<void(cudaStream_t)>& launch) {
-  stopwatch watch;
-  const buffer other(std::size_t{256} << 20);
-  launch(watch.stream());
-  for (auto _ : state) {
-    check(cudaMemsetAsync(other.data(), 0, other.bytes(), watch.stream()), "cudaMemset");
-    state.SetIterationTime(watch.time([&] { launch(watch.stream()); }) * 1e-3);
-  }
+  timer watch;
+  const cudaStream_t stream = watch.stream();
+  const device_bytes other(std::size_t{256} << 20);
+  launch(stream);
+  const auto flush = [&] {
+    check(cudaMemsetAsync(other.data(), 0, other.bytes(), stream), "cudaMemset");
+  };
+  for (auto _ : state) state.SetIterationTime(watch.once(flush, [&] { launch(stream); }));
 }
 
 /// The inputs that forward and backward share: q, k, v, groups and their tables on the device.
@@ -207,7 +114,7 @@ class prepared_inputs {
     for (const group_plan& plan : plans) add_group(plan);
   }
 
-  void* own(buffer&& memory) {
+  void* own(device_bytes&& memory) {
     memory_.push_back(std::move(memory));
     return memory_.back().data();
   }
@@ -215,14 +122,17 @@ class prepared_inputs {
     return {static_cast<const T*>(own(random_array<T>(size, 1.0f, seed))), {tokens, heads, dim}};
   }
   tensor_view<T, 3> empty_rows() {
-    return {static_cast<T*>(own(buffer(static_cast<std::size_t>(size) * sizeof(T)))),
+    return {static_cast<T*>(own(device_bytes(static_cast<std::size_t>(size) * sizeof(T)))),
             {tokens, heads, dim}};
   }
-  /// The bytes of one array of rows.
-  [[nodiscard]] double row_bytes() const { return static_cast<double>(size) * sizeof(T); }
+  /// The bytes of one array's rows that have to be moved: those of tokens in a window.
+  [[nodiscard]] double row_bytes() const {
+    return assigned_rows * static_cast<double>(dim) * sizeof(T);
+  }
 
   std::int64_t tokens, heads = 0, dim, size = 0;
-  double pairs = 0.0;  ///< of all heads
+  double pairs = 0.0;          ///< of all heads
+  double assigned_rows = 0.0;  ///< tokens in a window, once for each head
   float scale = 1.0f;
   tensor_view<const T, 3> q, k, v;
   std::vector<head_group<T>> groups;
@@ -230,13 +140,14 @@ class prepared_inputs {
  private:
   void add_group(const group_plan& plan) {
     const partition& host = plan.windows->view();
+    assigned_rows += static_cast<double>(host.counts->assigned) * plan.heads;
     for (std::int64_t slot = 0; slot < host.counts->assigned; ++slot)
       pairs += static_cast<double>(host.bounds[2 * slot + 1] - host.bounds[2 * slot]) * plan.heads;
     head_group<T> group;
     group.heads = plan.heads;
     group.position = plan.position;
     const partition_shape kind{host.max_tokens, host.max_windows, host.relative};
-    void* memory = own(buffer(partition_bytes(kind)));
+    void* memory = own(device_bytes(partition_bytes(kind)));
     check(bind_partition(kind, memory, partition_bytes(kind), group.windows));
     // Both copies have one layout, which begins with the counts.
     check(cudaMemcpy(memory, host.counts, partition_bytes(kind), cudaMemcpyHostToDevice),
@@ -256,7 +167,7 @@ class prepared_inputs {
     groups.push_back(group);
   }
 
-  std::vector<buffer> memory_;
+  std::vector<device_bytes> memory_;
 };
 
 /// What a piece of work is called, and what has to be built for it.
@@ -283,9 +194,9 @@ inline std::function<std::vector<group_plan>()> kept_plan(
 inline void report(benchmark::State& state, bool cold, double floor_bytes, double pairs,
                    const std::function<void(cudaStream_t)>& launch) {
   cold ? time_cold(state, launch) : time_warm(state, launch);
-  state.counters["floor_us"] = floor_bytes / copy_bandwidth() * 1e6;
+  state.counters["floor_us"] = floor_bytes / measured_bandwidth() * 1e6;
   state.counters["ratio_to_floor"] = benchmark::Counter(
-      floor_bytes / copy_bandwidth(),
+      floor_bytes / measured_bandwidth(),
       benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
   state.counters["pairs"] = pairs;
   state.counters["pairs_per_second"] =
@@ -309,6 +220,22 @@ inline partition_pointer uniform_windows(std::int64_t tokens, int size) {
 inline partition_pointer image_windows(const grid_window& window) {
   auto result = std::make_shared<host_partition>(shape_of(window));
   check(reference::build_partition(window, nullptr, result->view()));
+  return result;
+}
+
+/// The windows that pruning leaves, in the order of an importance drawn at random.
+inline partition_pointer kept_image_windows(const grid_window& window, double prune_ratio) {
+  const std::int64_t windows = window.windows_per_image();
+  const std::int64_t kept = kept_windows(windows, prune_ratio);
+  support::random_source random(9);
+  std::vector<float> importance(static_cast<std::size_t>(window.windows()));
+  for (float& value : importance) value = static_cast<float>(random.uniform(0.0, 1.0));
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(window.batch * kept));
+  const window_selection selection = uniform_selection(window.batch, windows, kept, ids.data());
+  const tensor_view<const float, 2> map(importance.data(), {window.batch, windows});
+  check(reference::select_most_important(map, selection));
+  auto result = std::make_shared<host_partition>(shape_of(window, &selection));
+  check(reference::build_partition(window, &selection, result->view()));
   return result;
 }
 
@@ -374,7 +301,8 @@ inline std::vector<work> scan_work() {
   return result;
 }
 
-/// Windows of one size, and the stages of a Swin transformer at 672 x 672, batch 4.
+/// Windows of one size, and the stages of a Swin transformer at 672 x 672, batch 4: all of their
+/// windows, and 80 %, 40 % and 20 % of them.
 inline std::vector<work> synthetic_work() {
   std::vector<work> result;
   const struct {
@@ -396,6 +324,15 @@ inline std::vector<work> synthetic_work() {
              return std::vector<group_plan>{
                  {image_windows({4, edge, edge, 7, shift}), heads, position_encoding::bias}};
            }});
+      if (shift == 0) continue;
+      for (const int percent : {80, 40, 20})
+        result.push_back(
+            {"swin_stage" + std::to_string(stage + 1) + "_shifted_kept_" + std::to_string(percent),
+             32, [=] {
+               const grid_window window{4, edge, edge, 7, shift};
+               return std::vector<group_plan>{{kept_image_windows(window, 1.0 - percent / 100.0),
+                                               heads, position_encoding::bias}};
+             }});
     }
   return result;
 }
@@ -432,19 +369,19 @@ inline std::vector<work> all_work() {
   return result;
 }
 
-/// What every attention benchmark says about its run.
-inline void add_context() {
-  cudaDeviceProp device{};
-  check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  int driver = 0;
-  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  benchmark::AddCustomContext("gpu", device.name);
-  benchmark::AddCustomContext("cuda_driver", std::to_string(driver));
-  benchmark::AddCustomContext("cuda_runtime", std::to_string(CUDART_VERSION));
-  benchmark::AddCustomContext("copy_bandwidth_gb_s", std::to_string(copy_bandwidth() * 1e-9));
-  benchmark::AddCustomContext("scans", support::workload_source());
-  if (const char* commit = std::getenv("WINNOW_COMMIT"))
-    benchmark::AddCustomContext("commit", commit);
+/// The main of a suite; `add(T(), item, name of T)` registers a piece of work: in half, and what says
+/// most in the other storage types, too.
+template <class Add>
+int run_attention_suite(const char* name, int argc, char** argv, Add&& add) {
+  return run_suite(name, argc, argv, [&] {
+    add_scan_context();
+    for (const work& item : all_work()) {
+      const bool reference = item.name.rfind("W1", 0) == 0;
+      add(half(), item, "half");
+      if (reference || item.name.rfind("windows_of", 0) == 0) add(bfloat16(), item, "bfloat16");
+      if (reference) add(float(), item, "float");
+    }
+  });
 }
 
 }  // namespace winnow::bench

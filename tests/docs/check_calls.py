@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """check_calls.py ROOT: docs/calls.md has a row for every public call, and none for what does not exist.
 
-Public calls are the functions of include/winnow/*.hpp at namespace scope and the members of its classes
-that return a status. Rows name them in their first cell, up to a comma: `select_above`,
+Public calls are the functions of include/winnow/*.hpp and *.cuh at namespace scope and the public members
+of their classes that return a status or a workspace's size. Rows name them in their first cell, up to a comma: `select_above`,
 `reference::select_above`, `latency_table::load`.
 """
 import pathlib
@@ -13,8 +13,10 @@ import sys
 FREE = re.compile(r"^(?:\[\[nodiscard\]\] |inline |constexpr |WINNOW_HOST_DEVICE )*"
                   r"(?:status|bool|void|int|std::\w+|partition_shape|window_selection|packed_position)"
                   r"[&*]? (\w+)\(", re.MULTILINE)
-MEMBER = re.compile(r"^  (?:static )?status (\w+)\(", re.MULTILINE)
-CLASS = re.compile(r"^class (?:\[\[nodiscard\]\] )?(\w+)[^;]*?\{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
+MEMBER = re.compile(r"^  (?:\[\[nodiscard\]\] )?(?:static )?(?:status (\w+)|std::size_t (\w+_bytes))\(",
+                    re.MULTILINE)
+CLASS = re.compile(r"^(?:class|struct) (?:\[\[nodiscard\]\] )?(\w+)[^;]*?\{\n(.*?)^\};",
+                   re.MULTILINE | re.DOTALL)
 NAMESPACE = re.compile(r"^namespace ([\w:]+) \{|^\}  // namespace ([\w:]+)", re.MULTILINE)
 
 
@@ -28,7 +30,7 @@ def scopes(text):
 
 
 def public_calls(root):
-    for header in sorted((root / "include" / "winnow").glob("*.hpp")):
+    for header in sorted((root / "include" / "winnow").glob("*.[hc]*")):
         if header.name in ("storage.hpp", "status.hpp"):  # conversions of numbers, and what calls return
             continue
         for scope, text in scopes(header.read_text()):
@@ -39,8 +41,8 @@ def public_calls(root):
             for name in FREE.findall(CLASS.sub("", text)):
                 yield prefix + name
             for owner, body in CLASS.findall(text):
-                for name in MEMBER.findall(body.split("\n private:")[0]):
-                    yield f"{prefix}{owner}::{name}"
+                for names in MEMBER.findall(body.split("\n private:")[0]):
+                    yield f"{prefix}{owner}::{''.join(names)}"
 
 
 def rows(page):

@@ -276,8 +276,9 @@ std::string reproduction(const json& results) {
   std::string html =
       "<p>Everything on this page comes from one run of this command, at commit " +
       escaped(commit) + ":</p>\n<pre class=\"command\">" + escaped(command) +
-      "</pre>\n<p>Windows, memory, pictures and errors repeat bit for bit on the same "
-      "machine and build; times do not. ";
+      "</pre>\n<p>Windows, pictures and errors repeat bit for bit on the same machine and build. "
+      "Times "
+      "do not, nor do the last kilobytes of memory on a processor, where threads meet by chance. ";
   html += asked.contains("scan") || asked.contains("coords")
               ? "The scan must be the same file.</p>\n"
               : "The scan is simulated from the seed, nothing needs to be downloaded.</p>\n";

@@ -107,8 +107,8 @@ std::string published_error_table(const json& results) {
 std::string published_time_table(const json& results) {
   const json& published = results.at("published");
   const bool is_own = published.at("comparable").get<bool>();
-  std::vector<std::string> columns = {"Work", "SpTr, half", "SpTr, float", "FlashAttention-2",
-                                      "FlexAttention"};
+  std::vector<std::string> columns = {"Work", "SpTr, half", "SpTr, float", "Flash\u00adAttention-2",
+                                      "Flex\u00adAttention"};
   if (is_own) {
     columns.emplace_back("winnow, half");
     columns.emplace_back("winnow, float");

@@ -150,6 +150,8 @@ std::string draw_scan(const scan_picture& picture, const token_set& tokens,
   }
   const double length = round_length(picture.view.side / 4);
   const double end = 24 + length * scale;
+  svg += "<rect class=\"scale-back\" x=\"12\" y=\"" + number(pixels - 66) + "\" width=\"" +
+         number(std::max(length * scale, 72.0) + 24) + "\" height=\"64\"/>\n";
   svg += "<path class=\"scale\" d=\"M24 " + number(pixels - 26) + "v12H" + number(end) +
          "v-12\"/><text x=\"24\" y=\"" + number(pixels - 36) + "\">" + number(length) +
          " m</text>\n</svg>\n";

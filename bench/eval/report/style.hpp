@@ -49,6 +49,7 @@ svg text { fill: var(--faint); }
 .chart text { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg.scan { font-size: 26px; }
 .scan text { fill: var(--text); paint-order: stroke; stroke: var(--card); stroke-width: 6px; }
+.scale-back { fill: var(--card); fill-opacity: .85; }
 .scale, .frame { fill: none; stroke: var(--text); stroke-width: 3; }
 .edge, .grid { fill: none; stroke: var(--line); stroke-width: 1; }
 .edge { stroke: var(--faint); stroke-opacity: .55; }
@@ -74,7 +75,7 @@ tbody tr + tr { border-top: 1px solid var(--line); }
 tbody tr th.group + td, tbody tr:first-child { border-top: 0; }
 td { white-space: nowrap; }
 .pair td, .facts td { white-space: normal; }
-td small { display: block; color: var(--faint); font-size: .82rem; }
+td small { display: block; color: var(--faint); font-size: .82rem; white-space: nowrap; }
 td.over, td.over small { color: var(--over); font-weight: 600; }
 .pair table { table-layout: fixed; }
 .bar { display: block; height: 6px; margin: .25rem 0 .1rem; border-radius: 3px; background: var(--track); overflow: hidden; }
@@ -91,7 +92,10 @@ summary { cursor: pointer; }
 footer { margin-top: 3rem; color: var(--faint); font-size: .9rem; }
 :focus-visible { outline: 2px solid var(--one); outline-offset: 2px; }
 @media (max-width: 30rem) {
-  th, td { padding-left: .55rem; padding-right: .55rem; }
+  th, td { padding-left: .4rem; padding-right: .4rem; }
+  table { font-size: .9rem; }
+  thead th { font-size: .8rem; }
+  .pair thead th:first-child:nth-last-child(4) { width: 17%; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .tile { padding: .7rem .75rem; }
   .tile b { font-size: 1.2rem; }

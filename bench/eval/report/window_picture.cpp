@@ -170,7 +170,7 @@ std::string summary_of(const std::vector<double>& weights) {
   double sum = 0.0;
   std::size_t needed = 0;
   while (needed < sorted.size() && sum < 0.9) sum += sorted[needed++];
-  return "largest weight " + fixed(100 * sorted.front(), 1) + " %; " + std::to_string(needed) +
+  return "Largest weight " + fixed(100 * sorted.front(), 1) + " %; " + std::to_string(needed) +
          " of " + std::to_string(sorted.size()) + " tokens hold 90 %";
 }
 

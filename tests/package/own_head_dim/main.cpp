@@ -245,16 +245,40 @@ const attention_calls library = {"library",
                                  }};
 #endif
 
+/// Captures what `submit(stream)` submits in CUDA's strictest mode, in which nothing may allocate or wait,
+/// and runs the graph.
+template <class Submit>
+void run_captured(Submit&& submit) {
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  check(cudaStreamCreate(&stream));
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  check(submit(stream));
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&executable, graph, 0));
+  check(cudaGraphLaunch(executable, stream));
+  check(cudaStreamSynchronize(stream));
+  check(cudaGraphExecDestroy(executable));
+  check(cudaGraphDestroy(graph));
+  check(cudaStreamDestroy(stream));
+}
+
 void test_head_dim(const attention_calls& calls, std::int64_t dim) {
   std::printf("%s, head dim %d on the GPU\n", calls.whose, static_cast<int>(dim));
   problem scene(dim);
   // The device first, so that nothing of the host's results is copied there.
-  check(calls.run_forward(scene.forward_arguments(true), nullptr));
+  const auto forward_call = scene.forward_arguments(true);
   const auto arguments = scene.backward_arguments(true);
   const std::size_t bytes = calls.workspace_bytes(arguments);
   twin<std::uint64_t> workspace(std::vector<std::uint64_t>((bytes + 7) / 8));
-  check(calls.run_backward(arguments, workspace.data(true), bytes, nullptr));
+  void* const memory = workspace.data(true);
+  check(calls.run_forward(forward_call, nullptr));  // loads kernels, which a capture may not
+  check(calls.run_backward(arguments, memory, bytes, nullptr));
   check(cudaDeviceSynchronize());
+  run_captured([&](cudaStream_t stream) { return calls.run_forward(forward_call, stream); });
+  run_captured(
+      [&](cudaStream_t stream) { return calls.run_backward(arguments, memory, bytes, stream); });
   check(winnow::reference::attention_forward<double>(scene.forward_arguments(false)));
   check(winnow::reference::attention_backward<double>(scene.backward_arguments(false)));
   scene.out.compare("out", 1e-3);
