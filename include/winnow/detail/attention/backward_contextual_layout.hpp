@@ -60,8 +60,10 @@ struct contextual_gradient_layout {
       own_cells + own_tables * rows * cell_stride * product_bytes;
   static constexpr int one_hot =  // half [others][cell_stride], where storage is 16-bit
       other_cells + other_tables * others * cell_stride * product_bytes;
+  /// Loads of four matrices reach 16 bytes behind the last row's ninth word, and drop what they find
+  /// there: padding, since the rows behind it may be arriving.
   static constexpr int other_rows =  // T [stages][first, second][others]
-      one_hot + (Bytes == 2 ? 2 * others * cell_stride : 0);
+      one_hot + (Bytes == 2 ? 2 * others * cell_stride + 16 : 0);
   static constexpr int other_bytes = others * row_bytes;
   static constexpr int staging =
       other_rows + 2 * stages * other_bytes;  // [warps][16][staging_stride]
