@@ -95,7 +95,7 @@ inline encoding_path backward_path_of(const head_group<void>& group,
 /// Up to which size windows of the group are differentiated in one pass; 0: none.
 inline int one_pass_of(const head_group<void>& group,
                        const attention_backward_arguments<void>& arguments,
-                       const backward_instance& instance) noexcept {
+                       const backward_instance& instance, std::size_t memory_limit) noexcept {
   bool vectors = true;
   const auto check = [&](const row_view& rows) {
     const std::int64_t limit = std::int64_t{1} << 29;  // elements, so that bytes fit 32 bits
@@ -114,8 +114,13 @@ inline int one_pass_of(const head_group<void>& group,
     const int capacity = grid_capacity(bytes, instance.head_dim);
     return relative.quant_length * relative.quant_length <= capacity ? capacity : 0;
   }
-  if (group.position == position_encoding::contextual || relative.kind == relative_kind::grid)
-    return 0;
+  if (group.position == position_encoding::contextual) {
+    const std::size_t needed = relative.kind == relative_kind::spherical
+                                   ? contextual_window_layout<true>::bytes
+                                   : contextual_window_layout<false>::bytes;
+    return needed <= memory_limit ? contextual_window_capacity(bytes, instance.head_dim) : 0;
+  }
+  if (relative.kind == relative_kind::grid) return 0;
   return one_pass_capacity(bytes, instance.head_dim);
 }
 
@@ -232,7 +237,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         problem.heads += group.heads;
         const int edge = described.quant_length;
         window_tokens = std::min(window_tokens, edge * edge);
-        one_pass = std::min(one_pass, one_pass_of(group, arguments, instance));
+        one_pass = std::min(one_pass, one_pass_of(group, arguments, instance, memory_limit));
         if (group.position == position_encoding::bias)
           launch.extent.bias_rows =
               std::max(launch.extent.bias_rows, group.windows.relative.bias_rows());
@@ -250,7 +255,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
 
     problem.one_pass = one_pass;
     int rows_a_block = 1;
-    if (one_pass > 0)
+    if (one_pass > 0 && wanted.position != position_encoding::contextual)
       rows_a_block = wanted.position == position_encoding::bias ? window_tokens : long_rows;
     else if (!by_rows)
       rows_a_block =

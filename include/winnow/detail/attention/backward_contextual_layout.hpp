@@ -10,6 +10,13 @@
 
 namespace winnow::detail {
 
+/// The longest window that backward_contextual_window.cuh takes; 0: none.
+constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim) {
+  return element_bytes == 2 && head_dim == 16 ? 64 : 0;
+}
+/// Slots in which the windows of a block start, at most, before it goes on elsewhere.
+inline constexpr int contextual_window_range = 512;
+
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.
 template <int Bytes, int D, backward_side Side, bool Radial>
@@ -17,6 +24,9 @@ struct contextual_gradient_layout {
   static constexpr backward_tuning tuning = tune_backward(Bytes, D, position_encoding::contextual);
   static constexpr int warps = tuning.warps;
   static constexpr int rows = tuning.rows();
+  /// Windows up to this may go in one pass without these kernels.
+  static constexpr int capacity = contextual_window_capacity(Bytes, D);
+  static_assert(capacity == 0 || capacity >= rows);
   /// Narrow heads without the radial axis have room for most of a walk at once, which saves
   /// barriers; the others hold two tiles, one of which loads.
   static constexpr bool long_tiles = Bytes == 2 && D == 16 && !Radial;
@@ -89,6 +99,50 @@ struct contextual_gradient_layout {
 
   static constexpr std::size_t bytes = Radial ? radial_end : linear_end;
   static_assert(tables % 16 == 0 && other_radial % 4 == 0 && radial_sums % 4 == 0);
+};
+
+/// What backward_contextual_window.cuh works on: four tiles of 16 rows of 16 elements of 16 bits.
+/// Rows of elements lie in 32 bytes, whose halves change places in every other four rows: so eight rows
+/// of one half lie in different banks.
+template <bool Radial>
+struct contextual_window_layout {
+  static constexpr int tiles = 4;  ///< one a warp
+  static constexpr int min_blocks = 2;
+  static constexpr int row_bytes = 32;
+  static constexpr int tile_bytes = 16 * row_bytes;
+  static constexpr int table_bytes = 3 * tile_rows * row_bytes;
+  static constexpr int cell_axes = Radial ? 2 : 3;
+  /// One-hot cells and products by cell, in half: eight rows in different banks.
+  static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
+  static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
+  static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
+  static constexpr int radial_stride = tile_rows + 2;        ///< int32
+  static constexpr int sum_bytes = (3 * tile_rows + 8) * 2;  ///< of a row, by table row
+
+  static constexpr int magnitudes = 0;                           // uint32 [tiles]
+  static constexpr int deltas = 64;                              // float [tiles][16]
+  static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
+  static constexpr int tables = radius + 4 * 16 * tiles;         // T [q, k, v][3 · tile_rows]
+  static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, v, dO][tiles][16]
+  static constexpr int regions = rows + 4 * tiles * tile_bytes;  // of each tile:
+
+  static constexpr int hot = 0;                           // half [16][cell_bytes]: one-hot cells
+  static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int piece_bytes = 512;
+  static constexpr int pieces = key_cells + 16 * cell_bytes;  // [dS, P][tiles][piece_bytes]
+  static constexpr int query_radial = pieces + 2 * tiles * piece_bytes;  // half2 [16][stride]
+  static constexpr int key_radial = query_radial + 4 * 16 * query_radial_stride;  // half [16][…]
+  static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
+      Radial ? key_radial + 2 * 16 * key_radial_stride : 0;
+  /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk.
+  static constexpr int sums_bytes = 16 * sum_bytes;
+  static constexpr int key_sums = Radial ? radial_sums : 2 * sums_bytes;
+  static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;
+  static constexpr int region_bytes = Radial ? radial_sums + radial_bytes : 3 * sums_bytes;
+  static constexpr std::size_t bytes = regions + tiles * region_bytes;
+  static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
+  static_assert(2 * sums_bytes <= (Radial ? radial_sums : 3 * sums_bytes));
+  static_assert(sums_bytes <= radial_bytes && pieces + 2 * tiles * piece_bytes <= region_bytes);
 };
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.
