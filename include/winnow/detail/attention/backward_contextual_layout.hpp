@@ -76,9 +76,9 @@ struct contextual_gradient_layout {
       one_hot + (Bytes == 2 ? 2 * others * cell_stride + 16 : 0);
   static constexpr int other_bytes = others * row_bytes;
   static constexpr int staging =
-      other_rows + 2 * stages * other_bytes;  // [warps][16][staging_stride]
+      other_rows + 2 * stages * other_bytes;  // [warps][8][staging_stride]
   static constexpr int walk_end =
-      staging + (Bytes == 2 ? warps * 16 * staging_stride * product_bytes : 0);
+      staging + (Bytes == 2 ? warps * 8 * staging_stride * product_bytes : 0);
   /// When the walk is over, its memory takes the sums: T [own_tables][rows][sum_stride], float one
   /// table after the other.
   static constexpr int sums = own_cells;
@@ -88,17 +88,20 @@ struct contextual_gradient_layout {
   static constexpr int query_radial_bytes = 2 * product_bytes * query_radial_stride;
   static constexpr int key_radial_bytes = product_bytes * key_radial_stride;
   static constexpr bool query_side = Side == backward_side::query;
-  static constexpr int own_radial = linear_end;
+  static constexpr int own_radial = walk_end;
   static constexpr int other_radial =
       own_radial + rows * (query_side ? query_radial_bytes : key_radial_bytes);
-  static constexpr int radial_sums =  // int32 or float [warps][own_tables][16][radial_stride]
+  static constexpr int products_end =
       other_radial + others * (query_side ? key_radial_bytes : query_radial_bytes);
+  static constexpr int radial_sums =  // int32 or float [warps][own_tables][16][radial_stride]
+      products_end > sums_end ? products_end : sums_end;
   static constexpr int radial_piece =  // float [warps][3][16][17], where storage is float
       radial_sums + 4 * warps * own_tables * 16 * radial_stride;
   static constexpr int radial_end = radial_piece + (Bytes == 4 ? 4 * warps * 3 * 16 * 17 : 0);
 
   static constexpr std::size_t bytes = Radial ? radial_end : linear_end;
   static_assert(tables % 16 == 0 && other_radial % 4 == 0 && radial_sums % 4 == 0);
+  static_assert(Bytes != 2 || D != 16 || bytes <= 99 * 1024, "every device serves these");
 };
 
 /// What backward_contextual_window.cuh works on: four tiles of 16 rows of 16 elements of 16 bits.
