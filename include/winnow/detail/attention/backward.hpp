@@ -42,6 +42,11 @@ constexpr backward_instance backward_instance_of() noexcept {
 inline constexpr int summing_blocks = 528;
 /// The same for contextual tiles, of which two share a multiprocessor.
 inline constexpr int contextual_blocks = 264;
+/// The same for short contextual windows.
+constexpr int contextual_window_blocks(bool radial) {
+  return 132 * (radial ? contextual_window_layout<true>::min_blocks
+                       : contextual_window_layout<false>::min_blocks);
+}
 /// The same for row blocks, which are one warp.
 inline constexpr int summing_rows = 4224;
 /// Row blocks without parts; each is a warp.
@@ -156,7 +161,7 @@ inline float* take_parts(memory_carver& carver, const tensor_view<void, 4>& grad
   sum.axes = static_cast<int>(gradient.shape[1]);
   sum.heads = static_cast<int>(gradient.shape[2]);
   sum.dim = static_cast<int>(gradient.shape[3]);
-  sum.count = problem.blocks_per_head;
+  sum.count = problem.parts_per_head;
   sum.row_stride = gradient.stride[0];
   sum.axis_stride = gradient.stride[1];
   sum.head_stride = gradient.stride[2];
@@ -270,13 +275,22 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                                                                             : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
     }
+    std::int64_t part_count = blocks;
+    if (one_pass > 0 && wanted.position == position_encoding::contextual)
+      part_count = std::max(
+          blocks, std::min<std::int64_t>((tokens + 63) / 64,
+                                         contextual_window_blocks(wanted.radial) / problem.heads));
     // Every launch with parts gets its share of the limit; there are at most four.
-    if (part_bytes > 0)
-      blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
+    if (part_bytes > 0) {
+      part_count =
+          std::min(part_count, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
+      blocks = std::min(blocks, part_count);
+    }
     if (one_pass > 0 && wanted.position == position_encoding::none)
       blocks = std::min<std::int64_t>(blocks,
                                       std::max(1, long_blocks(instance.head_dim) / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
+    problem.parts_per_head = static_cast<int>(std::max(part_count, blocks));
 
     int index = 0;
     for (int g = 0; g < arguments.group_count && arguments.group_gradients != nullptr; ++g) {

@@ -556,8 +556,9 @@ struct contextual_differentiator {
   /// Which of this block's next 32 tiles have rows of this kernel, as bits, from tile `first` on.
   [[nodiscard]] __device__ __forceinline__ unsigned wanted_tiles(std::int64_t first) const {
     const std::int64_t from = (first + std::int64_t{lane} * problem.blocks_per_head) * rows;
-    const bool wanted = from < assigned && (takes(static_cast<int>(from)) ||
-                                            takes(min(static_cast<int>(from) + rows, assigned) - 1));
+    const bool wanted =
+        from < assigned &&
+        (takes(static_cast<int>(from)) || takes(min(static_cast<int>(from) + rows, assigned) - 1));
     return __ballot_sync(0xffffffffu, wanted);
   }
 

@@ -110,7 +110,7 @@ struct contextual_gradient_layout {
 template <bool Radial>
 struct contextual_window_layout {
   static constexpr int tiles = 4;  ///< one a warp
-  static constexpr int min_blocks = 2;
+  static constexpr int min_blocks = Radial ? 2 : 3;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
@@ -120,16 +120,17 @@ struct contextual_window_layout {
   static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
   static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
   static constexpr int radial_stride = tile_rows + 2;        ///< int32
-  static constexpr int sum_bytes = (3 * tile_rows + 8) * 2;  ///< of a row, by table row
+  static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
   static constexpr int magnitudes = 0;                           // uint32 [tiles]
   static constexpr int deltas = 64;                              // float [tiles][16]
   static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
   static constexpr int tables = radius + 4 * 16 * tiles;         // T [q, k, v][3 · tile_rows]
-  static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, v, dO][tiles][16]
-  static constexpr int regions = rows + 4 * tiles * tile_bytes;  // of each tile:
+  static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
+  static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
 
-  static constexpr int hot = 0;                           // half [16][cell_bytes]: one-hot cells
+  static constexpr int values = 0;                         // T [16]: v
+  static constexpr int hot = values + tile_bytes;          // half [16][cell_bytes]: one-hot cells
   static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
   static constexpr int piece_bytes = 512;
   static constexpr int pieces = key_cells + 16 * cell_bytes;  // [dS, P][tiles][piece_bytes]
@@ -137,7 +138,8 @@ struct contextual_window_layout {
   static constexpr int key_radial = query_radial + 4 * 16 * query_radial_stride;  // half [16][…]
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
       Radial ? key_radial + 2 * 16 * key_radial_stride : 0;
-  /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk.
+  /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
+  /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int key_sums = Radial ? radial_sums : 2 * sums_bytes;
   static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;

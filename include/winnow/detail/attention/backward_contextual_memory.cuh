@@ -125,7 +125,7 @@ struct contextual_memory {
     for (int which = 0; which < own_count; ++which) {
       parts[which] = bases[which];
       if (parts[which] == nullptr) continue;
-      parts[which] += (std::int64_t{group_head} * problem.blocks_per_head + part) * 3 * table_rows *
+      parts[which] += (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * table_rows *
                       problem.head_dim;
       if (problem.one_pass > 0) continue;
       for (int step = first_step(which); step < steps; step += warps)

@@ -17,7 +17,7 @@
 /// (contextual_products.cuh), hence the order of the tables in shared memory. A warp first is the queries
 /// of its tile and leaves dS and P of its pieces in shared memory, then it is the keys.
 ///
-/// Registers: products of the tile's queries, its one-hot cells, sums by cell. Shared memory: tables, rows
+/// Registers: products of the tile's queries, sums by cell. Shared memory: tables, rows
 /// of q, k, v and dO, one-hot cells and products of keys, pieces; later sums by table row.
 ///
 /// Sums of tables leave for the block's part in global memory, each element by one thread in order. Windows
@@ -64,7 +64,7 @@ struct contextual_window_differentiator {
   static constexpr float weight_points = 0x1p20f;
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;
-  enum { queries, keys, values, grads };
+  enum { queries, keys, grads };
 
   const backward_rows& problem;
   const backward_problem& whole;  ///< for rows that are computed again
@@ -89,16 +89,18 @@ struct contextual_window_differentiator {
                      ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
   /// The same of rows of cells, two words at a time.
   int turned_cells = place.lane % 16 * layout::cell_bytes + place.lane / 16 * 16;
-  int right_cells = (place.lane / 16 * 8 + place.lane % 8) * layout::cell_bytes +
-                    (place.lane >> 3 & 1) * 16;
+  int right_cells =
+      (place.lane / 16 * 8 + place.lane % 8) * layout::cell_bytes + (place.lane >> 3 & 1) * 16;
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return reinterpret_cast<U*>(memory + offset);
   }
+  /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
     return memory + layout::rows + (which * tiles + tile) * layout::tile_bytes;
   }
+  /// Everything else of a tile.
   __device__ __forceinline__ std::byte* region(int tile) const {
     return memory + layout::regions + tile * layout::region_bytes;
   }
@@ -169,7 +171,7 @@ struct contextual_window_differentiator {
                   : which == 1 ? entry.parts.table_v
                                : entry.parts.table_k;
     if (base == nullptr) return nullptr;
-    return base + (std::int64_t{group_head} * problem.blocks_per_head + part) * 3 * table_rows *
+    return base + (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * table_rows *
                       problem.head_dim;
   }
   __device__ __forceinline__ void begin_block() const {
@@ -195,13 +197,13 @@ struct contextual_window_differentiator {
 
   /// Four tiles, and this warp's.
   struct turn {
-    int first = 0;      ///< slot of the tile's first row
-    int count = 0;      ///< its rows; 0: the warp has none
-    int base = 0;       ///< the tiles [base, base + width) hold its windows
+    int first = 0;  ///< slot of the tile's first row
+    int count = 0;  ///< its rows; 0: the warp has none
+    int base = 0;   ///< the tiles [base, base + width) hold its windows
     int width = 0;
-    int used = 0;       ///< tiles that hold rows; 0: the block has done all
+    int used = 0;               ///< tiles that hold rows; 0: the block has done all
     bool long_windows = false;  ///< some window takes several tiles
-    int next = 0;       ///< the slot after all of them, where a window starts
+    int next = 0;               ///< the slot after all of them, where a window starts
   };
   /// Fills tiles with the windows from slot `from` on that start before slot `until`.
   __device__ __forceinline__ turn fill_tiles(int from, int until) const {
@@ -255,7 +257,7 @@ struct contextual_window_differentiator {
   __device__ __forceinline__ turn follow(cursor& now, int range) const {
     for (;;) {
       while (now.from >= now.until) {
-        now.number += problem.blocks_per_head;
+        now.number += problem.parts_per_head;
         const std::int64_t first = std::int64_t{now.number} * range;
         if (first >= assigned) return {};
         now.until = static_cast<int>(min(first + range, std::int64_t{assigned}));
@@ -296,16 +298,18 @@ struct contextual_window_differentiator {
     return result;
   }
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows) const {
-    const row_view* views[] = {&problem.q, &problem.k, &problem.v, &problem.grad_out};
     const int row = place.lane / 2;
     const int column = place.lane % 2 * width;
     const bool there = rows.copied >= 0 && column < problem.head_dim;
     const std::int64_t token = max(rows.copied, 0);
-#pragma unroll
-    for (int which = 0; which < 4; ++which)
-      copy_async(rows_of_tile(which, warp) + row * layout::row_bytes +
-                     ((place.lane & 1) ^ (row >> 2 & 1)) * 16,
-                 row_of<T>(*views[which], token, head) + (there ? column : 0), there);
+    const int target = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
+    const auto copy = [&](std::byte* tile, const row_view& view) {
+      copy_async(tile + target, row_of<T>(view, token, head) + (there ? column : 0), there);
+    };
+    copy(rows_of_tile(queries, warp), problem.q);
+    copy(rows_of_tile(keys, warp), problem.k);
+    copy(rows_of_tile(grads, warp), problem.grad_out);
+    copy(region(warp) + layout::values, problem.v);
     commit_copies();
   }
 
@@ -382,11 +386,16 @@ struct contextual_window_differentiator {
     return __float_as_uint(unpack<T>(largest).x) >> 23;
   }
 
-  /// A tile's sums, as queries and as keys.
-  struct tile_sums {
-    float dq[2][4], dk[2][4], dv[2][4];
-    float query_cells[words][4], value_cells[words][4], key_cells[words][4];
-    float row_total[4], column_total[4];  ///< Σ |dS| of rows g and g + 8 in [0] and [2]
+  /// A tile's sums as queries, and as keys.
+  struct query_sums {
+    float dq[2][4];
+    float cells[2][words][4];  ///< of dS, of P
+    float total[4];            ///< Σ |dS| of rows g and g + 8 in [0] and [2]
+  };
+  struct key_sums {
+    float dk[2][4], dv[2][4];
+    float cells[words][4];
+    float total[4];
   };
   template <int Count>
   static __device__ __forceinline__ void clear(float (&sums)[Count][4]) {
@@ -396,9 +405,21 @@ struct contextual_window_differentiator {
       for (float& x : block) x = 0.0f;
   }
 
+  static __device__ __forceinline__ void clear(float (&sum)[4]) {
+#pragma unroll
+    for (float& x : sum) x = 0.0f;
+  }
+  static __device__ __forceinline__ void copy(const float (&from)[4], float (&to)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[e] = from[e];
+  }
+  static __device__ __forceinline__ void copy(const float (&from)[2][4], float (&to)[2][4]) {
+    copy(from[0], to[0]);
+    copy(from[1], to[1]);
+  }
+
   /// sums += rows of weights · one-hot cells of a tile, by cell.
-  __device__ __forceinline__ void add_cells(const std::uint32_t (&weights)[4],
-                                            const std::byte* hot,
+  __device__ __forceinline__ void add_cells(const std::uint32_t (&weights)[4], const std::byte* hot,
                                             float (&sums)[words][4]) const {
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
@@ -423,24 +444,25 @@ struct contextual_window_differentiator {
 
   /// What the queries of a tile take through its pieces.
   struct query_state {
-    std::uint32_t q[4], grad_out[4];  ///< dO times the scale of rounding
-    std::uint32_t hot[2][words], query_cells[2][words], value_cells[2][words];
-    float lse[2], delta[2];  ///< delta: -delta in units of dS
+    std::uint32_t q[4], grad_out[4];                             ///< dO times the scale of rounding
+    std::uint32_t query_cells[2][words], value_cells[2][words];  ///< Gq and Gv
+    float lse[2], delta[2];                                      ///< delta: -delta in units of dS
     bool single[2];
   };
 
   /// The tile's queries against the keys of tile `j`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
                                                       int j, float lower, query_state& state,
-                                                      tile_sums& sums) const {
+                                                      query_sums& sums) const {
     const std::byte* other = region(j);
+    const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
     {
       std::uint32_t b[4];
       load_matrices(b, rows_of_tile(keys, j) + right_offset);
       multiply_16<T>(p[0], state.q, b[0], b[1]);
       multiply_16<T>(p[1], state.q, b[2], b[3]);
-      load_matrices(b, rows_of_tile(values, j) + right_offset);
+      load_matrices(b, other + layout::values + right_offset);
       multiply_16<T>(ds[0], state.grad_out, b[0], b[1]);
       multiply_16<T>(ds[1], state.grad_out, b[2], b[3]);
     }
@@ -451,9 +473,8 @@ struct contextual_window_differentiator {
                                    state.query_cells[0][w + 1], state.query_cells[1][w + 1]};
       const std::uint32_t gv[4] = {state.value_cells[0][w], state.value_cells[1][w],
                                    state.value_cells[0][w + 1], state.value_cells[1][w + 1]};
-      const std::uint32_t e[4] = {state.hot[0][w], state.hot[1][w], state.hot[0][w + 1],
-                                  state.hot[1][w + 1]};
-      std::uint32_t hot[4], gk[4];
+      std::uint32_t e[4], hot[4], gk[4];
+      load_matrices(e, own_hot + 16 * w);
       load_matrices(hot, other + layout::hot + right_cells + 16 * w);
       load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
 #pragma unroll
@@ -466,14 +487,15 @@ struct contextual_window_differentiator {
     if constexpr (words % 2 == 1) {
       constexpr int w = words - 1;
       const std::byte* last = other + place.lane % 16 * layout::cell_bytes + 16 * w;
-      std::uint32_t hot[2], gk[2];
+      std::uint32_t e[2], hot[2], gk[2];
+      load_matrices(e, own_hot - place.lane / 16 * 16 + 16 * w);
       load_matrices(hot, last + layout::hot);
       load_matrices(gk, last + layout::key_cells);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply_add_half_8(p[n], state.query_cells[0][w], state.query_cells[1][w], hot[n]);
         multiply_add_half_8(ds[n], state.value_cells[0][w], state.value_cells[1][w], hot[n]);
-        multiply_add_half_8(sides[n], state.hot[0][w], state.hot[1][w], gk[n]);
+        multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
     std::uint32_t radial_rows[2] = {0, 0};
@@ -529,9 +551,9 @@ struct contextual_window_differentiator {
       multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
       multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
     }
-    add_cells(gradients.a, other + layout::hot + turned_cells, sums.query_cells);
-    add_cells(weights.a, other + layout::hot + turned_cells, sums.value_cells);
-    if constexpr (Radial) add_magnitudes(gradients.a, sums.row_total);
+    add_cells(gradients.a, other + layout::hot + turned_cells, sums.cells[0]);
+    add_cells(weights.a, other + layout::hot + turned_cells, sums.cells[1]);
+    if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
                                                    2 * j * layout::piece_bytes) +
                   place.lane;
@@ -562,8 +584,7 @@ struct contextual_window_differentiator {
           const int e = 2 * i + c;
           const int row = radial_row(rows.radius[i] - other, group.inverse_a, length);
           radial_rows[n] |= static_cast<std::uint32_t>(row) << (8 * e);
-          const float2 query =
-              __half22float2(of_rows[i * 8 * layout::query_radial_stride + row]);
+          const float2 query = __half22float2(of_rows[i * 8 * layout::query_radial_stride + row]);
           p[n][e] += query.x;
           ds[n][e] += query.y;
           sides[n][e] += __half2float(of_columns[(8 * n + c) * layout::key_radial_stride + row]);
@@ -576,8 +597,7 @@ struct contextual_window_differentiator {
                                              const float (&p)[2][4],
                                              const float (&ds)[2][4]) const {
     constexpr int stride = layout::radial_stride;
-    int* of_rows =
-        reinterpret_cast<int*>(region(warp) + layout::radial_sums) + place.g * stride;
+    int* of_rows = reinterpret_cast<int*>(region(warp) + layout::radial_sums) + place.g * stride;
     int* of_columns =
         reinterpret_cast<int*>(region(j) + layout::radial_sums) + (32 + 2 * place.t) * stride;
 #pragma unroll
@@ -596,7 +616,7 @@ struct contextual_window_differentiator {
   }
 
   /// The tile's keys against the queries of tile `i`.
-  __device__ __forceinline__ void differentiate_keys(int i, tile_sums& sums) const {
+  __device__ __forceinline__ void differentiate_keys(int i, key_sums& sums) const {
     const std::byte* piece =
         region(i) + layout::pieces + 2 * warp * layout::piece_bytes + 16 * place.lane;
     std::uint32_t turned[4];
@@ -620,24 +640,32 @@ struct contextual_window_differentiator {
     load_matrices_transposed(b, rows_of_tile(grads, i) + left_offset);
     multiply_add_16<T>(sums.dv[0], weights, b[0], b[1]);
     multiply_add_16<T>(sums.dv[1], weights, b[2], b[3]);
-    add_cells(gradients, region(i) + layout::hot + turned_cells, sums.key_cells);
-    if constexpr (Radial) add_magnitudes(gradients, sums.column_total);
+    add_cells(gradients, region(i) + layout::hot + turned_cells, sums.cells);
+    if constexpr (Radial) add_magnitudes(gradients, sums.total);
   }
 
-  /// Rows of sums by table row, in T: of rows g and g + 8 six words of one axis.
+  /// Sums by cell, in T: of rows g and g + 8.
+  using packed_cells = std::uint32_t[2][words];
+  static __device__ __forceinline__ void pack_cells(const float (&cells)[words][4],
+                                                    packed_cells& packed) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < words; ++w) packed[i][w] = pack<T>(cells[w][2 * i], cells[w][2 * i + 1]);
+  }
+  /// Sums by table row: of rows g and g + 8 six words of one axis.
   using axis_rows = std::uint32_t[2][row_words];
-  __device__ __forceinline__ void move_to_rows(const float (&cells)[words][4], int axis,
+  __device__ __forceinline__ void move_to_rows(const packed_cells& packed, int axis,
                                                const std::uint32_t (&code)[2],
                                                axis_rows& rows) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      std::uint32_t packed[cell_words];
+      std::uint32_t cells[cell_words];
 #pragma unroll
-      for (int w = 0; w < cell_words; ++w) {
-        const auto& sum = cells[axis * cell_words + w];
-        packed[w] = pack<T>(sum[2 * i], sum[2 * i + 1]);
-      }
-      shift_of(code[i], axis).to_rows(packed, rows[i]);
+      // Of an axis that is radial there are no cells.
+      for (int w = 0; w < cell_words; ++w)
+        cells[w] = packed[i][min(axis * cell_words + w, words - 1)];
+      shift_of(code[i], axis).to_rows(cells, rows[i]);
     }
   }
   /// The same of the radial axis. \param which of the rows' dS, their P, the columns' dS.
@@ -651,8 +679,8 @@ struct contextual_window_differentiator {
       for (int w = 0; w < row_words; ++w) {
         const int2 pair =
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
-        rows[i][w] = pack<T>(static_cast<float>(pair.x) * unit[i],
-                             static_cast<float>(pair.y) * unit[i]);
+        rows[i][w] =
+            pack<T>(static_cast<float>(pair.x) * unit[i], static_cast<float>(pair.y) * unit[i]);
       }
   }
   /// sum += rows · table.
@@ -670,55 +698,54 @@ struct contextual_window_differentiator {
   }
   __device__ __forceinline__ void store_sums(const axis_rows& rows, int which, int axis) const {
     std::byte* target = sums(warp, which) + place.g * layout::sum_bytes + axis * tile_rows * 2 +
-                        8 * place.t;
+                        (8 * place.t ^ (place.g >> 2) * 16);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int w = 0; w < row_words; w += 2)
         *reinterpret_cast<uint2*>(target + i * 8 * layout::sum_bytes + 16 * w) = {rows[i][w],
-                                                                                 rows[i][w + 1]};
+                                                                                  rows[i][w + 1]};
   }
   /// What a row's radial sums are multiplied by; NaN where they may have overflown.
   static __device__ __forceinline__ void radial_units(const float (&total)[4], float (&unit)[2]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      unit[i] = total[2 * i] < largest_sum ? 1.0f / gradient_points : NAN;
+    for (int i = 0; i < 2; ++i) unit[i] = total[2 * i] < largest_sum ? 1.0f / gradient_points : NAN;
   }
   /// Table terms of dq and dk, and the rows of sums to shared memory, where nobody reads pieces any more.
+  /// `cells` and `totals` are those of dS, of P and of dS of the columns; P has no total.
   __device__ __forceinline__ void finish_sums(const std::uint32_t (&code)[2],
-                                              tile_sums& all) const {
+                                              const packed_cells (&cells)[3],
+                                              const float (&row_total)[4],
+                                              const float (&column_total)[4], float (&dq)[2][4],
+                                              float (&dk)[2][4]) const {
     axis_rows radial[3];
     if constexpr (Radial) {
       float unit[2];
-      radial_units(all.row_total, unit);
+      radial_units(row_total, unit);
       take_radial(0, unit, radial[0]);
-      radial_units(all.column_total, unit);
+      radial_units(column_total, unit);
       take_radial(2, unit, radial[2]);
       const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
       take_radial(1, weight_units, radial[1]);
       __syncwarp();
     }
 #pragma unroll
-    for (int which = 0; which < 3; ++which) {
-      const float(&cells)[words][4] = which == 0   ? all.query_cells
-                                      : which == 1 ? all.value_cells
-                                                   : all.key_cells;
+    for (int which = 0; which < 3; ++which)
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
         axis_rows rows;
         if (linear(axis)) {
-          move_to_rows(cells, axis, code, rows);
+          move_to_rows(cells[which], axis, code, rows);
         } else {
 #pragma unroll
           for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int w = 0; w < row_words; ++w) rows[i][w] = radial[which][i][w];
         }
-        if (which == 0) add_table_term(rows, of_queries, axis, all.dq);
-        if (which == 2) add_table_term(rows, of_keys, axis, all.dk);
+        if (which == 0) add_table_term(rows, of_queries, axis, dq);
+        if (which == 2) add_table_term(rows, of_keys, axis, dk);
         store_sums(rows, which, axis);
       }
-    }
   }
 
   /// Adds what `used` tiles give to the block's part of tables' gradients.
@@ -732,9 +759,12 @@ struct contextual_window_differentiator {
       float product[2][4] = {};
       const std::byte* left = sums(0, which) + of_which * 32 +
                               (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
-                              (place.lane >> 3 & 1) * 16;
-      const std::byte* right =
-          rows_of_tile(which == 0 ? queries : which == 1 ? grads : keys, 0) + left_offset;
+                              ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
+      const std::byte* right = rows_of_tile(which == 0   ? queries
+                                            : which == 1 ? grads
+                                                         : keys,
+                                            0) +
+                               left_offset;
 #pragma unroll
       for (int tile = 0; tile < tiles; ++tile) {
         if (tile >= used) break;
@@ -818,11 +848,11 @@ struct contextual_window_differentiator {
     const int column = place.lane % 2 * width;
     float dot = 0.0f;
     if (rows.copied >= 0 && column < problem.head_dim) {
-      const uint4 out = *reinterpret_cast<const uint4*>(
-          row_of<T>(problem.out, rows.copied, head) + column);
-      const uint4 grad = *reinterpret_cast<const uint4*>(
-          rows_of_tile(grads, warp) + row * layout::row_bytes +
-          ((place.lane & 1) ^ (row >> 2 & 1)) * 16);
+      const uint4 out =
+          *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
+      const uint4 grad =
+          *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + row * layout::row_bytes +
+                                          ((place.lane & 1) ^ (row >> 2 & 1)) * 16);
       const std::uint32_t x[4] = {out.x, out.y, out.z, out.w};
       const std::uint32_t y[4] = {grad.x, grad.y, grad.z, grad.w};
 #pragma unroll
@@ -835,8 +865,7 @@ struct contextual_window_differentiator {
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
       at<float>(layout::deltas)[16 * warp + row] = dot;
-      if (rows.copied >= 0)
-        problem.delta[head * problem.max_tokens + now.first + row] = dot;
+      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + now.first + row] = dot;
     }
   }
 
@@ -844,6 +873,7 @@ struct contextual_window_differentiator {
   __device__ __forceinline__ void begin_tile(const turn& now, const tile_tokens& rows,
                                              query_state& state) const {
     std::byte* own = region(warp);
+    std::uint32_t hot[2][words];
 #pragma unroll
     for (int axis = 0; axis < layout::cell_axes; ++axis)
 #pragma unroll
@@ -851,10 +881,10 @@ struct contextual_window_differentiator {
         const std::uint32_t position = position_twice(rows.code[i], axis);
 #pragma unroll
         for (int w = 0; w < cell_words; ++w)
-          state.hot[i][axis * cell_words + w] =
+          hot[i][axis * cell_words + w] =
               one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
       }
-    store_cells(own + layout::hot, state.hot);
+    store_cells(own + layout::hot, hot);
     if constexpr (Radial) {
       auto* sums = reinterpret_cast<uint4*>(own + layout::radial_sums);
       for (int i = place.lane; i < layout::radial_bytes / 16; i += 32) sums[i] = {0, 0, 0, 0};
@@ -867,8 +897,8 @@ struct contextual_window_differentiator {
     for (int i = 0; i < 2; ++i) {
       state.lse[i] = 0.0f;
       if (rows.token[i] >= 0)
-        state.lse[i] = problem.lse[rows.token[i] * problem.lse_token_stride +
-                                   head * problem.lse_head_stride];
+        state.lse[i] =
+            problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
       state.single[i] = rows.end[i] - rows.begin[i] == 1;
     }
     wait_for_copies<0>();
@@ -887,8 +917,8 @@ struct contextual_window_differentiator {
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target = own + layout::key_radial + place.g * layout::key_radial_stride * 2 +
-                          4 * place.t;
+      std::byte* target =
+          own + layout::key_radial + place.g * layout::key_radial_stride * 2 + 4 * place.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -938,7 +968,6 @@ struct contextual_window_differentiator {
                                                 tile_tokens& coming_rows) const {
     const bool own = now.count > 0;
     query_state state;
-    tile_sums all;
     if (own)
       begin_tile(now, rows, state);
     else if (place.lane == 0)
@@ -947,19 +976,22 @@ struct contextual_window_differentiator {
     const uint4 magnitudes = *at<uint4>(layout::magnitudes);
     const rounding_scale scale(
         max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));
-    clear(all.dq);
-    clear(all.dk);
-    clear(all.dv);
-    clear(all.query_cells);
-    clear(all.value_cells);
-    clear(all.key_cells);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) all.row_total[e] = all.column_total[e] = 0.0f;
+    float dq[2][4], row_total[4];
+    packed_cells cells[3];
     if (own) {
       begin_queries(now, rows, scale.up, state);
+      query_sums sums;
+      clear(sums.dq);
+      clear(sums.cells[0]);
+      clear(sums.cells[1]);
+      clear(sums.total);
 #pragma unroll 1
       for (int j = now.base; j < now.base + now.width; ++j)
-        differentiate_piece(now, rows, j, scale.down, state, all);
+        differentiate_piece(now, rows, j, scale.down, state, sums);
+      pack_cells(sums.cells[0], cells[0]);
+      pack_cells(sums.cells[1], cells[1]);
+      copy(sums.dq, dq);
+      copy(sums.total, row_total);
     }
     const auto meet = [&] {
       if (now.long_windows)
@@ -968,33 +1000,41 @@ struct contextual_window_differentiator {
         __syncwarp();
     };
     meet();
+    float dk[2][4], dv[2][4], column_total[4];
     if (own) {
+      key_sums sums;
+      clear(sums.dk);
+      clear(sums.dv);
+      clear(sums.cells);
+      clear(sums.total);
 #pragma unroll 1
-      for (int i = now.base; i < now.base + now.width; ++i) differentiate_keys(i, all);
-    }
-    coming = follow(cursor_, range);
-    coming_rows = load_tokens(coming);
-    meet();
-    if (own) {
+      for (int i = now.base; i < now.base + now.width; ++i) differentiate_keys(i, sums);
+      pack_cells(sums.cells, cells[2]);
 #pragma unroll
-      for (auto& block : all.dk)
+      for (auto& block : sums.dk)
 #pragma unroll
         for (float& x : block) x *= problem.scale;
-      finish_sums(rows.code, all);
+      copy(sums.dk, dk);
+      copy(sums.dv, dv);
+      copy(sums.total, column_total);
     }
+    meet();
+    if (own) finish_sums(rows.code, cells, row_total, column_total, dq, dk);
+    coming = follow(cursor_, range);
+    coming_rows = load_tokens(coming);
     __syncthreads();
     if (own) {
-      const unsigned queries_left = broken_rows(all.dq, all.dq, rows.token);
-      const unsigned keys_left = broken_rows(all.dk, all.dv, rows.token);
-      store(problem.grad_q, rows.token, problem.scale * scale.down, queries_left, all.dq);
-      store(problem.grad_k, rows.token, scale.down, keys_left, all.dk);
-      store(problem.grad_v, rows.token, weight_unit, keys_left, all.dv);
+      const unsigned queries_left = broken_rows(dq, dq, rows.token);
+      const unsigned keys_left = broken_rows(dk, dv, rows.token);
+      store(problem.grad_q, rows.token, problem.scale * scale.down, queries_left, dq);
+      store(problem.grad_k, rows.token, scale.down, keys_left, dk);
+      store(problem.grad_v, rows.token, weight_unit, keys_left, dv);
       for (unsigned left = queries_left; left != 0; left &= left - 1)
         differentiate_row<T, backward_side::query>(
             whole, group, head, now.first + __ffs(static_cast<int>(left)) - 1, {});
       for (unsigned left = keys_left; left != 0; left &= left - 1)
-        differentiate_row<T, backward_side::key>(
-            whole, group, head, now.first + __ffs(static_cast<int>(left)) - 1, {});
+        differentiate_row<T, backward_side::key>(whole, group, head,
+                                                 now.first + __ffs(static_cast<int>(left)) - 1, {});
     }
     add_to_parts(now.used, scale.down);
     __syncthreads();
@@ -1003,11 +1043,11 @@ struct contextual_window_differentiator {
   __device__ __forceinline__ void run() const {
     begin_block();
     // All blocks get the same number of ranges, of one length.
-    const std::int64_t share = std::int64_t{problem.blocks_per_head} * contextual_window_range;
+    const std::int64_t share = std::int64_t{problem.parts_per_head} * contextual_window_range;
     const std::int64_t turns = max((assigned + share - 1) / share, std::int64_t{1});
-    const std::int64_t ranges = turns * problem.blocks_per_head;
+    const std::int64_t ranges = turns * problem.parts_per_head;
     const int range = static_cast<int>((assigned + ranges - 1) / ranges);
-    cursor cursor_{part - problem.blocks_per_head, 0, 0};
+    cursor cursor_{part - problem.parts_per_head, 0, 0};
     turn now = follow(cursor_, range);
     tile_tokens rows = load_tokens(now);
     __syncthreads();
@@ -1031,8 +1071,8 @@ __global__ void __launch_bounds__(32 * contextual_window_layout<Radial>::tiles,
   extern __shared__ __align__(16) std::byte memory[];
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
-  contextual_window_differentiator<T, Radial>{
-      rows, problem, entry, entry.problem, memory, where.group_head, where.part}
+  contextual_window_differentiator<T, Radial>{rows,   problem,          entry,     entry.problem,
+                                              memory, where.group_head, where.part}
       .run();
 }
 

@@ -61,7 +61,7 @@ cudaError_t launch_contextual_windows(const backward_problem& problem, bool radi
   const auto launch = [&](auto is_radial) {
     using layout = contextual_window_layout<is_radial.value>;
     return launch_backward_kernel(differentiate_contextual_windows_kernel<T, is_radial.value>,
-                                  problem, problem.blocks_per_head, 32 * layout::tiles,
+                                  problem, problem.parts_per_head, 32 * layout::tiles,
                                   layout::bytes, stream);
   };
   return radial ? launch(std::true_type{}) : launch(std::false_type{});
