@@ -134,7 +134,12 @@ struct contextual_window_layout {
   static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
   static constexpr int piece_bytes = 512;
   static constexpr int pieces = key_cells + 16 * cell_bytes;  // [dS, P][tiles][piece_bytes]
-  static constexpr int query_radial = pieces + 2 * tiles * piece_bytes;  // half2 [16][stride]
+  /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
+  static constexpr bool own_cells = !Radial;
+  static constexpr int query_cells = pieces + 2 * tiles * piece_bytes;
+  static constexpr int value_cells = query_cells + (own_cells ? 16 * cell_bytes : 0);
+  static constexpr int query_radial =  // half2 [16][query_radial_stride]
+      value_cells + (own_cells ? 16 * cell_bytes : 0);
   static constexpr int key_radial = query_radial + 4 * 16 * query_radial_stride;  // half [16][…]
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
       Radial ? key_radial + 2 * 16 * key_radial_stride : 0;
@@ -147,7 +152,7 @@ struct contextual_window_layout {
   static constexpr std::size_t bytes = regions + tiles * region_bytes;
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(2 * sums_bytes <= (Radial ? radial_sums : 3 * sums_bytes));
-  static_assert(sums_bytes <= radial_bytes && pieces + 2 * tiles * piece_bytes <= region_bytes);
+  static_assert(sums_bytes <= radial_bytes && query_radial <= region_bytes);
 };
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.

@@ -148,23 +148,20 @@ struct contextual_window_differentiator {
     }
   }
 
-  /// Sums of dTq, dTv and dTk come in blocks of 16 table rows; a warp adds up every fourth.
-  static constexpr int blocks = tile_rows / 16;  ///< of an axis
-  static constexpr int steps = 3 * 3 * blocks;
-  /// Row g + 8·i of a block of sums, in the part's row of the axis; negative: there is none.
-  [[nodiscard]] __device__ __forceinline__ int part_row(int which, int axis, int block,
-                                                        int i) const {
+  /// Sums of dTq, dTv and dTk come in blocks of 16 table rows, three an axis. A warp adds up every fourth
+  /// block, the same ones in all turns.
+  static constexpr int axis_blocks = tile_rows / 16;
+  static constexpr int blocks = 3 * axis_blocks;
+  [[nodiscard]] __device__ __forceinline__ int first_block(int which) const {
+    return (warp + which) % tiles;
+  }
+  /// Row g + 8·i of a block of sums, in the table's axis; there may be no such row.
+  [[nodiscard]] __device__ __forceinline__ int row_of_sums(int which, int block, int i) const {
     const int g = place.g;
-    int row = block * 16 + 8 * (g >> 1 & 1);
-    if (!linear(axis)) {
-      row += 2 * (g >> 2) + (g & 1) + 4 * i;
-    } else {
-      row += 4 * (g & 1) + (g >> 2) + 2 * i;
-      if (which < 2) row = 2 * (length - 1) - row;
-      // Spherical tables have a last row that linear axes do not use; its gradient is 0.
-      if (row == -1) row = 2 * length - 1;
-    }
-    return row < table_rows ? row : -1;
+    const bool by_cell = linear(block / axis_blocks);
+    const int row = block % axis_blocks * 16 + 8 * (g >> 1 & 1) +
+                    (by_cell ? 4 * (g & 1) + (g >> 2) + 2 * i : 2 * (g >> 2) + (g & 1) + 4 * i);
+    return which < 2 && by_cell ? 2 * (length - 1) - row : row;
   }
   __device__ __forceinline__ float* part_of(int which) const {
     float* base = which == 0   ? entry.parts.table_q
@@ -178,18 +175,12 @@ struct contextual_window_differentiator {
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);
-    for (int step = warp; step < steps; step += tiles) {
-      const int which = step / (3 * blocks);
-      const int axis = step / blocks % 3;
+    for (int which = 0; which < 3; ++which) {
       float* target = part_of(which);
       if (target == nullptr) continue;
-      for (int i = 0; i < 2; ++i) {
-        const int row = part_row(which, axis, step % blocks, i);
-        if (row < 0) continue;
-        for (int d = 2 * place.t; d < problem.head_dim; d += 8)
-          *reinterpret_cast<float2*>(target + (axis * table_rows + row) * problem.head_dim + d) = {
-              0.0f, 0.0f};
-      }
+      for (int i = static_cast<int>(threadIdx.x); i < 3 * table_rows * problem.head_dim;
+           i += threads)
+        target[i] = 0.0f;
     }
   }
 
@@ -378,11 +369,15 @@ struct contextual_window_differentiator {
     constexpr unsigned infinite = std::is_same_v<T, half> ? 0x7c00u : 0x7f80u;
     unsigned largest = 0;
 #pragma unroll
-    for (const std::uint32_t pair : rows)
-#pragma unroll
-      for (const unsigned x : {pair & 0x7fffu, pair >> 16 & 0x7fffu})
-        if (x < infinite) largest = max(largest, x);
-    largest = __reduce_max_sync(all_lanes, largest);
+    for (const std::uint32_t pair : rows) largest = __vmaxu2(largest, pair & 0x7fff7fffu);
+    largest = __reduce_max_sync(all_lanes, max(largest & 0xffffu, largest >> 16));
+    if (largest >= infinite) {  // NaN or infinity is there: look again without them
+      largest = 0;
+      for (const std::uint32_t pair : rows)
+        for (const unsigned x : {pair & 0x7fffu, pair >> 16 & 0x7fffu})
+          if (x < infinite) largest = max(largest, x);
+      largest = __reduce_max_sync(all_lanes, largest);
+    }
     return __float_as_uint(unpack<T>(largest).x) >> 23;
   }
 
@@ -444,9 +439,11 @@ struct contextual_window_differentiator {
 
   /// What the queries of a tile take through its pieces.
   struct query_state {
-    std::uint32_t q[4], grad_out[4];                             ///< dO times the scale of rounding
-    std::uint32_t query_cells[2][words], value_cells[2][words];  ///< Gq and Gv
-    float lse[2], delta[2];                                      ///< delta: -delta in units of dS
+    std::uint32_t q[4], grad_out[4];  ///< dO times the scale of rounding
+    /// Gq and Gv, unless shared memory has room for them.
+    std::uint32_t query_cells[2][layout::own_cells ? 1 : words];
+    std::uint32_t value_cells[2][layout::own_cells ? 1 : words];
+    float lse[2], delta[2];  ///< delta: -delta in units of dS
     bool single[2];
   };
 
@@ -469,10 +466,17 @@ struct contextual_window_differentiator {
     clear(sides);
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
-      const std::uint32_t gq[4] = {state.query_cells[0][w], state.query_cells[1][w],
-                                   state.query_cells[0][w + 1], state.query_cells[1][w + 1]};
-      const std::uint32_t gv[4] = {state.value_cells[0][w], state.value_cells[1][w],
-                                   state.value_cells[0][w + 1], state.value_cells[1][w + 1]};
+      std::uint32_t gq[4], gv[4];
+      if constexpr (layout::own_cells) {
+        load_matrices(gq, own_hot - layout::hot + layout::query_cells + 16 * w);
+        load_matrices(gv, own_hot - layout::hot + layout::value_cells + 16 * w);
+      } else {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          gq[m] = state.query_cells[m % 2][w + m / 2];
+          gv[m] = state.value_cells[m % 2][w + m / 2];
+        }
+      }
       std::uint32_t e[4], hot[4], gk[4];
       load_matrices(e, own_hot + 16 * w);
       load_matrices(hot, other + layout::hot + right_cells + 16 * w);
@@ -487,14 +491,18 @@ struct contextual_window_differentiator {
     if constexpr (words % 2 == 1) {
       constexpr int w = words - 1;
       const std::byte* last = other + place.lane % 16 * layout::cell_bytes + 16 * w;
-      std::uint32_t e[2], hot[2], gk[2];
-      load_matrices(e, own_hot - place.lane / 16 * 16 + 16 * w);
+      static_assert(layout::own_cells, "or take them from the state");
+      const std::byte* own_last = own_hot - place.lane / 16 * 16 + 16 * w;
+      std::uint32_t e[2], gq[2], gv[2], hot[2], gk[2];
+      load_matrices(e, own_last);
+      load_matrices(gq, own_last - layout::hot + layout::query_cells);
+      load_matrices(gv, own_last - layout::hot + layout::value_cells);
       load_matrices(hot, last + layout::hot);
       load_matrices(gk, last + layout::key_cells);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        multiply_add_half_8(p[n], state.query_cells[0][w], state.query_cells[1][w], hot[n]);
-        multiply_add_half_8(ds[n], state.value_cells[0][w], state.value_cells[1][w], hot[n]);
+        multiply_add_half_8(p[n], gq[0], gq[1], hot[n]);
+        multiply_add_half_8(ds[n], gv[0], gv[1], hot[n]);
         multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
@@ -750,41 +758,45 @@ struct contextual_window_differentiator {
 
   /// Adds what `used` tiles give to the block's part of tables' gradients.
   __device__ __forceinline__ void add_to_parts(int used, float lower) const {
-#pragma unroll 1
-    for (int step = warp; step < steps; step += tiles) {
-      const int which = step / (3 * blocks);
+#pragma unroll
+    for (int which = 0; which < 3; ++which) {
       float* target = part_of(which);
       if (target == nullptr) continue;
-      const int of_which = step % (3 * blocks);
-      float product[2][4] = {};
-      const std::byte* left = sums(0, which) + of_which * 32 +
+      target += 2 * place.t;
+      const std::byte* rows = rows_of_tile(which == 0   ? queries
+                                           : which == 1 ? grads
+                                                        : keys,
+                                           0) +
+                              left_offset;
+      std::uint32_t right[tiles][4];
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile)
+        if (tile < used) load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
+      const std::byte* left = sums(0, which) +
                               (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                               ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-      const std::byte* right = rows_of_tile(which == 0   ? queries
-                                            : which == 1 ? grads
-                                                         : keys,
-                                            0) +
-                               left_offset;
-#pragma unroll
-      for (int tile = 0; tile < tiles; ++tile) {
-        if (tile >= used) break;
-        std::uint32_t a[4], b[4];
-        load_matrices_transposed(a, left + tile * layout::region_bytes);
-        load_matrices_transposed(b, right + tile * layout::tile_bytes);
-        multiply_add_16<T>(product[0], a, b[0], b[1]);
-        multiply_add_16<T>(product[1], a, b[2], b[3]);
-      }
       const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
-      const int axis = of_which / blocks;
+#pragma unroll 1
+      for (int block = first_block(which); block < blocks; block += tiles) {
+        float product[2][4];
+        clear(product);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = part_row(which, axis, of_which % blocks, i);
-        if (row < 0) continue;
-        float* row_target = target + (axis * table_rows + row) * problem.head_dim + 2 * place.t;
+        for (int tile = 0; tile < tiles; ++tile) {
+          if (tile >= used) break;
+          std::uint32_t a[4];
+          load_matrices_transposed(a, left + tile * layout::region_bytes + block * 32);
+          multiply_add_16<T>(product[0], a, right[tile][0], right[tile][1]);
+          multiply_add_16<T>(product[1], a, right[tile][2], right[tile][3]);
+        }
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
-          if (8 * n < problem.head_dim)
-            add_in_memory(row_target + 8 * n, product[n][2 * i] * by, product[n][2 * i + 1] * by);
+        for (int i = 0; i < 2; ++i) {
+          const int row = row_of_sums(which, block, i);
+          if (static_cast<unsigned>(row) >= static_cast<unsigned>(table_rows)) continue;
+          float* sum = target + (block / axis_blocks * table_rows + row) * problem.head_dim;
+          add_in_memory(sum, product[0][2 * i] * by, product[0][2 * i + 1] * by);
+          if (problem.head_dim > 8)
+            add_in_memory(sum + 8, product[1][2 * i] * by, product[1][2 * i + 1] * by);
+        }
       }
     }
   }
@@ -937,8 +949,17 @@ struct contextual_window_differentiator {
       const float2 x = unpack<T>(pair);
       pair = pack<T>(x.x * raise, x.y * raise);
     }
-    multiply_cells(state.q, of_queries, rows.code, state.query_cells);
-    multiply_cells(state.grad_out, of_values, rows.code, state.value_cells);
+    if constexpr (layout::own_cells) {
+      std::uint32_t cells[2][words];
+      multiply_cells(state.q, of_queries, rows.code, cells);
+      store_cells(region(warp) + layout::query_cells, cells);
+      multiply_cells(state.grad_out, of_values, rows.code, cells);
+      store_cells(region(warp) + layout::value_cells, cells);
+      __syncwarp();
+    } else {
+      multiply_cells(state.q, of_queries, rows.code, state.query_cells);
+      multiply_cells(state.grad_out, of_values, rows.code, state.value_cells);
+    }
     if constexpr (Radial) {
       std::uint32_t of_q[2][row_words], of_v[2][row_words];
       multiply_axis(state.q, of_queries, 2, of_q);
@@ -962,23 +983,28 @@ struct contextual_window_differentiator {
     }
   }
 
-  /// Four tiles. Ends with a barrier, after which their rows are not read any more.
-  __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
-                                                cursor& cursor_, int range, turn& coming,
-                                                tile_tokens& coming_rows) const {
-    const bool own = now.count > 0;
-    query_state state;
-    if (own)
-      begin_tile(now, rows, state);
-    else if (place.lane == 0)
-      at<unsigned>(layout::magnitudes)[warp] = 0;
-    __syncthreads();
-    const uint4 magnitudes = *at<uint4>(layout::magnitudes);
-    const rounding_scale scale(
-        max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));
-    float dq[2][4], row_total[4];
+  /// The block's scale of rounding, once all warps know their magnitudes.
+  [[nodiscard]] __device__ __forceinline__ rounding_scale scale_of_block() const {
+    const uint4 largest = *at<uint4>(layout::magnitudes);
+    return rounding_scale(max(max(largest.x, largest.y), max(largest.z, largest.w)));
+  }
+  /// A barrier between the tiles of a window.
+  static __device__ __forceinline__ void meet(const turn& now) {
+    if (now.long_windows)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
+
+  /// This warp's tile, up to the sums of tables.
+  __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows) const {
+    float dq[2][4], dk[2][4], dv[2][4], row_total[4], column_total[4];
     packed_cells cells[3];
-    if (own) {
+    {
+      query_state state;
+      begin_tile(now, rows, state);
+      __syncthreads();
+      const rounding_scale scale = scale_of_block();
       begin_queries(now, rows, scale.up, state);
       query_sums sums;
       clear(sums.dq);
@@ -993,15 +1019,8 @@ struct contextual_window_differentiator {
       copy(sums.dq, dq);
       copy(sums.total, row_total);
     }
-    const auto meet = [&] {
-      if (now.long_windows)
-        __syncthreads();
-      else
-        __syncwarp();
-    };
-    meet();
-    float dk[2][4], dv[2][4], column_total[4];
-    if (own) {
+    meet(now);
+    {
       key_sums sums;
       clear(sums.dk);
       clear(sums.dv);
@@ -1018,25 +1037,28 @@ struct contextual_window_differentiator {
       copy(sums.dv, dv);
       copy(sums.total, column_total);
     }
-    meet();
-    if (own) finish_sums(rows.code, cells, row_total, column_total, dq, dk);
-    coming = follow(cursor_, range);
-    coming_rows = load_tokens(coming);
+    meet(now);
+    finish_sums(rows.code, cells, row_total, column_total, dq, dk);
     __syncthreads();
-    if (own) {
-      const unsigned queries_left = broken_rows(dq, dq, rows.token);
-      const unsigned keys_left = broken_rows(dk, dv, rows.token);
-      store(problem.grad_q, rows.token, problem.scale * scale.down, queries_left, dq);
-      store(problem.grad_k, rows.token, scale.down, keys_left, dk);
-      store(problem.grad_v, rows.token, weight_unit, keys_left, dv);
-      for (unsigned left = queries_left; left != 0; left &= left - 1)
-        differentiate_row<T, backward_side::query>(
-            whole, group, head, now.first + __ffs(static_cast<int>(left)) - 1, {});
-      for (unsigned left = keys_left; left != 0; left &= left - 1)
-        differentiate_row<T, backward_side::key>(whole, group, head,
+    const float lower = scale_of_block().down;
+    const unsigned queries_left = broken_rows(dq, dq, rows.token);
+    const unsigned keys_left = broken_rows(dk, dv, rows.token);
+    store(problem.grad_q, rows.token, problem.scale * lower, queries_left, dq);
+    store(problem.grad_k, rows.token, lower, keys_left, dk);
+    store(problem.grad_v, rows.token, weight_unit, keys_left, dv);
+    for (unsigned left = queries_left; left != 0; left &= left - 1)
+      differentiate_row<T, backward_side::query>(whole, group, head,
                                                  now.first + __ffs(static_cast<int>(left)) - 1, {});
-    }
-    add_to_parts(now.used, scale.down);
+    for (unsigned left = keys_left; left != 0; left &= left - 1)
+      differentiate_row<T, backward_side::key>(whole, group, head,
+                                               now.first + __ffs(static_cast<int>(left)) - 1, {});
+  }
+  /// What a warp without rows does meanwhile.
+  __device__ __forceinline__ void stand_by(const turn& now) const {
+    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
+    __syncthreads();
+    meet(now);
+    meet(now);
     __syncthreads();
   }
 
@@ -1052,12 +1074,17 @@ struct contextual_window_differentiator {
     tile_tokens rows = load_tokens(now);
     __syncthreads();
     while (now.used > 0) {
-      if (now.count > 0) copy_rows(rows);
-      turn coming;
-      tile_tokens coming_rows;
-      differentiate(now, rows, cursor_, range, coming, coming_rows);
-      now = coming;
-      rows = coming_rows;
+      if (now.count > 0) {
+        copy_rows(rows);
+        differentiate(now, rows);
+      } else {
+        stand_by(now);
+      }
+      const int used = now.used;
+      now = follow(cursor_, range);
+      rows = load_tokens(now);
+      add_to_parts(used, scale_of_block().down);
+      __syncthreads();
     }
   }
 };
