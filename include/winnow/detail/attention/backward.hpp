@@ -42,6 +42,11 @@ constexpr backward_instance backward_instance_of() noexcept {
 inline constexpr int summing_blocks = 528;
 /// The same for contextual tiles, of which two share a multiprocessor.
 inline constexpr int contextual_blocks = 264;
+/// The same for short contextual windows.
+constexpr int contextual_window_blocks(bool radial) {
+  return 132 * (radial ? contextual_window_layout<true>::min_blocks
+                       : contextual_window_layout<false>::min_blocks);
+}
 /// The same for row blocks, which are one warp.
 inline constexpr int summing_rows = 4224;
 /// Row blocks without parts; each is a warp.
@@ -95,7 +100,7 @@ inline encoding_path backward_path_of(const head_group<void>& group,
 /// Up to which size windows of the group are differentiated in one pass; 0: none.
 inline int one_pass_of(const head_group<void>& group,
                        const attention_backward_arguments<void>& arguments,
-                       const backward_instance& instance) noexcept {
+                       const backward_instance& instance, std::size_t memory_limit) noexcept {
   bool vectors = true;
   const auto check = [&](const row_view& rows) {
     const std::int64_t limit = std::int64_t{1} << 29;  // elements, so that bytes fit 32 bits
@@ -114,8 +119,13 @@ inline int one_pass_of(const head_group<void>& group,
     const int capacity = grid_capacity(bytes, instance.head_dim);
     return relative.quant_length * relative.quant_length <= capacity ? capacity : 0;
   }
-  if (group.position == position_encoding::contextual || relative.kind == relative_kind::grid)
-    return 0;
+  if (group.position == position_encoding::contextual) {
+    const std::size_t needed = relative.kind == relative_kind::spherical
+                                   ? contextual_window_layout<true>::bytes
+                                   : contextual_window_layout<false>::bytes;
+    return needed <= memory_limit ? contextual_window_capacity(bytes, instance.head_dim) : 0;
+  }
+  if (relative.kind == relative_kind::grid) return 0;
   return one_pass_capacity(bytes, instance.head_dim);
 }
 
@@ -151,7 +161,7 @@ inline float* take_parts(memory_carver& carver, const tensor_view<void, 4>& grad
   sum.axes = static_cast<int>(gradient.shape[1]);
   sum.heads = static_cast<int>(gradient.shape[2]);
   sum.dim = static_cast<int>(gradient.shape[3]);
-  sum.count = problem.blocks_per_head;
+  sum.count = problem.parts_per_head;
   sum.row_stride = gradient.stride[0];
   sum.axis_stride = gradient.stride[1];
   sum.head_stride = gradient.stride[2];
@@ -232,7 +242,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         problem.heads += group.heads;
         const int edge = described.quant_length;
         window_tokens = std::min(window_tokens, edge * edge);
-        one_pass = std::min(one_pass, one_pass_of(group, arguments, instance));
+        one_pass = std::min(one_pass, one_pass_of(group, arguments, instance, memory_limit));
         if (group.position == position_encoding::bias)
           launch.extent.bias_rows =
               std::max(launch.extent.bias_rows, group.windows.relative.bias_rows());
@@ -250,7 +260,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
 
     problem.one_pass = one_pass;
     int rows_a_block = 1;
-    if (one_pass > 0)
+    if (one_pass > 0 && wanted.position != position_encoding::contextual)
       rows_a_block = wanted.position == position_encoding::bias ? window_tokens : long_rows;
     else if (!by_rows)
       rows_a_block =
@@ -265,13 +275,22 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                                                                             : summing_blocks;
       blocks = std::min<std::int64_t>(blocks, std::max(1, enough / problem.heads));
     }
+    std::int64_t part_count = blocks;
+    if (one_pass > 0 && wanted.position == position_encoding::contextual)
+      part_count = std::max(
+          blocks, std::min<std::int64_t>((tokens + 63) / 64,
+                                         contextual_window_blocks(wanted.radial) / problem.heads));
     // Every launch with parts gets its share of the limit; there are at most four.
-    if (part_bytes > 0)
-      blocks = std::min(blocks, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
+    if (part_bytes > 0) {
+      part_count =
+          std::min(part_count, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
+      blocks = std::min(blocks, part_count);
+    }
     if (one_pass > 0 && wanted.position == position_encoding::none)
       blocks = std::min<std::int64_t>(blocks,
                                       std::max(1, long_blocks(instance.head_dim) / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
+    problem.parts_per_head = static_cast<int>(std::max(part_count, blocks));
 
     int index = 0;
     for (int g = 0; g < arguments.group_count && arguments.group_gradients != nullptr; ++g) {

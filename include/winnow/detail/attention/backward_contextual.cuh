@@ -18,7 +18,8 @@
 ///
 /// Bound by instructions: of 16 rows that meet 30 others, half of them are in products with tables.
 /// What the query side leaves for the key side, how dS becomes a factor, and which rows are computed
-/// again: as in backward_tile.cuh.
+/// again: as in backward_tile.cuh. Where `one_pass` is set, rows of windows up to that many tokens are
+/// left to backward_contextual_window.cuh.
 #pragma once
 
 #include <cstdint>
@@ -89,6 +90,12 @@ struct contextual_differentiator {
         assigned(entry_.problem.counts->assigned),
         tables(problem_, entry_, group_head, memory_) {}
 
+  /// Is the row of `slot` one of this kernel?
+  [[nodiscard]] __device__ __forceinline__ bool takes(int slot) const {
+    if (layout::capacity == 0 || problem.one_pass == 0) return true;
+    const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
+    return window.y - window.x > problem.one_pass;
+  }
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return reinterpret_cast<U*>(memory + offset);
@@ -244,6 +251,10 @@ struct contextual_differentiator {
       lse[i] = delta[i] = 0.0f;
       single[i] = false;
       if (slot[i] < 0) continue;
+      if (!takes(slot[i])) {
+        slot[i] = -1;
+        continue;
+      }
       const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot[i]];
       begin[i] = window.x;
       end[i] = window.y;
@@ -354,8 +365,10 @@ struct contextual_differentiator {
 
   /// Walks the windows of the tile's rows.
   __device__ __forceinline__ void walk() {
-    const int from = group.bounds[2 * std::int64_t{first_slot}];
-    const int last = group.bounds[2 * std::int64_t{first_slot + count - 1} + 1];
+    // A window longer than a tile has the tile's first row or its last.
+    const int last_slot = first_slot + count - 1;
+    const int from = group.bounds[2 * std::int64_t{takes(first_slot) ? first_slot : last_slot}];
+    const int last = group.bounds[2 * std::int64_t{takes(last_slot) ? last_slot : first_slot} + 1];
     load_tokens(from, last);
     const std::int32_t* own_tokens = group.order + first_slot;
     gather_rows<T, D, rows, math::stride, threads>(at<T>(layout::own_first),
@@ -412,7 +425,7 @@ struct contextual_differentiator {
       const std::int64_t top = first_slot + warp * 16;
       warp_from = group.bounds[2 * top];
       warp_last = group.bounds[2 * (top + warp_rows - 1) + 1];
-      if (warp_rows == 16) {
+      if (warp_rows == 16 && takes(static_cast<int>(top))) {
         all_from = group.bounds[2 * (top + 15)];
         all_last = group.bounds[2 * top + 1];
       }
@@ -490,7 +503,9 @@ struct contextual_differentiator {
     for (int pass = 0; pass < 16 / rows_a_pass; ++pass) {
       const int row = pass * rows_a_pass + lane / chunks;
       const int column = lane % chunks * width;
-      if (warp * 16 + row >= count || column >= dim || (skip >> row & 1u) != 0) continue;
+      if (warp * 16 + row >= count || column >= dim || (skip >> row & 1u) != 0 ||
+          !takes(first_slot + warp * 16 + row))
+        continue;
       const std::int64_t token = group.order[first_slot + warp * 16 + row];
       *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
           *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
@@ -538,15 +553,30 @@ struct contextual_differentiator {
                                  first_slot + warp * 16 + __ffs(static_cast<int>(left)) - 1, {});
   }
 
+  /// Which of this block's next 32 tiles have rows of this kernel, as bits, from tile `first` on.
+  [[nodiscard]] __device__ __forceinline__ unsigned wanted_tiles(std::int64_t first) const {
+    const std::int64_t from = (first + std::int64_t{lane} * problem.blocks_per_head) * rows;
+    const bool wanted =
+        from < assigned &&
+        (takes(static_cast<int>(from)) || takes(min(static_cast<int>(from) + rows, assigned) - 1));
+    return __ballot_sync(0xffffffffu, wanted);
+  }
+
   __device__ __forceinline__ void run(int part) {
-    tables.begin_block(part);
     const bool zeroes = problem.zero_unassigned && !problem.accumulate;
     const int limit = zeroes ? group.counts->tokens : assigned;
-    for (std::int64_t tile = part; tile * rows < limit; tile += problem.blocks_per_head) {
+    bool begun = problem.one_pass == 0;
+    if (begun) tables.begin_block(part);
+    unsigned wanted = 0;
+    int turn = 0;
+    for (std::int64_t tile = part; tile * rows < limit; tile += problem.blocks_per_head, ++turn) {
+      if (turn % 32 == 0) wanted = wanted_tiles(tile);
       first_slot = static_cast<int>(tile * rows);
       count = min(rows, assigned - first_slot);
-      __syncthreads();
-      if (count > 0) {
+      if ((wanted >> (turn % 32) & 1u) != 0) {
+        if (!begun) tables.begin_block(part);
+        begun = true;
+        __syncthreads();
         walk();
         finish();
       }

@@ -10,6 +10,13 @@
 
 namespace winnow::detail {
 
+/// The longest window that backward_contextual_window.cuh takes; 0: none.
+constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim) {
+  return element_bytes == 2 && head_dim == 16 ? 64 : 0;
+}
+/// Slots in which the windows of a block start, at most, before it goes on elsewhere.
+inline constexpr int contextual_window_range = 512;
+
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.
 template <int Bytes, int D, backward_side Side, bool Radial>
@@ -17,6 +24,9 @@ struct contextual_gradient_layout {
   static constexpr backward_tuning tuning = tune_backward(Bytes, D, position_encoding::contextual);
   static constexpr int warps = tuning.warps;
   static constexpr int rows = tuning.rows();
+  /// Windows up to this may go in one pass without these kernels.
+  static constexpr int capacity = contextual_window_capacity(Bytes, D);
+  static_assert(capacity == 0 || capacity >= rows);
   /// Narrow heads without the radial axis have room for most of a walk at once, which saves
   /// barriers; the others hold two tiles, one of which loads.
   static constexpr bool long_tiles = Bytes == 2 && D == 16 && !Radial;
@@ -60,13 +70,15 @@ struct contextual_gradient_layout {
       own_cells + own_tables * rows * cell_stride * product_bytes;
   static constexpr int one_hot =  // half [others][cell_stride], where storage is 16-bit
       other_cells + other_tables * others * cell_stride * product_bytes;
+  /// Loads of four matrices reach 16 bytes behind the last row's ninth word, and drop what they find
+  /// there: padding, since the rows behind it may be arriving.
   static constexpr int other_rows =  // T [stages][first, second][others]
-      one_hot + (Bytes == 2 ? 2 * others * cell_stride : 0);
+      one_hot + (Bytes == 2 ? 2 * others * cell_stride + 16 : 0);
   static constexpr int other_bytes = others * row_bytes;
   static constexpr int staging =
-      other_rows + 2 * stages * other_bytes;  // [warps][16][staging_stride]
+      other_rows + 2 * stages * other_bytes;  // [warps][8][staging_stride]
   static constexpr int walk_end =
-      staging + (Bytes == 2 ? warps * 16 * staging_stride * product_bytes : 0);
+      staging + (Bytes == 2 ? warps * 8 * staging_stride * product_bytes : 0);
   /// When the walk is over, its memory takes the sums: T [own_tables][rows][sum_stride], float one
   /// table after the other.
   static constexpr int sums = own_cells;
@@ -76,17 +88,71 @@ struct contextual_gradient_layout {
   static constexpr int query_radial_bytes = 2 * product_bytes * query_radial_stride;
   static constexpr int key_radial_bytes = product_bytes * key_radial_stride;
   static constexpr bool query_side = Side == backward_side::query;
-  static constexpr int own_radial = linear_end;
+  static constexpr int own_radial = walk_end;
   static constexpr int other_radial =
       own_radial + rows * (query_side ? query_radial_bytes : key_radial_bytes);
-  static constexpr int radial_sums =  // int32 or float [warps][own_tables][16][radial_stride]
+  static constexpr int products_end =
       other_radial + others * (query_side ? key_radial_bytes : query_radial_bytes);
+  static constexpr int radial_sums =  // int32 or float [warps][own_tables][16][radial_stride]
+      products_end > sums_end ? products_end : sums_end;
   static constexpr int radial_piece =  // float [warps][3][16][17], where storage is float
       radial_sums + 4 * warps * own_tables * 16 * radial_stride;
   static constexpr int radial_end = radial_piece + (Bytes == 4 ? 4 * warps * 3 * 16 * 17 : 0);
 
   static constexpr std::size_t bytes = Radial ? radial_end : linear_end;
   static_assert(tables % 16 == 0 && other_radial % 4 == 0 && radial_sums % 4 == 0);
+  static_assert(Bytes != 2 || D != 16 || bytes <= 99 * 1024, "every device serves these");
+};
+
+/// What backward_contextual_window.cuh works on: four tiles of 16 rows of 16 elements of 16 bits.
+/// Rows of elements lie in 32 bytes, whose halves change places in every other four rows: so eight rows
+/// of one half lie in different banks.
+template <bool Radial>
+struct contextual_window_layout {
+  static constexpr int tiles = 4;  ///< one a warp
+  static constexpr int min_blocks = Radial ? 2 : 3;
+  static constexpr int row_bytes = 32;
+  static constexpr int tile_bytes = 16 * row_bytes;
+  static constexpr int table_bytes = 3 * tile_rows * row_bytes;
+  static constexpr int cell_axes = Radial ? 2 : 3;
+  /// One-hot cells and products by cell, in half: eight rows in different banks.
+  static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
+  static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
+  static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
+  static constexpr int radial_stride = tile_rows + 2;        ///< int32
+  static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
+
+  static constexpr int magnitudes = 0;                           // uint32 [tiles]
+  static constexpr int deltas = 64;                              // float [tiles][16]
+  static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
+  static constexpr int tables = radius + 4 * 16 * tiles;         // T [q, k, v][3 · tile_rows]
+  static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
+  static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
+
+  static constexpr int values = 0;                         // T [16]: v
+  static constexpr int hot = values + tile_bytes;          // half [16][cell_bytes]: one-hot cells
+  static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int piece_bytes = 512;
+  static constexpr int pieces = key_cells + 16 * cell_bytes;  // [dS, P][tiles][piece_bytes]
+  /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
+  static constexpr bool own_cells = !Radial;
+  static constexpr int query_cells = pieces + 2 * tiles * piece_bytes;
+  static constexpr int value_cells = query_cells + (own_cells ? 16 * cell_bytes : 0);
+  static constexpr int query_radial =  // half2 [16][query_radial_stride]
+      value_cells + (own_cells ? 16 * cell_bytes : 0);
+  static constexpr int key_radial = query_radial + 4 * 16 * query_radial_stride;  // half [16][…]
+  static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
+      Radial ? key_radial + 2 * 16 * key_radial_stride : 0;
+  /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
+  /// rows, 16 bytes change places in every other four.
+  static constexpr int sums_bytes = 16 * sum_bytes;
+  static constexpr int key_sums = Radial ? radial_sums : 2 * sums_bytes;
+  static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;
+  static constexpr int region_bytes = Radial ? radial_sums + radial_bytes : 3 * sums_bytes;
+  static constexpr std::size_t bytes = regions + tiles * region_bytes;
+  static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
+  static_assert(2 * sums_bytes <= (Radial ? radial_sums : 3 * sums_bytes));
+  static_assert(sums_bytes <= radial_bytes && query_radial <= region_bytes);
 };
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.

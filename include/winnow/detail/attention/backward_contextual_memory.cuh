@@ -87,7 +87,8 @@ struct contextual_memory {
   }
 
   /// Tables as rows of T for the block's life, padded with zeros, linear axes of Tq and Tv backwards;
-  /// and the block's parts of their gradients as zeros, each element by the thread that adds to it.
+  /// and the block's parts of their gradients as zeros, each element by the thread that adds to it. Where
+  /// short windows go in one pass, the parts have what those gave.
   __device__ __forceinline__ void begin_block(int part) {
     const table_view* views[] = {&group.table_q, &group.table_k, &group.table_v};
     constexpr int width = 16 / static_cast<int>(sizeof(T));
@@ -124,8 +125,9 @@ struct contextual_memory {
     for (int which = 0; which < own_count; ++which) {
       parts[which] = bases[which];
       if (parts[which] == nullptr) continue;
-      parts[which] += (std::int64_t{group_head} * problem.blocks_per_head + part) * 3 * table_rows *
+      parts[which] += (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * table_rows *
                       problem.head_dim;
+      if (problem.one_pass > 0) continue;
       for (int step = first_step(which); step < steps; step += warps)
         for (int i = 0; i < 2; ++i)
           if (float* target = part_row(parts[which], step, i))

@@ -106,9 +106,9 @@ struct contextual_tables : contextual_memory<T, D, Side, Radial> {
                                                 int axis, float by,
                                                 const std::uint32_t (&shifts)[2], half* cells_of,
                                                 half* by_row, int row_step, int row_stride) const {
-    half* staging = at<half>(layout::staging) + (warp * 16 + place.g) * layout::staging_stride;
+    half* staging = at<half>(layout::staging) + (warp * 8 + place.g) * layout::staging_stride;
     const bool by_cell = linear(axis);
-    if (by_cell) __syncwarp();
+    std::uint32_t pairs[2][tile_rows / 8];
 #pragma unroll
     for (int block = 0; block < tile_rows / 16; ++block) {
       float product[2][4] = {};
@@ -116,26 +116,28 @@ struct contextual_tables : contextual_memory<T, D, Side, Radial> {
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const std::uint32_t pair = pack<half>(product[b][2 * i] * by, product[b][2 * i + 1] * by);
-          const int column = block * 16 + b * 8 + 2 * place.t;
-          if (by_cell) {
-            *reinterpret_cast<std::uint32_t*>(staging + i * 8 * layout::staging_stride + column) =
-                pair;
-          } else {
-            half* target = by_row + i * 8 * row_stride + column * row_step;
-            target[0] = __ushort_as_half(static_cast<unsigned short>(pair));
-            target[row_step] = __ushort_as_half(static_cast<unsigned short>(pair >> 16));
-          }
-        }
+        for (int i = 0; i < 2; ++i)
+          pairs[i][2 * block + b] = pack<half>(product[b][2 * i] * by, product[b][2 * i + 1] * by);
     }
-    if (!by_cell) return;
-    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      if (!by_cell) {
+#pragma unroll
+        for (int b = 0; b < tile_rows / 8; ++b) {
+          half* target = by_row + i * 8 * row_stride + (8 * b + 2 * place.t) * row_step;
+          target[0] = __ushort_as_half(static_cast<unsigned short>(pairs[i][b]));
+          target[row_step] = __ushort_as_half(static_cast<unsigned short>(pairs[i][b] >> 16));
+        }
+        continue;
+      }
+      // Eight rows at a time go through shared memory.
+      __syncwarp();
+#pragma unroll
+      for (int b = 0; b < tile_rows / 8; ++b)
+        *reinterpret_cast<std::uint32_t*>(staging + 8 * b + 2 * place.t) = pairs[i][b];
+      __syncwarp();
       const int start = static_cast<int>(shifts[i] >> (8 * axis) & 0xffu) + 6 * place.t;
-      const auto* source = reinterpret_cast<const std::uint32_t*>(
-          staging + i * 8 * layout::staging_stride + (start & ~1));
+      const auto* source = reinterpret_cast<const std::uint32_t*>(staging + (start & ~1));
       const std::uint32_t selector = (start & 1) != 0 ? 0x5432u : 0x3210u;
       std::uint32_t word = source[0];
 #pragma unroll

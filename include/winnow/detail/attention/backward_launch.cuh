@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "winnow/detail/attention/backward_contextual.cuh"
+#include "winnow/detail/attention/backward_contextual_window.cuh"
 #include "winnow/detail/attention/backward_grid.cuh"
 #include "winnow/detail/attention/backward_launch.hpp"
 #include "winnow/detail/attention/backward_long.cuh"
@@ -53,6 +54,19 @@ cudaError_t launch_backward_plain(const backward_problem& problem, backward_side
                                 problem.blocks_per_head, 32 * layout::warps, layout::bytes, stream);
 }
 
+/// Short windows of contextual encoding, both sides.
+template <class T>
+cudaError_t launch_contextual_windows(const backward_problem& problem, bool radial,
+                                      cudaStream_t stream) noexcept {
+  const auto launch = [&](auto is_radial) {
+    using layout = contextual_window_layout<is_radial.value>;
+    return launch_backward_kernel(differentiate_contextual_windows_kernel<T, is_radial.value>,
+                                  problem, problem.parts_per_head, 32 * layout::tiles,
+                                  layout::bytes, stream);
+  };
+  return radial ? launch(std::true_type{}) : launch(std::false_type{});
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,
                                   backward_side side, cudaStream_t stream) noexcept {
@@ -76,6 +90,11 @@ cudaError_t launch_backward_tiles(const backward_problem& problem, const backwar
     bytes = layout::bytes(side, extent);
     threads = layout::tuning.threads();
   } else if constexpr (contextual_tiles_fit(dtype_of<T>, D)) {
+    if constexpr (contextual_window_capacity(sizeof(T), D) > 0)
+      if (problem.one_pass > 0 && of_queries) {
+        const cudaError_t error = launch_contextual_windows<T>(problem, extent.radial, stream);
+        if (error != cudaSuccess) return error;
+      }
     const auto choose = [&](auto radial) {
       using query_layout =
           contextual_gradient_layout<sizeof(T), D, backward_side::query, radial.value>;
