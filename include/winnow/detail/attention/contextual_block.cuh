@@ -43,10 +43,13 @@ struct contextual_block {
   int shares;
   int assigned;          ///< tokens in windows
   std::uint32_t shared;  ///< the address of `memory`
-  int thread = static_cast<int>(threadIdx.x);
+  int thread = in_register(static_cast<int>(threadIdx.x));
   /// Known to be the same for all lanes.
   int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-  lane_place place;
+  lane_place place{thread};
+  /// Where this lane's row of `ldmatrix` lies in 16 rows of 32 bytes, whose matrices count row by row.
+  int matrix_row = in_register(place.lane / 16 * 8 + place.lane % 8);
+  int matrix_column = in_register(place.lane / 8 % 2 * 16);
 
   /// A turn: a chunk of the keys of a block of rows.
   struct turn {
@@ -73,8 +76,11 @@ struct contextual_block {
     std::uint32_t products[parts][2][words];  ///< Gq of rows g and g + 8 by cell
     std::uint32_t positions[2][layout::axes];
     float radius[2];
+    std::uint32_t* radial;  ///< sums of row g, from the middle of the table on
     float inverse_a;
+    float inverse_scale;
     int length;
+    int most_steps;  ///< of `radial_step`
     bool has_values;
     float fixed_point[2];  ///< the scales of radial sums
     softmax_state softmax;
@@ -104,9 +110,12 @@ struct contextual_block {
   __device__ __forceinline__ std::byte* scratch() const {
     return memory + layout::scratch + warp * layout::scratch_bytes;
   }
+  /// Of row g: sums of weights by radial row, and products by radial row.
   __device__ __forceinline__ std::uint32_t* radial_sums() const {
-    return reinterpret_cast<std::uint32_t*>(scratch() + layout::radial_sums) +
-           place.g * layout::sums_stride;
+    return reinterpret_cast<std::uint32_t*>(scratch() + place.g * layout::radial_stride);
+  }
+  __device__ __forceinline__ std::byte* radial_products() const {
+    return scratch() + place.g * layout::radial_stride + layout::radial_sums_bytes;
   }
   __device__ __forceinline__ int count_of(const turn& now) const {
     return min(keys, now.end - now.key);
@@ -322,16 +331,19 @@ struct contextual_block {
         if (has_large(left, i)) state.products[0][i][0] = nan_halves;
     }
     if constexpr (Radial) {
-      multiply_radial<true>(table, left, scratch() + place.g * layout::query_radial_stride,
-                            layout::query_radial_stride);
+      multiply_radial<true>(table, left, radial_products(), layout::radial_stride);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        for (int r = place.t; r < tile_rows; r += 4)
-          radial_sums()[i * 8 * layout::sums_stride + r] = 0;
-        state.radius[i] = at<float>(layout::row_radius)[row + 8 * i];
+#pragma unroll
+        for (int r = 4 * place.t; r < tile_rows; r += 16)
+          *reinterpret_cast<uint4*>(radial_sums() + i * 8 * (layout::radial_stride / 4) + r) = {0, 0, 0, 0};
+        // Never -0, nor then a difference of 0.
+        state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
+        const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
+        state.fixed_point[i] =
+            window.y - window.x <= short_window ? fixed_start_short : fixed_start;
       }
     }
-    state.fixed_point[0] = state.fixed_point[1] = most_fixed;
     state.softmax = softmax_state();
 #pragma unroll
     for (auto& block : state.o)
@@ -404,6 +416,32 @@ struct contextual_block {
     return position_pair(first, first + 4);
   }
 
+  /// This lane's row for `ldmatrix` of 16 rows of T, from `key` on.
+  __device__ __forceinline__ const std::byte* matrix_rows(const T* tile, int key) const {
+    return reinterpret_cast<const std::byte*>(tile) + (key + matrix_row) * layout::row_bytes +
+           matrix_column;
+  }
+  /// Adds P·V, and the weights up as `tile_math` does.
+  __device__ __forceinline__ void add_values(const float (&p)[2][4], const T* tile, int key,
+                                             row_state& state) const {
+    if constexpr (sizeof(T) == 4) {
+      math::values_at(p, tile + key * math::stride + math::value_lane(), state.o,
+                      state.softmax.sum);
+    } else {
+      const weight_fragment<T> weights(p);
+      const std::byte* row = matrix_rows(tile, key);
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        std::uint32_t b[4];
+        load_matrices_transposed(b, row + step * 32);
+        multiply_add_16<T>(state.o[2 * step], weights.a, b[0], b[2]);
+        multiply_add_16<T>(state.o[2 * step + 1], weights.a, b[1], b[3]);
+      }
+      const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+      multiply_add_16<T>(state.softmax.sum, weights.a, ones, ones);
+    }
+  }
+
   /// `s` = q·k of 16 keys.
   __device__ __forceinline__ void score_rows(const row_state& state, const T* tile, int key,
                                              float (&s)[2][4]) const {
@@ -414,12 +452,11 @@ struct contextual_block {
         for (float& score : block) score = 0.0f;
       math::scores_at(state.q, tile + key * math::stride + math::score_lane(), s);
     } else {
-      const int lane = place.lane;
-      const T* row = tile + (key + lane / 16 * 8 + lane % 8) * math::stride + lane / 8 % 2 * 8;
+      const std::byte* row = matrix_rows(tile, key);
 #pragma unroll
       for (int step = 0; step < D / 16; ++step) {
         std::uint32_t b[4];
-        load_matrices(b, row + step * 16);
+        load_matrices(b, row + step * 32);
         if (step == 0) {
           multiply_16<T>(s[0], state.q.a[0], b[0], b[1]);
           multiply_16<T>(s[1], state.q.a[0], b[2], b[3]);
@@ -455,10 +492,8 @@ struct contextual_block {
     const auto row_cell = [&](int i, int word) {
       return one_hot(positions[i][word / cell_words], own_cells(word));
     };
-    const int lane = place.lane;
     const std::byte* row = at<const std::byte>(layout::key_products) +
-                           (key + lane / 16 * 8 + lane % 8) * layout::key_stride +
-                           lane / 8 % 2 * 16;
+                           (key + matrix_row) * layout::key_stride + matrix_column;
 #pragma unroll
     for (int word = 0; word + 1 < words; word += 2) {
       const std::uint32_t left[4] = {row_cell(0, word), row_cell(1, word), row_cell(0, word + 1),
@@ -484,17 +519,16 @@ struct contextual_block {
     }
     if constexpr (words % 2 == 1) {
       constexpr int word = words - 1;
-      const std::byte* last =
-          at<const std::byte>(layout::key_products) + (key + lane % 16) * layout::key_stride;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
-        std::uint32_t right[2];
-        load_matrices(right, last + part * 2 * layout::cells + word * 16);
+        // Of what comes behind the last word nothing is used.
+        std::uint32_t right[4];
+        load_matrices(right, row + part * 2 * layout::cells + word * 16);
 #pragma unroll
         for (int b = 0; b < 2; ++b) {
           multiply_add_half_8(scores[b], state.products[part][0][word],
                               state.products[part][1][word], key_cell(b, word));
-          multiply_add_half_8(sides[b], row_cell(0, word), row_cell(1, word), right[b]);
+          multiply_add_half_8(sides[b], row_cell(0, word), row_cell(1, word), right[2 * b]);
         }
       }
     }
@@ -532,62 +566,72 @@ struct contextual_block {
   template <bool Interior>
   __device__ __forceinline__ void attend(const row_windows& windows, int key, int begin, int stage,
                                          row_state& state) const {
-    int column[2];  // the lane's first one, less the first that the row attends to
-    std::uint32_t length[2];
+    // Bit 8b + e: does the row attend to the key of element e of block b?
+    std::uint32_t attended = 0;
+    if constexpr (!Interior) {
+      const int own = key + 2 * place.t;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int first = max(windows.first[i], begin);
-      column[i] = key + 2 * place.t - first;
-      length[i] = static_cast<std::uint32_t>(max(windows.last[i] - first, 0));
+      for (int i = 0; i < 2; ++i)
+        attended += (low_bits(max(windows.last[i] - own, 0)) &
+                     ~low_bits(max(max(windows.first[i], begin) - own, 0)) & 0x303u)
+                    << (2 * i);
     }
-    const auto attends = [&](int b, int e) {
-      return Interior ||
-             static_cast<std::uint32_t>(column[e / 2] + 8 * b + (e & 1)) < length[e / 2];
-    };
     float s[2][4], sides[2][4];
     score_rows(state, key_tile(stage), key, s);
     score_cells(state, key, s, sides);
-    std::uint32_t radial_rows[2] = {0, 0};
-    if constexpr (Radial) {
-      const std::byte* gq = scratch() + place.g * layout::query_radial_stride;
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int own = key + 8 * b + 2 * place.t + j;
-          const float radius = __uint_as_float(at<const uint4>(layout::key_place)[own].z);
-          const std::byte* gk = at<const std::byte>(layout::key_products) +
-                                own * layout::key_stride + parts * 2 * layout::cells;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int r = radial_row(state.radius[i] - radius, state.inverse_a, state.length);
-            radial_rows[b] |= static_cast<std::uint32_t>(r) << (8 * (2 * i + j));
-            s[b][2 * i + j] += radial_product(gq + i * 8 * layout::query_radial_stride, r);
-            sides[b][2 * i + j] += radial_product(gk, r);
-          }
-        }
-    }
-    const float factor = problem.scale * log2_e;
+    int radial_rows[2][4];
+    if constexpr (Radial) score_radial(state, key, s, sides, radial_rows);
+    // Logits over the scale, which is positive.
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        s[b][e] = attends(b, e) ? s[b][e] * factor + sides[b][e] * log2_e : -INFINITY;
+        const bool attends = Interior || (attended >> (8 * b + e) & 1) != 0;
+        s[b][e] = attends ? fmaf(sides[b][e], state.inverse_scale, s[b][e]) : -INFINITY;
         largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
       }
+    const float factor = problem.scale * log2_e;
+#pragma unroll
+    for (float& row_logit : largest) row_logit *= factor;
     if (!state.softmax.holds(largest)) {
       float by[2];
-      if (state.softmax.raise(largest, by)) rescale(by, state);
+      if (state.softmax.template raise<true>(largest, by)) rescale(by, state);
     }
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        s[b][e] = exp2_fast(s[b][e] + (state.softmax.offset[e / 2] - lag));
-    math::values_at(s, value_tile(stage) + key * math::stride + math::value_lane(), state.o,
-                    state.softmax.sum);
+        s[b][e] = exp2_fast(fmaf(s[b][e], factor, state.softmax.offset[e / 2] - lag));
+    add_values(s, value_tile(stage), key, state);
     if (state.has_values) add_weights(s, key, radial_rows, state);
+  }
+
+  /// Adds the radial axis' products to `scores` and `sides`; `radial_rows` are where they come from,
+  /// counted from the middle of the table.
+  __device__ __forceinline__ void score_radial(const row_state& state, int key,
+                                               float (&scores)[2][4], float (&sides)[2][4],
+                                               int (&radial_rows)[2][4]) const {
+    const std::byte* gq =
+        reinterpret_cast<const std::byte*>(state.radial) + layout::radial_sums_bytes -
+        state.length * static_cast<int>(4 - layout::radial_element);
+    const std::byte* gk = at<const std::byte>(layout::key_products) +
+                          (key + 2 * place.t) * layout::key_stride + parts * 2 * layout::cells +
+                          state.length * layout::radial_element;
+    const uint4* places = at<const uint4>(layout::key_place) + key + 2 * place.t;
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float radius = __uint_as_float(places[8 * b + j].z);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int r = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
+          radial_rows[b][2 * i + j] = r;
+          scores[b][2 * i + j] += radial_product(gq + i * 8 * layout::radial_stride, r);
+          sides[b][2 * i + j] += radial_product(gk + (8 * b + j) * layout::key_stride, r);
+        }
+      }
   }
 
   /// What has been summed up, by the rows' factors.
@@ -600,61 +644,70 @@ struct contextual_block {
     for (auto& block : state.cells)
 #pragma unroll
       for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-    if constexpr (Radial) rescale_radial(by[0], by[1]);
+    // Radial sums stay as they are: units shrink by the same power of two. What is smaller than 2⁻⁶⁴
+    // of a weight does not count.
+    if constexpr (Radial) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) state.fixed_point[i] *= inverse_power(fmaxf(by[i], 0x1p-64f));
+    }
+  }
+  /// One over a power of two.
+  static __device__ __forceinline__ float inverse_power(float power) {
+    return __uint_as_float(0x7f000000u - __float_as_uint(power));
   }
   __device__ __forceinline__ void rescale_radial(float first, float second) const {
     __syncwarp();
     for (int r = place.t; r < tile_rows; r += 4)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        std::uint32_t& sum = radial_sums()[i * 8 * layout::sums_stride + r];
-        sum = __float2uint_rn(__uint2float_rn(sum) * (i == 0 ? first : second));
+        std::uint32_t& sum = radial_sums()[i * 8 * (layout::radial_stride / 4) + r];
+        sum = __float2uint_rn(__uint2float_rn(sum & sum_bits) * (i == 0 ? first : second));
       }
     __syncwarp();
   }
 
   /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²³ units
-  /// (float: 2³¹): no sum of some weights overflows, and rounding costs no more than 2⁻²³ of it, however
-  /// long the window is.
-  static constexpr float most_fixed = lag > 0.0f ? 0x1p24f : 0x1p24f;
+  /// (float: 2³¹): no sum of some weights overflows, and rounding costs little of it, however long the
+  /// window is. Short windows begin with room for larger weights, as a rescaling costs them more than
+  /// they lose.
+  static constexpr float fixed_limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
+  static constexpr int short_window = 256;
+  static constexpr float fixed_start = 0x1p24f, fixed_start_short = lag > 0.0f ? 0x1p20f : 0x1p24f;
   __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
-    while (true) {
-      float by[2];
-      bool exceeds = false;
+    float units[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // Float: lanes have shares of the sum.
-        constexpr float limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
-        bool over = state.softmax.sum[2 * i] * state.fixed_point[i] >= limit &&
-                    state.fixed_point[i] > 0x1p-20f;
-        if constexpr (math::lane_sums) over = __any_sync(0xffffffffu, over);
-        by[i] = over ? 0.125f : 1.0f;
-        exceeds = exceeds || over;
-      }
-      if (!__any_sync(0xffffffffu, exceeds)) return;
-      rescale_radial(by[0], by[1]);
+    for (int i = 0; i < 2; ++i) units[i] = state.softmax.sum[2 * i] * state.fixed_point[i];
+    if (!__any_sync(0xffffffffu, fmaxf(units[0], units[1]) >= fixed_limit)) return;
+    float by[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) state.fixed_point[i] *= by[i];
+    for (int i = 0; i < 2; ++i) {
+      // Float: lanes have shares of the sum.
+      if constexpr (math::lane_sums) units[i] = quad_max(units[i]);
+      // To an eighth to a quarter of the limit.
+      by[i] = units[i] >= fixed_limit
+                  ? __uint_as_float(__float_as_uint(fixed_limit * 0x1p125f) -
+                                    (__float_as_uint(units[i]) & 0x7f800000u))
+                  : 1.0f;
+      state.fixed_point[i] *= by[i];
     }
+    rescale_radial(by[0], by[1]);
   }
   /// Lanes of a warp add in some order, which does not matter to integers.
-  static __device__ __forceinline__ void add_unless_zero(std::uint32_t* sum, std::uint32_t weight) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.u32 p, %1, 0;\n @p red.shared.add.u32 [%0], %1;\n}\n" ::"r"(
-            shared_address(sum)),
-        "r"(weight)
-        : "memory");
+  static __device__ __forceinline__ void add_shared(std::uint32_t* sum, std::uint32_t weight) {
+    asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared_address(sum)), "r"(weight) : "memory");
   }
-  /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it.
+  /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it, and leaves the float's exponent
+  /// above the bits that count.
+  static constexpr std::uint32_t sum_bits = lag > 0.0f ? 0xffffffu : 0xffffffffu;
   static __device__ __forceinline__ std::uint32_t fixed(float weight, float scale) {
     if constexpr (lag > 0.0f)
-      return __float_as_uint(fmaf(weight, scale, 0x1p23f)) - 0x4b000000u;
+      return __float_as_uint(fmaf(weight, scale, 0x1p23f));
     else
       return __float2uint_rn(weight * scale);
   }
   /// Adds weights up by the cells of their keys, and by radial rows.
   __device__ __forceinline__ void add_weights(const float (&p)[2][4], int key,
-                                              const std::uint32_t (&radial_rows)[2],
+                                              const int (&radial_rows)[2][4],
                                               row_state& state) const {
     // Factors whose lanes hold column g of keys 2t and 2t + 1.
     std::uint32_t pairs[2][layout::axes];
@@ -697,11 +750,9 @@ struct contextual_block {
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const std::uint32_t r = radial_rows[b] >> (8 * e) & 0xffu;
-          const std::uint32_t weight = fixed(p[b][e], state.fixed_point[e / 2]);
-          add_unless_zero(radial_sums() + e / 2 * 8 * layout::sums_stride + r, weight);
-        }
+        for (int e = 0; e < 4; ++e)
+          add_shared(state.radial + e / 2 * 8 * (layout::radial_stride / 4) + radial_rows[b][e],
+                     fixed(p[b][e], state.fixed_point[e / 2]));
     }
   }
 
@@ -802,15 +853,14 @@ struct contextual_block {
           __syncwarp();
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            // One over a power of two.
-            const float unit = (early ? by[i] : 1.0f) *
-                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point[i]));
+            const float unit = (early ? by[i] : 1.0f) * inverse_power(state.fixed_point[i]);
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums = *reinterpret_cast<const uint2*>(
-                  radial_sums() + i * 8 * layout::sums_stride + 8 * word + 2 * place.t);
+                  radial_sums() + i * 8 * (layout::radial_stride / 4) + 8 * word + 2 * place.t);
               std::uint32_t pair[weight_parts];
-              round_weights(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit, pair);
+              round_weights(__uint2float_rn(sums.x & sum_bits) * unit,
+                            __uint2float_rn(sums.y & sum_bits) * unit, pair);
 #pragma unroll
               for (int part = 0; part < weight_parts; ++part) w[part][i][word] = pair[part];
             }
@@ -925,6 +975,10 @@ struct contextual_block {
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
     state.inverse_a = group().inverse_a;
+    if constexpr (Radial) state.radial = at<std::uint32_t>(in_register(
+        layout::scratch + warp * layout::scratch_bytes + place.g * layout::radial_stride + 4 * state.length));
+    state.inverse_scale = 1.0f / problem.scale;
+    state.most_steps = (state.length << 22) - 1;
     bool bad = false;
     int stage = 0;
 #pragma unroll 1

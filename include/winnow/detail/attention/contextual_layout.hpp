@@ -67,11 +67,13 @@ struct contextual_layout {
   /// Radial products: the table rows of one token.
   static constexpr int radial_element = parts == 1 ? 2 : 4;
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
-  static constexpr int query_radial_stride = radial_bytes + 16;
   /// An odd multiple of 16 bytes, for the same reason as `row_bytes`.
   static constexpr int key_stride = (parts * 2 * cells + radial_bytes) / 32 * 32 + 16;
   static_assert(key_stride >= parts * 2 * cells + radial_bytes);
-  static constexpr int sums_stride = tile_rows + 2;
+  /// A row's sums of weights by radial row, then its radial products; an odd multiple of 16 bytes.
+  static constexpr int radial_sums_bytes = 4 * tile_rows;
+  static constexpr int radial_stride = (radial_sums_bytes + radial_bytes) / 32 * 32 + 16;
+  static_assert(radial_stride >= radial_sums_bytes + radial_bytes);
 
   // Two of each of the rows' arrays: the next turn's arrive during this one.
   static constexpr int row_bounds = 0;                                   // int2 [2][rows]
@@ -86,10 +88,9 @@ struct contextual_layout {
   static constexpr int key_tiles =
       query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
   static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
-  /// Of each warp: radial products of its rows and sums of weights by radial row.
+  /// Of each warp: sums and products of its rows by radial row.
   static constexpr int scratch = key_products + keys * key_stride;
-  static constexpr int radial_sums = 16 * query_radial_stride;
-  static constexpr int scratch_bytes = Radial ? radial_sums + 64 * sums_stride : 0;
+  static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
   // Factors of Tq and Tk, then rows of Tv.
   static constexpr int table_bytes = tuning.staged ? 3 * tile_rows * D * Bytes : 0;
   static constexpr int tables = scratch + tuning.warps * scratch_bytes;

@@ -84,12 +84,24 @@ __device__ __forceinline__ std::uint32_t position_twice(std::uint32_t code, int 
   return __byte_perm(code, 0x64u, 0x4040u + 0x0101u * static_cast<unsigned>(axis));
 }
 
-/// `exponential_row` in fewer instructions: n is clamped before the sign chooses L + n or L - 1 - n.
-__device__ __forceinline__ int radial_row(float delta, float inverse_a, int length) {
-  const std::uint32_t steps =
-      min(__float_as_uint(fmaf(fabsf(delta), inverse_a, 2.0f)) >> 22, 255u + length);
-  const int n = static_cast<int>(steps) - 256;
-  return length + (delta < 0.0f ? ~n : n);
+/// The row that `exponential_row` gives, less the quant length L, in fewer instructions: n or -1 - n, of
+/// which the last bit is the sign's.
+/// \param delta not -0. \param most_steps 2²²·L - 1.
+__device__ __forceinline__ int radial_step(float delta, float inverse_a, int most_steps) {
+  const int steps =
+      min(__float_as_int(fmaf(fabsf(delta), inverse_a, 2.0f)) - 0x40000000, most_steps);
+  return (steps ^ (__float_as_int(delta) >> 31)) >> 22;
+}
+/// Keeps the compiler from computing `value` again wherever it is needed.
+__device__ __forceinline__ int in_register(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+/// The lowest bits; from 32 on all of them.
+__device__ __forceinline__ std::uint32_t low_bits(int count) {
+  std::uint32_t bits;
+  asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(bits) : "r"(count));
+  return bits;
 }
 
 /// Is an element so large that a product rounded to half may miss the logit's precision? Rows of
