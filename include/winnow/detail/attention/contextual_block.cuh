@@ -76,7 +76,7 @@ struct contextual_block {
     std::uint32_t products[parts][2][words];  ///< Gq of rows g and g + 8 by cell
     std::uint32_t positions[2][layout::axes];
     float radius[2];
-    std::uint32_t* radial;  ///< sums of row g, from the middle of the table on
+    int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
     float inverse_a;
     float inverse_scale;
     int length;
@@ -294,11 +294,11 @@ struct contextual_block {
       }
     }
   }
-  static __device__ __forceinline__ float radial_product(const std::byte* row, int r) {
+  __device__ __forceinline__ float radial_product(int offset) const {
     if constexpr (parts == 1)
-      return __half2float(reinterpret_cast<const half*>(row)[r]);
+      return __half2float(*at<const half>(offset));
     else
-      return reinterpret_cast<const float*>(row)[r];
+      return *at<const float>(offset);
   }
 
   /// The warp's rows at their first turn: Gq, and sums of nothing.
@@ -579,8 +579,8 @@ struct contextual_block {
     float s[2][4], sides[2][4];
     score_rows(state, key_tile(stage), key, s);
     score_cells(state, key, s, sides);
-    int radial_rows[2][4];
-    if constexpr (Radial) score_radial(state, key, s, sides, radial_rows);
+    int radial_steps[2][4];
+    if constexpr (Radial) score_radial(state, key, s, sides, radial_steps);
     // Logits over the scale, which is positive.
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -604,20 +604,17 @@ struct contextual_block {
       for (int e = 0; e < 4; ++e)
         s[b][e] = exp2_fast(fmaf(s[b][e], factor, state.softmax.offset[e / 2] - lag));
     add_values(s, value_tile(stage), key, state);
-    if (state.has_values) add_weights(s, key, radial_rows, state);
+    if (state.has_values) add_weights(s, key, radial_steps, state);
   }
 
-  /// Adds the radial axis' products to `scores` and `sides`; `radial_rows` are where they come from,
-  /// counted from the middle of the table.
+  /// Adds the radial axis' products to `scores` and `sides`; `radial_steps` say where they are.
   __device__ __forceinline__ void score_radial(const row_state& state, int key,
                                                float (&scores)[2][4], float (&sides)[2][4],
-                                               int (&radial_rows)[2][4]) const {
-    const std::byte* gq =
-        reinterpret_cast<const std::byte*>(state.radial) + layout::radial_sums_bytes -
-        state.length * static_cast<int>(4 - layout::radial_element);
-    const std::byte* gk = at<const std::byte>(layout::key_products) +
-                          (key + 2 * place.t) * layout::key_stride + parts * 2 * layout::cells +
-                          state.length * layout::radial_element;
+                                               int (&radial_steps)[2][4]) const {
+    const int gq = in_register(state.radial + layout::radial_sums_bytes -
+                               state.length * (4 - layout::radial_element));
+    const int gk = in_register((key + 2 * place.t) * layout::key_stride + layout::key_products +
+                               parts * 2 * layout::cells + state.length * layout::radial_element);
     const uint4* places = at<const uint4>(layout::key_place) + key + 2 * place.t;
 #pragma unroll
     for (int b = 0; b < 2; ++b)
@@ -626,10 +623,11 @@ struct contextual_block {
         const float radius = __uint_as_float(places[8 * b + j].z);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int r = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
-          radial_rows[b][2 * i + j] = r;
-          scores[b][2 * i + j] += radial_product(gq + i * 8 * layout::radial_stride, r);
-          sides[b][2 * i + j] += radial_product(gk + (8 * b + j) * layout::key_stride, r);
+          const int step = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
+          radial_steps[b][2 * i + j] = step;
+          const int offset = step >> (layout::radial_element == 2 ? 21 : 20);
+          scores[b][2 * i + j] += radial_product(gq + offset + i * 8 * layout::radial_stride);
+          sides[b][2 * i + j] += radial_product(gk + offset + (8 * b + j) * layout::key_stride);
         }
       }
   }
@@ -693,8 +691,8 @@ struct contextual_block {
     rescale_radial(by[0], by[1]);
   }
   /// Lanes of a warp add in some order, which does not matter to integers.
-  static __device__ __forceinline__ void add_shared(std::uint32_t* sum, std::uint32_t weight) {
-    asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared_address(sum)), "r"(weight) : "memory");
+  __device__ __forceinline__ void add_shared(int offset, std::uint32_t weight) const {
+    asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared + static_cast<std::uint32_t>(offset)), "r"(weight) : "memory");
   }
   /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it, and leaves the float's exponent
   /// above the bits that count.
@@ -707,7 +705,7 @@ struct contextual_block {
   }
   /// Adds weights up by the cells of their keys, and by radial rows.
   __device__ __forceinline__ void add_weights(const float (&p)[2][4], int key,
-                                              const int (&radial_rows)[2][4],
+                                              const int (&radial_steps)[2][4],
                                               row_state& state) const {
     // Factors whose lanes hold column g of keys 2t and 2t + 1.
     std::uint32_t pairs[2][layout::axes];
@@ -751,7 +749,7 @@ struct contextual_block {
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          add_shared(state.radial + e / 2 * 8 * (layout::radial_stride / 4) + radial_rows[b][e],
+          add_shared(state.radial + (radial_steps[b][e] >> 20) + e / 2 * 8 * layout::radial_stride,
                      fixed(p[b][e], state.fixed_point[e / 2]));
     }
   }
@@ -975,8 +973,9 @@ struct contextual_block {
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
     state.inverse_a = group().inverse_a;
-    if constexpr (Radial) state.radial = at<std::uint32_t>(in_register(
-        layout::scratch + warp * layout::scratch_bytes + place.g * layout::radial_stride + 4 * state.length));
+    if constexpr (Radial)
+      state.radial = in_register(layout::scratch + warp * layout::scratch_bytes +
+                                 place.g * layout::radial_stride + 4 * state.length);
     state.inverse_scale = 1.0f / problem.scale;
     state.most_steps = (state.length << 22) - 1;
     bool bad = false;

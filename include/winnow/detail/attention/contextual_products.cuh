@@ -84,13 +84,13 @@ __device__ __forceinline__ std::uint32_t position_twice(std::uint32_t code, int 
   return __byte_perm(code, 0x64u, 0x4040u + 0x0101u * static_cast<unsigned>(axis));
 }
 
-/// The row that `exponential_row` gives, less the quant length L, in fewer instructions: n or -1 - n, of
-/// which the last bit is the sign's.
+/// 2²² times the row that `exponential_row` gives, less the quant length L, in fewer instructions.
 /// \param delta not -0. \param most_steps 2²²·L - 1.
 __device__ __forceinline__ int radial_step(float delta, float inverse_a, int most_steps) {
   const int steps =
       min(__float_as_int(fmaf(fabsf(delta), inverse_a, 2.0f)) - 0x40000000, most_steps);
-  return (steps ^ (__float_as_int(delta) >> 31)) >> 22;
+  // n, or for differences below 0 its complement.
+  return (steps ^ (__float_as_int(delta) >> 31)) & ~0x3fffff;
 }
 /// Keeps the compiler from computing `value` again wherever it is needed.
 __device__ __forceinline__ int in_register(int value) {
