@@ -158,79 +158,76 @@ struct contextual_block {
     }
   }
 
-  static __device__ __forceinline__ std::int64_t multiply_wide(std::int32_t a, std::int32_t b) {
-    std::int64_t product;
-    asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to shared memory, and zeros
-  /// from row `count` to row `fill`.
-  template <int Passes>
-  __device__ __forceinline__ void copy_rows(int target, const T* base,
+  /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to `Rows` rows of shared memory,
+  /// and zeros from row `count` on. There are no branches, as each costs the copies behind it a few
+  /// instructions.
+  template <int Rows, int Passes>
+  __device__ __forceinline__ void copy_rows(int target, const std::byte* base,
                                             const std::int32_t (&tokens)[Passes],
-                                            std::int64_t stride, int count, int fill) const {
-    const int column = thread % chunks * width;
+                                            std::int64_t stride, int count) const {
     const int row = thread / chunks;
-    if (column >= problem.head_dim) count = 0;
+    if (thread % chunks * width >= problem.head_dim) count = 0;
     target += row * layout::row_bytes + thread % chunks * 16;
 #pragma unroll
     for (int pass = 0; pass < Passes; ++pass) {
-      if (row + pass * pass_rows >= fill) break;
+      const bool inside = (pass + 1) * pass_rows <= Rows || row + pass * pass_rows < Rows;
       const bool valid = row + pass * pass_rows < count;
+      const int chunk = target + pass * pass_rows * layout::row_bytes;
       if constexpr (Vectors) {
-        // Strides of vectors fit 32 bits.
-        copy_async(
-            shared + static_cast<std::uint32_t>(target + pass * pass_rows * layout::row_bytes),
-            base + multiply_wide(tokens[pass], static_cast<std::int32_t>(stride)), valid);
-      } else {
-        T* chunk = at<T>(target + pass * pass_rows * layout::row_bytes);
-        for (int e = 0; e < width; ++e) chunk[e] = valid ? base[tokens[pass] * stride + e] : T{};
+        // Such strides fit 32 bits: see `vector_rows`.
+        const std::byte* source;
+        asm("mad.wide.s32 %0, %1, %2, %3;"
+            : "=l"(source)
+            : "r"(tokens[pass]), "r"(static_cast<std::int32_t>(stride * int{sizeof(T)})), "l"(base));
+        copy_async_if<16>(inside, shared + static_cast<std::uint32_t>(chunk), source, valid);
+      } else if (inside) {
+        const T* source = reinterpret_cast<const T*>(base) + tokens[pass] * stride;
+        for (int e = 0; e < width; ++e) at<T>(chunk)[e] = valid ? source[e] : T{};
       }
     }
   }
-  /// `count` elements of an array from `first` on, and zeros up to `fill`.
-  template <class U>
-  __device__ __forceinline__ void copy_array(int target, const U* source, int first, int count,
-                                             int fill) const {
-    static_assert(rows <= threads && keys <= threads);
-    if (thread < fill)
-      copy_element_async(shared + static_cast<std::uint32_t>(target) + thread * sizeof(U),
-                         source + static_cast<std::uint32_t>(first + thread), thread < count);
+  /// `count` elements of an array from `first` on, and zeros up to `Fill`.
+  template <int Fill, class U>
+  __device__ __forceinline__ void copy_array(int target, const U* source, int first,
+                                             int count) const {
+    static_assert(Fill <= threads);
+    copy_async_if<sizeof(U)>(
+        thread < Fill, shared + static_cast<std::uint32_t>(target) + thread * sizeof(U),
+        source + static_cast<std::uint32_t>(first + thread), thread < count);
   }
 
   /// Where this thread's chunks of rows begin.
   struct row_bases {
-    const T *q, *k, *v;
+    const std::byte *q, *k, *v;
   };
-  __device__ __forceinline__ const T* base_of(const row_view& view) const {
-    return static_cast<const T*>(view.data) + (group().first_head + group_head) * view.head_stride +
-           thread % chunks * width;
+  __device__ __forceinline__ const std::byte* base_of(const row_view& view) const {
+    return reinterpret_cast<const std::byte*>(static_cast<const T*>(view.data) +
+                                              (group().first_head + group_head) * view.head_stride +
+                                              thread % chunks * width);
   }
-  /// Everything that a turn needs.
+  /// Everything that a turn needs. Behind the last key are zeros, since pieces may reach past it.
   __device__ __forceinline__ void request(const turn& now, int stage, const turn_tokens& tokens,
                                           const row_bases& bases) const {
     if (now.row < assigned) {
       const int count = count_of(now);
-      // Zeros reach past the last key as far as a piece that begins there.
-      const int fill = min(keys, count + 15);
       const int target = layout::key_tiles + 2 * stage * layout::tile_bytes;
-      copy_rows(target, bases.k, tokens.keys, problem.k.token_stride, count, fill);
-      copy_rows(target + layout::tile_bytes, bases.v, tokens.keys, problem.v.token_stride, count,
-                fill);
-      copy_array(layout::key_code + 4 * keys * stage, group().positions, now.key, count, fill);
+      copy_rows<keys>(target, bases.k, tokens.keys, problem.k.token_stride, count);
+      copy_rows<keys>(target + layout::tile_bytes, bases.v, tokens.keys, problem.v.token_stride,
+                      count);
+      copy_array<keys>(layout::key_code + 4 * keys * stage, group().positions, now.key, count);
       if constexpr (Radial)
-        copy_array(layout::key_radius + 4 * keys * stage, group().radius, now.key, count, fill);
+        copy_array<keys>(layout::key_radius + 4 * keys * stage, group().radius, now.key, count);
       if (now.first) {
-        const int active = min(rows, assigned - now.row);
-        copy_rows(query_offset(now), bases.q, tokens.queries, problem.q.token_stride, active, rows);
-        copy_array(layout::row_bounds + 8 * rows * now.buffer,
-                   reinterpret_cast<const int2*>(group().bounds), now.row, active, rows);
-        copy_array(layout::row_order + 4 * rows * now.buffer, group().order, now.row, active, rows);
-        copy_array(layout::row_code + 4 * rows * now.buffer, group().positions, now.row, active,
-                   rows);
+        const int active = assigned - now.row;
+        copy_rows<rows>(query_offset(now), bases.q, tokens.queries, problem.q.token_stride, active);
+        copy_array<rows>(layout::row_bounds + 8 * rows * now.buffer,
+                         reinterpret_cast<const int2*>(group().bounds), now.row, active);
+        copy_array<rows>(layout::row_order + 4 * rows * now.buffer, group().order, now.row, active);
+        copy_array<rows>(layout::row_code + 4 * rows * now.buffer, group().positions, now.row,
+                         active);
         if constexpr (Radial)
-          copy_array(layout::row_radius + 4 * rows * now.buffer, group().radius, now.row, active,
-                     rows);
+          copy_array<rows>(layout::row_radius + 4 * rows * now.buffer, group().radius, now.row,
+                           active);
       }
     }
     commit_copies();
@@ -359,7 +356,8 @@ struct contextual_block {
   __device__ __forceinline__ void prepare_keys(const turn& now, int stage) const {
     const int count = count_of(now);
     const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys;
-    for (int key = thread; key < min(keys, count + 15); key += threads) {
+    static_assert(keys <= threads && rows <= threads);
+    if (const int key = thread; key < keys) {
       const std::uint32_t code = key < count ? codes[key] : 0;
       std::uint32_t cells[3];
 #pragma unroll
@@ -976,7 +974,7 @@ struct contextual_block {
     if constexpr (Radial)
       state.radial = in_register(layout::scratch + warp * layout::scratch_bytes +
                                  place.g * layout::radial_stride + 4 * state.length);
-    state.inverse_scale = 1.0f / problem.scale;
+    state.inverse_scale = __fdividef(1.0f, problem.scale);
     state.most_steps = (state.length << 22) - 1;
     bool bad = false;
     int stage = 0;

@@ -104,6 +104,13 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
   if (__syncthreads_or(incomplete)) complete_rows<T>(problem, share_of_block(problem), rows);
 }
 
+/// Do rows start on 16 bytes, a distance apart that fits 32 bits?
+template <class T>
+bool vector_rows(const row_view& view) noexcept {
+  const std::int64_t bytes = view.token_stride * static_cast<std::int64_t>(sizeof(T));
+  return view.vectors && bytes < std::int64_t{1} << 31 && bytes >= -(std::int64_t{1} << 31);
+}
+
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
@@ -118,8 +125,8 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     heads += problem.groups[g].heads;
   }
   if (heads == 0) return cudaSuccess;
-  const bool vectors =
-      problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+  const bool vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
+                       vector_rows<T>(problem.v) && problem.out.vectors;
   const auto kernel = vectors ? contextual_forward_kernel<T, D, Radial, true>
                               : contextual_forward_kernel<T, D, Radial, false>;
   // As many blocks as are resident at a time.

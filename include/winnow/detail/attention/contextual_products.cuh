@@ -92,6 +92,23 @@ __device__ __forceinline__ int radial_step(float delta, float inverse_a, int mos
   // n, or for differences below 0 its complement.
   return (steps ^ (__float_as_int(delta) >> 31)) & ~0x3fffff;
 }
+/// Copies in the background where `write`; zeros where the source is not `valid`.
+template <int Bytes>
+__device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, const void* global,
+                                              bool valid) {
+  if constexpr (Bytes == 16)
+    asm volatile(
+        "{\n .reg .pred p;\n setp.ne.s32 p, %3, 0;\n @p cp.async.cg.shared.global [%0], [%1], 16, "
+        "%2;\n}\n" ::"r"(shared),
+        "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(write))
+        : "memory");
+  else
+    asm volatile(
+        "{\n .reg .pred p;\n setp.ne.s32 p, %4, 0;\n @p cp.async.ca.shared.global [%0], [%1], %2, "
+        "%3;\n}\n" ::"r"(shared),
+        "l"(global), "n"(Bytes), "r"(valid ? Bytes : 0), "r"(static_cast<int>(write))
+        : "memory");
+}
 /// Keeps the compiler from computing `value` again wherever it is needed.
 __device__ __forceinline__ int in_register(int value) {
   asm volatile("" : "+r"(value));
