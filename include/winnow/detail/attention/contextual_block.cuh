@@ -249,19 +249,19 @@ struct contextual_block {
       large = large || is_large<T>(left.a[step][i], left.a[step][i + 2]);
     return large;
   }
-  /// A linear axis of products of rows g and g + 8 by cell; `codes` are the rows' positions.
+  /// A linear axis of products of rows g and g + 8 by cell; `moves` are the rows' `moves_of`.
   template <bool Backwards>
   __device__ __forceinline__ void multiply_cells(
       const factor& table, const typename factor::rows& left, int axis,
-      const std::uint32_t (&codes)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
+      const std::uint32_t (&moves)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
     std::uint32_t by_row[parts][2][row_words];
     table.template multiply<Backwards>(left, axis, false, by_row);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const row_shift shift(group().quant_length - 1 -
-                            static_cast<int>(codes[i] >> (8 * axis) & 0xffu));
+      const row_shift shift{moves[i] >> (8 * axis)};
 #pragma unroll
-      for (int part = 0; part < parts; ++part) shift.to_cells(by_row[part][i], cells[part][i]);
+      for (int part = 0; part < parts; ++part)
+        shift.to_cells(by_row[part][i], cells[part][i], place.t);
     }
   }
   /// The radial axis of rows g and g + 8 by table row, to `target`, which is row g's.
@@ -307,11 +307,13 @@ struct contextual_block {
     const int row = now.buffer * rows + warp * 16 + place.g;
     const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                     at<std::uint32_t>(layout::row_code)[row + 8]};
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
     const factor table = factor_of(group().table_q, 0);
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis) {
       std::uint32_t cells[parts][2][cell_words];
-      multiply_cells<true>(table, left, axis, codes, cells);
+      multiply_cells<true>(table, left, axis, moves, cells);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -383,7 +385,8 @@ struct contextual_block {
         multiply_radial<false>(table, left, target + parts * 2 * layout::cells, layout::key_stride);
         continue;
       }
-      const std::uint32_t own[2] = {codes[key], codes[key + 8]};
+      const std::uint32_t own[2] = {moves_of(codes[key], group().quant_length, place.t),
+                                    moves_of(codes[key + 8], group().quant_length, place.t)};
       std::uint32_t cells[parts][2][cell_words];
       multiply_cells<false>(table, left, axis, own, cells);
       if constexpr (parts == 1) {
@@ -657,18 +660,18 @@ struct contextual_block {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         std::uint32_t& sum = radial_sums()[i * 8 * (layout::radial_stride / 4) + r];
-        sum = __float2uint_rn(__uint2float_rn(sum & sum_bits) * (i == 0 ? first : second));
+        sum = __float2uint_rn(from_fixed(sum, i == 0 ? first : second));
       }
     __syncwarp();
   }
 
-  /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²³ units
-  /// (float: 2³¹): no sum of some weights overflows, and rounding costs little of it, however long the
-  /// window is. Short windows begin with room for larger weights, as a rescaling costs them more than
+  /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²² units
+  /// (float: 2³¹): no sum of some weights reaches twice that, though each of them is rounded, and
+  /// rounding costs little of it, however long the window is. Short windows begin with room for larger weights, as a rescaling costs them more than
   /// they lose.
-  static constexpr float fixed_limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
+  static constexpr float fixed_limit = lag > 0.0f ? 0x1p22f : 0x1p29f;
   static constexpr int short_window = 256;
-  static constexpr float fixed_start = 0x1p24f, fixed_start_short = lag > 0.0f ? 0x1p20f : 0x1p24f;
+  static constexpr float fixed_start = 0x1p23f, fixed_start_short = lag > 0.0f ? 0x1p20f : 0x1p23f;
   __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
     float units[2];
 #pragma unroll
@@ -692,9 +695,15 @@ struct contextual_block {
   __device__ __forceinline__ void add_shared(int offset, std::uint32_t weight) const {
     asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared + static_cast<std::uint32_t>(offset)), "r"(weight) : "memory");
   }
-  /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it, and leaves the float's exponent
-  /// above the bits that count.
-  static constexpr std::uint32_t sum_bits = lag > 0.0f ? 0xffffffu : 0xffffffffu;
+  /// A weight in fixed point. Below 2²² units, adding 2²³ rounds it, and leaves the float's exponent
+  /// above the 23 bits that count.
+  /// \return `unit` times a sum.
+  static __device__ __forceinline__ float from_fixed(std::uint32_t sum, float unit) {
+    if constexpr (lag > 0.0f)
+      return fmaf(__uint_as_float(__byte_perm(sum, 0x4b000000u, 0x7210u)), unit, -0x1p23f * unit);
+    else
+      return __uint2float_rn(sum) * unit;
+  }
   static __device__ __forceinline__ std::uint32_t fixed(float weight, float scale) {
     if constexpr (lag > 0.0f)
       return __float_as_uint(fmaf(weight, scale, 0x1p23f));
@@ -837,6 +846,10 @@ struct contextual_block {
     constexpr bool early = sizeof(T) == 4;
     if constexpr (early) normalize();
     if (group().table_v.data != nullptr) {
+      const auto* codes =
+          at<const std::uint32_t>(layout::row_code) + now.buffer * rows + warp * 16 + place.g;
+      const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                      moves_of(codes[8], state.length, place.t)};
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
         if constexpr (layout::tuning.value_axes == 1) {
@@ -855,8 +868,7 @@ struct contextual_block {
               const uint2 sums = *reinterpret_cast<const uint2*>(
                   radial_sums() + i * 8 * (layout::radial_stride / 4) + 8 * word + 2 * place.t);
               std::uint32_t pair[weight_parts];
-              round_weights(__uint2float_rn(sums.x & sum_bits) * unit,
-                            __uint2float_rn(sums.y & sum_bits) * unit, pair);
+              round_weights(from_fixed(sums.x, unit), from_fixed(sums.y, unit), pair);
 #pragma unroll
               for (int part = 0; part < weight_parts; ++part) w[part][i][word] = pair[part];
             }
@@ -864,9 +876,7 @@ struct contextual_block {
         } else {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const int code = static_cast<int>(at<const std::uint32_t>(
-                layout::row_code)[now.buffer * rows + warp * 16 + place.g + 8 * i]);
-            const row_shift shift(group().quant_length - 1 - (code >> (8 * axis) & 0xff));
+            const row_shift shift{moves[i] >> (8 * axis)};
             std::uint32_t cells[weight_parts][cell_words];
 #pragma unroll
             for (int word = 0; word < cell_words; ++word) {
