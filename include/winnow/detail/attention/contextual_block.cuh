@@ -28,6 +28,8 @@ struct contextual_block {
   static constexpr int parts = layout::parts;
   static constexpr int words = layout::cells / 8;  ///< registers of a lane for a row of cells
   static constexpr bool staged = layout::tuning.staged;
+  /// Are there registers for the one-hot rows of a warp's rows?
+  static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
   using factor = table_factor<T, D, staged>;
@@ -74,7 +76,8 @@ struct contextual_block {
   struct row_state {
     typename math::query q;
     std::uint32_t products[parts][2][words];  ///< Gq of rows g and g + 8 by cell
-    std::uint32_t positions[2][layout::axes];
+    std::uint32_t positions[2][layout::axes];  ///< or, as one-hot rows,
+    std::uint32_t row_cells[2][words];
     float radius[2];
     int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
     float inverse_a;
@@ -321,7 +324,14 @@ struct contextual_block {
 #pragma unroll
           for (int word = 0; word < cell_words; ++word)
             state.products[part][i][axis * cell_words + word] = cells[part][i][word];
-        state.positions[i][axis] = position_twice(codes[i], axis);
+        const std::uint32_t position = position_twice(codes[i], axis);
+        if constexpr (keeps_row_cells) {
+#pragma unroll
+          for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
+            state.row_cells[i][word] = one_hot(position, own_cells(word));
+        } else {
+          state.positions[i][axis] = position;
+        }
       }
     }
     if constexpr (parts == 1) {
@@ -483,15 +493,20 @@ struct contextual_block {
                      own_cells(word));
     };
     std::uint32_t positions[2][layout::axes];
+    if constexpr (!keeps_row_cells) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis) {
-        positions[i][axis] = state.positions[i][axis];
-        asm volatile("" : "+r"(positions[i][axis]));
-      }
+        for (int axis = 0; axis < layout::axes; ++axis) {
+          positions[i][axis] = state.positions[i][axis];
+          asm volatile("" : "+r"(positions[i][axis]));
+        }
+    }
     const auto row_cell = [&](int i, int word) {
-      return one_hot(positions[i][word / cell_words], own_cells(word));
+      if constexpr (keeps_row_cells)
+        return state.row_cells[i][word];
+      else
+        return one_hot(positions[i][word / cell_words], own_cells(word));
     };
     const std::byte* row = at<const std::byte>(layout::key_products) +
                            (key + matrix_row) * layout::key_stride + matrix_column;

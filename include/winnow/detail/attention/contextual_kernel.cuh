@@ -84,7 +84,7 @@ __device__ __forceinline__ void complete_rows(const forward_problem& problem,
 /// \tparam Radial the groups of the launch have spherical windows.
 template <class T, int D, bool Radial, bool Vectors>
 __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
-                                  tune_contextual(sizeof(T), D).min_blocks)
+                                  contextual_layout<sizeof(T), D, Radial>::min_blocks)
     contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
@@ -143,7 +143,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
   const std::int64_t resident =
-      processors * std::min<std::int64_t>(layout::tuning.min_blocks, fitting);
+      processors * std::min<std::int64_t>(layout::min_blocks, fitting);
   const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
   const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
   std::int64_t blocks = 0;

@@ -21,6 +21,7 @@ struct contextual_tuning {
   bool staged;        ///< Tq and Tk live in shared memory, in the order of the products' factors
   int value_axes;  ///< axes of Tv in shared memory: all three stay, one is loaded when it is needed
   int min_blocks;  ///< blocks the compiler leaves registers for on a multiprocessor
+  int radial_blocks;  ///< the same with a radial axis, whose blocks take more shared memory
 
   [[nodiscard]] constexpr int rows() const { return 16 * warps; }
   [[nodiscard]] constexpr int threads() const { return 32 * warps; }
@@ -29,20 +30,20 @@ struct contextual_tuning {
 inline std::ostream& operator<<(std::ostream& out, const contextual_tuning& tuning) {
   return out << tuning.rows() << " rows, " << tuning.keys << " or " << tuning.radial_keys
              << " keys, tables " << (tuning.staged ? "staged" : "in place") << ", "
-             << tuning.min_blocks << " blocks";
+             << tuning.min_blocks << " or " << tuning.radial_blocks << " blocks";
 }
 
 constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_dim) {
   if (element_bytes == 4) {
-    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2};
-    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2};
-    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2}
-                          : contextual_tuning{1, 16, 16, 2, false, 1, 2};
+    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2, 2};
+    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2, 2};
+    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2, 2}
+                          : contextual_tuning{1, 16, 16, 2, false, 1, 2, 2};
   }
-  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 3};
-  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2};
-  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2}
-                        : contextual_tuning{4, 16, 16, 2, false, 1, 2};
+  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 4, 3};
+  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2, 2};
+  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2, 2}
+                        : contextual_tuning{4, 16, 16, 2, false, 1, 2, 2};
 }
 
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is
@@ -55,6 +56,7 @@ struct contextual_layout {
   /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
   /// float and, as |G| grows with the head dim, in long windows from 32 on.
   static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
+  static constexpr int min_blocks = Radial ? tuning.radial_blocks : tuning.min_blocks;
   static constexpr int stages = Radial ? tuning.radial_stages : 2;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
