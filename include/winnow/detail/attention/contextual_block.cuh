@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -33,6 +34,8 @@ struct contextual_block {
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
   using factor = table_factor<T, D, staged>;
+  /// A key's positions on the linear axes, each twice, to compare.
+  using key_cells = std::conditional_t<Radial, uint2, uint4>;
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
   static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
@@ -115,10 +118,10 @@ struct contextual_block {
   }
   /// Of row g: sums of weights by radial row, and products by radial row.
   __device__ __forceinline__ std::uint32_t* radial_sums() const {
-    return reinterpret_cast<std::uint32_t*>(scratch() + place.g * layout::radial_stride);
+    return reinterpret_cast<std::uint32_t*>(scratch() + layout::radial_row(place.g));
   }
   __device__ __forceinline__ std::byte* radial_products() const {
-    return scratch() + place.g * layout::radial_stride + layout::radial_sums_bytes;
+    return scratch() + layout::radial_row(place.g) + layout::radial_sums_bytes;
   }
   __device__ __forceinline__ int count_of(const turn& now) const {
     return min(keys, now.end - now.key);
@@ -271,7 +274,7 @@ struct contextual_block {
   template <bool Backwards>
   __device__ __forceinline__ void multiply_radial(const factor& table,
                                                   const typename factor::rows& left,
-                                                  std::byte* target, int stride) const {
+                                                  std::byte* target, int eight_rows) const {
     target += 2 * place.t * layout::radial_element;
     if constexpr (parts == 1) {
       std::uint32_t by_row[1][2][row_words];
@@ -280,7 +283,7 @@ struct contextual_block {
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int block = 0; block < axis_blocks; ++block)
-          *reinterpret_cast<std::uint32_t*>(target + i * 8 * stride + block * 16) =
+          *reinterpret_cast<std::uint32_t*>(target + i * eight_rows + block * 16) =
               by_row[0][i][block];
     } else {
 #pragma unroll
@@ -289,7 +292,7 @@ struct contextual_block {
         table.template multiply<Backwards>(left, 2, block, true, product);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          *reinterpret_cast<float2*>(target + i * 8 * stride + block * 32) = {product[2 * i],
+          *reinterpret_cast<float2*>(target + i * eight_rows + block * 32) = {product[2 * i],
                                                                               product[2 * i + 1]};
       }
     }
@@ -340,12 +343,12 @@ struct contextual_block {
         if (has_large(left, i)) state.products[0][i][0] = nan_halves;
     }
     if constexpr (Radial) {
-      multiply_radial<true>(table, left, radial_products(), layout::radial_stride);
+      multiply_radial<true>(table, left, radial_products(), layout::radial_row(8));
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int r = 4 * place.t; r < tile_rows; r += 16)
-          *reinterpret_cast<uint4*>(radial_sums() + i * 8 * (layout::radial_stride / 4) + r) = {0, 0, 0, 0};
+          *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0, 0};
         // Never -0, nor then a difference of 0.
         state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
         const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
@@ -371,16 +374,17 @@ struct contextual_block {
     static_assert(keys <= threads && rows <= threads);
     if (const int key = thread; key < keys) {
       const std::uint32_t code = key < count ? codes[key] : 0;
-      std::uint32_t cells[3];
+      std::uint32_t cells[layout::axes];
 #pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
+      for (int axis = 0; axis < layout::axes; ++axis) {
         cells[axis] = position_twice(code, axis);
         at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
             static_cast<std::uint16_t>(cells[axis]);
       }
       if constexpr (Radial)
-        cells[2] = key < count ? at<std::uint32_t>(layout::key_radius)[stage * keys + key] : 0;
-      at<uint4>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
+        at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
+      else
+        at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
     }
     const factor table = factor_of(group().table_k, 1);
     const int items = (count + 15) / 16 * 3;
@@ -392,7 +396,8 @@ struct contextual_block {
       left.load(key_tile(stage) + item / 3 * 16 * math::stride);
       std::byte* target = at<std::byte>(layout::key_products) + key * layout::key_stride;
       if (Radial && axis == 2) {
-        multiply_radial<false>(table, left, target + parts * 2 * layout::cells, layout::key_stride);
+        multiply_radial<false>(table, left, target + parts * 2 * layout::cells,
+                               8 * layout::key_stride);
         continue;
       }
       const std::uint32_t own[2] = {moves_of(codes[key], group().quant_length, place.t),
@@ -481,16 +486,15 @@ struct contextual_block {
   /// Adds Σ Gq to `scores`, over linear axes; `sides` = Σ Gk.
   __device__ __forceinline__ void score_cells(const row_state& state, int key,
                                               float (&scores)[2][4], float (&sides)[2][4]) const {
-    uint4 places[2];
+    key_cells places[2];
 #pragma unroll
     for (int b = 0; b < 2; ++b)
-      places[b] = at<const uint4>(layout::key_place)[key + 8 * b + place.g];
+      places[b] = at<const key_cells>(layout::key_place)[key + 8 * b + place.g];
     const auto key_cell = [&](int b, int word) {
       const int axis = word / cell_words;
-      return one_hot(axis == 0   ? places[b].x
-                     : axis == 1 ? places[b].y
-                                 : places[b].z,
-                     own_cells(word));
+      std::uint32_t position = axis == 0 ? places[b].x : places[b].y;
+      if constexpr (!Radial) position = axis == 2 ? places[b].z : position;
+      return one_hot(position, own_cells(word));
     };
     std::uint32_t positions[2][layout::axes];
     if constexpr (!keeps_row_cells) {
@@ -596,7 +600,7 @@ struct contextual_block {
     score_rows(state, key_tile(stage), key, s);
     score_cells(state, key, s, sides);
     int radial_steps[2][4];
-    if constexpr (Radial) score_radial(state, key, s, sides, radial_steps);
+    if constexpr (Radial) score_radial(state, key, stage, s, sides, radial_steps);
     // Logits over the scale, which is positive.
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -624,28 +628,30 @@ struct contextual_block {
   }
 
   /// Adds the radial axis' products to `scores` and `sides`; `radial_steps` say where they are.
-  __device__ __forceinline__ void score_radial(const row_state& state, int key,
+  __device__ __forceinline__ void score_radial(const row_state& state, int key, int stage,
                                                float (&scores)[2][4], float (&sides)[2][4],
                                                int (&radial_steps)[2][4]) const {
     const int gq = in_register(state.radial + layout::radial_sums_bytes -
                                state.length * (4 - layout::radial_element));
     const int gk = in_register((key + 2 * place.t) * layout::key_stride + layout::key_products +
                                parts * 2 * layout::cells + state.length * layout::radial_element);
-    const uint4* places = at<const uint4>(layout::key_place) + key + 2 * place.t;
+    const float* radii = at<const float>(layout::key_radius) + stage * keys + key + 2 * place.t;
 #pragma unroll
-    for (int b = 0; b < 2; ++b)
+    for (int b = 0; b < 2; ++b) {
+      const float2 pair = *reinterpret_cast<const float2*>(radii + 8 * b);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float radius = __uint_as_float(places[8 * b + j].z);
+        const float radius = j == 0 ? pair.x : pair.y;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int step = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
           radial_steps[b][2 * i + j] = step;
           const int offset = step >> (layout::radial_element == 2 ? 21 : 20);
-          scores[b][2 * i + j] += radial_product(gq + offset + i * 8 * layout::radial_stride);
+          scores[b][2 * i + j] += radial_product(gq + offset + i * layout::radial_row(8));
           sides[b][2 * i + j] += radial_product(gk + offset + (8 * b + j) * layout::key_stride);
         }
       }
+    }
   }
 
   /// What has been summed up, by the rows' factors.
@@ -674,7 +680,7 @@ struct contextual_block {
     for (int r = place.t; r < tile_rows; r += 4)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        std::uint32_t& sum = radial_sums()[i * 8 * (layout::radial_stride / 4) + r];
+        std::uint32_t& sum = radial_sums()[i * (layout::radial_row(8) / 4) + r];
         sum = __float2uint_rn(from_fixed(sum, i == 0 ? first : second));
       }
     __syncwarp();
@@ -771,7 +777,7 @@ struct contextual_block {
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          add_shared(state.radial + (radial_steps[b][e] >> 20) + e / 2 * 8 * layout::radial_stride,
+          add_shared(state.radial + (radial_steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
                      fixed(p[b][e], state.fixed_point[e / 2]));
     }
   }
@@ -881,7 +887,7 @@ struct contextual_block {
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums = *reinterpret_cast<const uint2*>(
-                  radial_sums() + i * 8 * (layout::radial_stride / 4) + 8 * word + 2 * place.t);
+                  radial_sums() + i * (layout::radial_row(8) / 4) + 8 * word + 2 * place.t);
               std::uint32_t pair[weight_parts];
               round_weights(from_fixed(sums.x, unit), from_fixed(sums.y, unit), pair);
 #pragma unroll
@@ -998,7 +1004,7 @@ struct contextual_block {
     state.inverse_a = group().inverse_a;
     if constexpr (Radial)
       state.radial = in_register(layout::scratch + warp * layout::scratch_bytes +
-                                 place.g * layout::radial_stride + 4 * state.length);
+                                 layout::radial_row(place.g) + 4 * state.length);
     state.inverse_scale = __fdividef(1.0f, problem.scale);
     state.most_steps = (state.length << 22) - 1;
     bool bad = false;

@@ -40,7 +40,7 @@ constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_
     return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2, 2}
                           : contextual_tuning{1, 16, 16, 2, false, 1, 2, 2};
   }
-  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 4, 3};
+  if (head_dim == 16) return {4, 96, 112, 1, true, 3, 4, 3};
   if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2, 2};
   return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2, 2}
                         : contextual_tuning{4, 16, 16, 2, false, 1, 2, 2};
@@ -72,10 +72,11 @@ struct contextual_layout {
   /// An odd multiple of 16 bytes, for the same reason as `row_bytes`.
   static constexpr int key_stride = (parts * 2 * cells + radial_bytes) / 32 * 32 + 16;
   static_assert(key_stride >= parts * 2 * cells + radial_bytes);
-  /// A row's sums of weights by radial row, then its radial products; an odd multiple of 16 bytes.
+  /// A row's sums of weights by radial row, then its radial products. Rows of four move on by 16 bytes,
+  /// so that eight rows start in different banks.
   static constexpr int radial_sums_bytes = 4 * tile_rows;
-  static constexpr int radial_stride = (radial_sums_bytes + radial_bytes) / 32 * 32 + 16;
-  static_assert(radial_stride >= radial_sums_bytes + radial_bytes);
+  static constexpr int radial_stride = (radial_sums_bytes + radial_bytes + 31) / 32 * 32;
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride + row / 4 * 16; }
 
   // Two of each of the rows' arrays: the next turn's arrive during this one.
   static constexpr int row_bounds = 0;                                   // int2 [2][rows]
@@ -84,15 +85,16 @@ struct contextual_layout {
   static constexpr int row_radius = row_code + 8 * rows;                 // float [2][rows]
   static constexpr int key_code = row_radius + (Radial ? 8 * rows : 0);  // uint32 [stages][keys]
   static constexpr int key_radius = key_code + 4 * stages * keys;        // float [stages][keys]
-  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // uint4 [keys]
-  static constexpr int key_cells = key_place + 16 * keys;                          // half [3][keys]
-  static constexpr int query = key_cells + 6 * keys;  // T [buffers][rows][row_bytes]
+  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // places [keys]
+  static constexpr int place_bytes = Radial ? 8 : 16;
+  static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
+  static constexpr int query = key_cells + 2 * axes * keys;  // T [buffers][rows][row_bytes]
   static constexpr int key_tiles =
       query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
   static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
   /// Of each warp: sums and products of its rows by radial row.
   static constexpr int scratch = key_products + keys * key_stride;
-  static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
+  static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   // Factors of Tq and Tk, then rows of Tv.
   static constexpr int table_bytes = tuning.staged ? 3 * tile_rows * D * Bytes : 0;
   static constexpr int tables = scratch + tuning.warps * scratch_bytes;
