@@ -29,6 +29,8 @@ struct contextual_block {
   static constexpr int parts = layout::parts;
   static constexpr int words = layout::cells / 8;  ///< registers of a lane for a row of cells
   static constexpr bool staged = layout::tuning.staged;
+  /// Are there registers for all axes of 16 keys' products at once?
+  static constexpr bool multiplies_axes_at_once = sizeof(T) == 2 && D == 16;
   /// Are there registers for the one-hot rows of a warp's rows?
   static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
   /// Weights by cell are rounded to T, float to two halves.
@@ -386,41 +388,65 @@ struct contextual_block {
       else
         at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
     }
-    const factor table = factor_of(group().table_k, 1);
-    const int items = (count + 15) / 16 * 3;
+    // 16 keys and all axes at a time, as long as that keeps all warps busy, then axis by axis.
+    const int groups = (count + 15) / 16;
+    int whole = 0;
+    if constexpr (multiplies_axes_at_once) {
+      whole = min((groups + 1) / warps * warps, groups);
 #pragma unroll 1
-    for (int item = warp; item < items; item += warps) {
-      const int axis = item % 3;
-      const int key = item / 3 * 16 + place.g;
-      typename factor::rows left;
-      left.load(key_tile(stage) + item / 3 * 16 * math::stride);
-      std::byte* target = at<std::byte>(layout::key_products) + key * layout::key_stride;
-      if (Radial && axis == 2) {
-        multiply_radial<false>(table, left, target + parts * 2 * layout::cells,
-                               8 * layout::key_stride);
-        continue;
-      }
-      const std::uint32_t own[2] = {moves_of(codes[key], group().quant_length, place.t),
-                                    moves_of(codes[key + 8], group().quant_length, place.t)};
-      std::uint32_t cells[parts][2][cell_words];
-      multiply_cells<false>(table, left, axis, own, cells);
-      if constexpr (parts == 1) {
-        if (axis == 0) {
+      for (int first = warp; first < whole; first += warps) {
+        const key_group keys_of_group = load_group(first, stage);
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            if (has_large(left, i)) cells[0][i][0] = nan_halves;
-        }
+        for (int axis = 0; axis < 3; ++axis) multiply_keys(keys_of_group, axis);
       }
+    }
+#pragma unroll 1
+    for (int item = 3 * whole + warp; item < 3 * groups; item += warps)
+      multiply_keys(load_group(item / 3, stage), item % 3);
+  }
+  /// 16 keys of a turn.
+  struct key_group {
+    typename factor::rows left;
+    std::uint32_t moves[2];  ///< of keys g and g + 8
+    std::byte* target;       ///< the products of key g
+  };
+  __device__ __forceinline__ key_group load_group(int group_of_turn, int stage) const {
+    key_group result;
+    result.left.load(key_tile(stage) + group_of_turn * 16 * math::stride);
+    const int key = group_of_turn * 16 + place.g;
+    const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys + key;
 #pragma unroll
-      for (int part = 0; part < parts; ++part)
+    for (int i = 0; i < 2; ++i)
+      result.moves[i] = moves_of(codes[8 * i], group().quant_length, place.t);
+    result.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
+    return result;
+  }
+  /// One axis of their products.
+  __device__ __forceinline__ void multiply_keys(const key_group& own, int axis) const {
+    const factor table = factor_of(group().table_k, 1);
+    if (Radial && axis == 2) {
+      multiply_radial<false>(table, own.left, own.target + parts * 2 * layout::cells,
+                             8 * layout::key_stride);
+      return;
+    }
+    std::uint32_t cells[parts][2][cell_words];
+    multiply_cells<false>(table, own.left, axis, own.moves, cells);
+    if constexpr (parts == 1) {
+      if (axis == 0) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            *reinterpret_cast<std::uint32_t*>(
-                target + i * 8 * layout::key_stride + part * 2 * layout::cells +
-                (axis * cell_words + word) * 16 + 4 * place.t) = cells[part][i][word];
+          if (has_large(own.left, i)) cells[0][i][0] = nan_halves;
+      }
     }
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int word = 0; word < cell_words; ++word)
+          *reinterpret_cast<std::uint32_t*>(
+              own.target + i * 8 * layout::key_stride + part * 2 * layout::cells +
+              (axis * cell_words + word) * 16 + 4 * place.t) = cells[part][i][word];
   }
 
   // --- Pairs -----------------------------------------------------------------------------------
