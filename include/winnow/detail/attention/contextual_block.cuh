@@ -618,8 +618,8 @@ struct contextual_block {
       const int own = key + 2 * place.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        attended += (low_bits(max(windows.last[i] - own, 0)) &
-                     ~low_bits(max(max(windows.first[i], begin) - own, 0)) & 0x303u)
+        attended += (bits_from(max(max(windows.first[i], begin) - own, 0)) &
+                     ~bits_from(max(windows.last[i] - own, 0)) & 0x303u)
                     << (2 * i);
     }
     float s[2][4], sides[2][4];

@@ -114,10 +114,10 @@ __device__ __forceinline__ int in_register(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
-/// The lowest bits; from 32 on all of them.
-__device__ __forceinline__ std::uint32_t low_bits(int count) {
+/// The bits from `first` on; from 32 on none.
+__device__ __forceinline__ std::uint32_t bits_from(int first) {
   std::uint32_t bits;
-  asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(bits) : "r"(count));
+  asm("shl.b32 %0, 0xffffffff, %1;" : "=r"(bits) : "r"(first));
   return bits;
 }
 
