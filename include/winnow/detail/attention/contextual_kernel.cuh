@@ -32,6 +32,11 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_pairs.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_tokens.cuh"
+#include "winnow/detail/attention/contextual_turns.cuh"
+#include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
@@ -142,8 +147,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
   if (error != cudaSuccess) return error;
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
-  const std::int64_t resident =
-      processors * std::min<std::int64_t>(layout::min_blocks, fitting);
+  const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);
   const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
   const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
   std::int64_t blocks = 0;

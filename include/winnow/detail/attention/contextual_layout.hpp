@@ -76,7 +76,9 @@ struct contextual_layout {
   /// so that eight rows start in different banks.
   static constexpr int radial_sums_bytes = 4 * tile_rows;
   static constexpr int radial_stride = (radial_sums_bytes + radial_bytes + 31) / 32 * 32;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride + row / 4 * 16; }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return row * radial_stride + row / 4 * 16;
+  }
 
   // Two of each of the rows' arrays: the next turn's arrive during this one.
   static constexpr int row_bounds = 0;                                   // int2 [2][rows]
@@ -88,7 +90,7 @@ struct contextual_layout {
   static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // places [keys]
   static constexpr int place_bytes = Radial ? 8 : 16;
   static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
-  static constexpr int query = key_cells + 2 * axes * keys;  // T [buffers][rows][row_bytes]
+  static constexpr int query = key_cells + 2 * axes * keys;         // T [buffers][rows][row_bytes]
   static constexpr int key_tiles =
       query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
   static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
