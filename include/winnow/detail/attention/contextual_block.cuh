@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The work of one block of the contextual forward kernel: see contextual_kernel.cuh.
+/// The work of one block of the contextual forward kernel: see contextual_kernel.cuh. Here is what its
+/// steps share and the order in which they run; each group of steps has a file of its own.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -28,9 +30,15 @@ struct contextual_block {
   static constexpr int parts = layout::parts;
   static constexpr int words = layout::cells / 8;  ///< registers of a lane for a row of cells
   static constexpr bool staged = layout::tuning.staged;
+  /// Are there registers for all axes of 16 keys' products at once?
+  static constexpr bool multiplies_axes_at_once = sizeof(T) == 2 && D == 16;
+  /// Are there registers for the one-hot rows of a warp's rows?
+  static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
   using factor = table_factor<T, D, staged>;
+  /// A key's positions on the linear axes, each twice, to compare.
+  using key_cells = std::conditional_t<Radial, uint2, uint4>;
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
   static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
@@ -43,10 +51,13 @@ struct contextual_block {
   int shares;
   int assigned;          ///< tokens in windows
   std::uint32_t shared;  ///< the address of `memory`
-  int thread = static_cast<int>(threadIdx.x);
+  int thread = in_register(static_cast<int>(threadIdx.x));
   /// Known to be the same for all lanes.
   int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-  lane_place place;
+  lane_place place{thread};
+  /// Where this lane's row of `ldmatrix` lies in 16 rows of 32 bytes, whose matrices count row by row.
+  int matrix_row = in_register(place.lane / 16 * 8 + place.lane % 8);
+  int matrix_column = in_register(place.lane / 8 % 2 * 16);
 
   /// A turn: a chunk of the keys of a block of rows.
   struct turn {
@@ -70,11 +81,15 @@ struct contextual_block {
   /// What a warp knows of its rows, all of it in registers.
   struct row_state {
     typename math::query q;
-    std::uint32_t products[parts][2][words];  ///< Gq of rows g and g + 8 by cell
-    std::uint32_t positions[2][layout::axes];
+    std::uint32_t products[parts][2][words];   ///< Gq of rows g and g + 8 by cell
+    std::uint32_t positions[2][layout::axes];  ///< or, as one-hot rows,
+    std::uint32_t row_cells[2][words];
     float radius[2];
+    int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
     float inverse_a;
+    float inverse_scale;
     int length;
+    int most_steps;  ///< of `radial_step`
     bool has_values;
     float fixed_point[2];  ///< the scales of radial sums
     softmax_state softmax;
@@ -104,801 +119,147 @@ struct contextual_block {
   __device__ __forceinline__ std::byte* scratch() const {
     return memory + layout::scratch + warp * layout::scratch_bytes;
   }
+  /// Of row g: sums of weights by radial row, and products by radial row.
   __device__ __forceinline__ std::uint32_t* radial_sums() const {
-    return reinterpret_cast<std::uint32_t*>(scratch() + layout::radial_sums) +
-           place.g * layout::sums_stride;
+    return reinterpret_cast<std::uint32_t*>(scratch() + layout::radial_row(place.g));
+  }
+  __device__ __forceinline__ std::byte* radial_products() const {
+    return scratch() + layout::radial_row(place.g) + layout::radial_sums_bytes;
   }
   __device__ __forceinline__ int count_of(const turn& now) const {
     return min(keys, now.end - now.key);
   }
 
-  // --- What arrives from global memory ---------------------------------------------------------
+  // --- What arrives from global memory: contextual_turns.cuh -------------------------------------
 
   /// Where the next block of rows finds its keys; loaded early.
   struct next_rows {
     int row, first_key, end;
   };
-  __device__ __forceinline__ void load_bounds(next_rows& next) const {
-    if (next.row >= assigned) return;
-    const auto* bounds = group().bounds;
-    next.first_key = bounds[2 * static_cast<std::int64_t>(next.row)];
-    next.end = bounds[2 * static_cast<std::int64_t>(min(next.row + rows, assigned)) - 1];
-  }
-  __device__ __forceinline__ turn follow(const turn& now, next_rows& next) const {
-    if (now.key + keys < now.end) return {now.row, now.key + keys, now.end, now.buffer, false};
-    const turn result{next.row, next.first_key, next.end, now.buffer ^ 1, true};
-    next.row = min(next.row + shares * rows, assigned);
-    load_bounds(next);
-    return result;
-  }
-
-  __device__ __forceinline__ void load_tokens(const turn& now, turn_tokens& tokens) const {
-    if (now.row >= assigned) return;
-#pragma unroll
-    for (int pass = 0; pass < key_passes; ++pass) {
-      const int key = thread / chunks + pass * pass_rows;
-      tokens.keys[pass] =
-          key < count_of(now) ? group().order[static_cast<std::uint32_t>(now.key + key)] : 0;
-    }
-    if (!now.first) return;
-#pragma unroll
-    for (int pass = 0; pass < query_passes; ++pass) {
-      const int row = now.row + thread / chunks + pass * pass_rows;
-      tokens.queries[pass] =
-          row < min(now.row + rows, assigned) ? group().order[static_cast<std::uint32_t>(row)] : 0;
-    }
-  }
-
-  static __device__ __forceinline__ std::int64_t multiply_wide(std::int32_t a, std::int32_t b) {
-    std::int64_t product;
-    asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to shared memory, and zeros
-  /// from row `count` to row `fill`.
-  template <int Passes>
-  __device__ __forceinline__ void copy_rows(int target, const T* base,
-                                            const std::int32_t (&tokens)[Passes],
-                                            std::int64_t stride, int count, int fill) const {
-    const int column = thread % chunks * width;
-    const int row = thread / chunks;
-    if (column >= problem.head_dim) count = 0;
-    target += row * layout::row_bytes + thread % chunks * 16;
-#pragma unroll
-    for (int pass = 0; pass < Passes; ++pass) {
-      if (row + pass * pass_rows >= fill) break;
-      const bool valid = row + pass * pass_rows < count;
-      if constexpr (Vectors) {
-        // Strides of vectors fit 32 bits.
-        copy_async(
-            shared + static_cast<std::uint32_t>(target + pass * pass_rows * layout::row_bytes),
-            base + multiply_wide(tokens[pass], static_cast<std::int32_t>(stride)), valid);
-      } else {
-        T* chunk = at<T>(target + pass * pass_rows * layout::row_bytes);
-        for (int e = 0; e < width; ++e) chunk[e] = valid ? base[tokens[pass] * stride + e] : T{};
-      }
-    }
-  }
-  /// `count` elements of an array from `first` on, and zeros up to `fill`.
-  template <class U>
-  __device__ __forceinline__ void copy_array(int target, const U* source, int first, int count,
-                                             int fill) const {
-    static_assert(rows <= threads && keys <= threads);
-    if (thread < fill)
-      copy_element_async(shared + static_cast<std::uint32_t>(target) + thread * sizeof(U),
-                         source + static_cast<std::uint32_t>(first + thread), thread < count);
-  }
-
+  __device__ void load_bounds(next_rows& next) const;
+  __device__ turn follow(const turn& now, next_rows& next) const;
+  __device__ void load_tokens(const turn& now, turn_tokens& tokens) const;
+  /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to `Rows` rows of shared memory,
+  /// and zeros from row `count` on. There are no branches, as each costs the copies behind it a few
+  /// instructions.
+  template <int Rows, int Passes>
+  __device__ void copy_rows(int target, const std::byte* base, const std::int32_t (&tokens)[Passes],
+                            std::int64_t stride, int count) const;
+  /// `count` elements of an array from `first` on, and zeros up to `Fill`.
+  template <int Fill, class U>
+  __device__ void copy_array(int target, const U* source, int first, int count) const;
   /// Where this thread's chunks of rows begin.
   struct row_bases {
-    const T *q, *k, *v;
+    const std::byte *q, *k, *v;
   };
-  __device__ __forceinline__ const T* base_of(const row_view& view) const {
-    return static_cast<const T*>(view.data) + (group().first_head + group_head) * view.head_stride +
-           thread % chunks * width;
-  }
-  /// Everything that a turn needs.
-  __device__ __forceinline__ void request(const turn& now, int stage, const turn_tokens& tokens,
-                                          const row_bases& bases) const {
-    if (now.row < assigned) {
-      const int count = count_of(now);
-      // Zeros reach past the last key as far as a piece that begins there.
-      const int fill = min(keys, count + 15);
-      const int target = layout::key_tiles + 2 * stage * layout::tile_bytes;
-      copy_rows(target, bases.k, tokens.keys, problem.k.token_stride, count, fill);
-      copy_rows(target + layout::tile_bytes, bases.v, tokens.keys, problem.v.token_stride, count,
-                fill);
-      copy_array(layout::key_code + 4 * keys * stage, group().positions, now.key, count, fill);
-      if constexpr (Radial)
-        copy_array(layout::key_radius + 4 * keys * stage, group().radius, now.key, count, fill);
-      if (now.first) {
-        const int active = min(rows, assigned - now.row);
-        copy_rows(query_offset(now), bases.q, tokens.queries, problem.q.token_stride, active, rows);
-        copy_array(layout::row_bounds + 8 * rows * now.buffer,
-                   reinterpret_cast<const int2*>(group().bounds), now.row, active, rows);
-        copy_array(layout::row_order + 4 * rows * now.buffer, group().order, now.row, active, rows);
-        copy_array(layout::row_code + 4 * rows * now.buffer, group().positions, now.row, active,
-                   rows);
-        if constexpr (Radial)
-          copy_array(layout::row_radius + 4 * rows * now.buffer, group().radius, now.row, active,
-                     rows);
-      }
-    }
-    commit_copies();
-  }
+  __device__ const std::byte* base_of(const row_view& view) const;
+  /// Everything that a turn needs. Behind the last key are zeros, since pieces may reach past it.
+  __device__ void request(const turn& now, int stage, const turn_tokens& tokens,
+                          const row_bases& bases) const;
 
-  // --- Products with tables --------------------------------------------------------------------
+  // --- Products of tokens with tables: contextual_tokens.cuh -------------------------------------
 
-  __device__ __forceinline__ factor factor_of(const table_view& table, int which) const {
-    return {table, group_head * static_cast<int>(table.head_stride), problem.head_dim,
-            2 * (group().quant_length - 1),
-            at<typename factor::element>(layout::tables + which * layout::table_bytes)};
-  }
-
+  __device__ factor factor_of(const table_view& table, int which) const;
   /// Of row g or g + 8: is one of this lane's elements too large for products in half?
-  static __device__ __forceinline__ bool has_large(const typename factor::rows& left, int i) {
-    bool large = false;
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step)
-      large = large || is_large<T>(left.a[step][i], left.a[step][i + 2]);
-    return large;
-  }
-  /// A linear axis of products of rows g and g + 8 by cell; `codes` are the rows' positions.
+  static __device__ bool has_large(const typename factor::rows& left, int i);
+  /// A linear axis of products of rows g and g + 8 by cell; `moves` are the rows' `moves_of`.
   template <bool Backwards>
-  __device__ __forceinline__ void multiply_cells(
-      const factor& table, const typename factor::rows& left, int axis,
-      const std::uint32_t (&codes)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
-    std::uint32_t by_row[parts][2][row_words];
-    table.template multiply<Backwards>(left, axis, false, by_row);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const row_shift shift(group().quant_length - 1 -
-                            static_cast<int>(codes[i] >> (8 * axis) & 0xffu));
-#pragma unroll
-      for (int part = 0; part < parts; ++part) shift.to_cells(by_row[part][i], cells[part][i]);
-    }
-  }
+  __device__ void multiply_cells(const factor& table, const typename factor::rows& left, int axis,
+                                 const std::uint32_t (&moves)[2],
+                                 std::uint32_t (&cells)[parts][2][cell_words]) const;
   /// The radial axis of rows g and g + 8 by table row, to `target`, which is row g's.
   template <bool Backwards>
-  __device__ __forceinline__ void multiply_radial(const factor& table,
-                                                  const typename factor::rows& left,
-                                                  std::byte* target, int stride) const {
-    target += 2 * place.t * layout::radial_element;
-    if constexpr (parts == 1) {
-      std::uint32_t by_row[1][2][row_words];
-      table.template multiply<Backwards>(left, 2, true, by_row);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int block = 0; block < axis_blocks; ++block)
-          *reinterpret_cast<std::uint32_t*>(target + i * 8 * stride + block * 16) =
-              by_row[0][i][block];
-    } else {
-#pragma unroll
-      for (int block = 0; block < axis_blocks; ++block) {
-        float product[4];
-        table.template multiply<Backwards>(left, 2, block, true, product);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          *reinterpret_cast<float2*>(target + i * 8 * stride + block * 32) = {product[2 * i],
-                                                                              product[2 * i + 1]};
-      }
-    }
-  }
-  static __device__ __forceinline__ float radial_product(const std::byte* row, int r) {
-    if constexpr (parts == 1)
-      return __half2float(reinterpret_cast<const half*>(row)[r]);
-    else
-      return reinterpret_cast<const float*>(row)[r];
-  }
-
+  __device__ void multiply_radial(const factor& table, const typename factor::rows& left,
+                                  std::byte* target, int eight_rows) const;
+  __device__ float radial_product(int offset) const;
   /// The warp's rows at their first turn: Gq, and sums of nothing.
-  __device__ __forceinline__ void begin_rows(const turn& now, row_state& state) const {
-    const T* query = at<T>(query_offset(now)) + warp * 16 * math::stride;
-    state.q.load(query);
-    typename factor::rows left;
-    left.load(query);
-    const int row = now.buffer * rows + warp * 16 + place.g;
-    const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
-                                    at<std::uint32_t>(layout::row_code)[row + 8]};
-    const factor table = factor_of(group().table_q, 0);
-#pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis) {
-      std::uint32_t cells[parts][2][cell_words];
-      multiply_cells<true>(table, left, axis, codes, cells);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int part = 0; part < parts; ++part)
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            state.products[part][i][axis * cell_words + word] = cells[part][i][word];
-        state.positions[i][axis] = position_twice(codes[i], axis);
-      }
-    }
-    if constexpr (parts == 1) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (has_large(left, i)) state.products[0][i][0] = nan_halves;
-    }
-    if constexpr (Radial) {
-      multiply_radial<true>(table, left, scratch() + place.g * layout::query_radial_stride,
-                            layout::query_radial_stride);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        for (int r = place.t; r < tile_rows; r += 4)
-          radial_sums()[i * 8 * layout::sums_stride + r] = 0;
-        state.radius[i] = at<float>(layout::row_radius)[row + 8 * i];
-      }
-    }
-    state.fixed_point[0] = state.fixed_point[1] = most_fixed;
-    state.softmax = softmax_state();
-#pragma unroll
-    for (auto& block : state.o)
-#pragma unroll
-      for (float& sum : block) sum = 0.0f;
-#pragma unroll
-    for (auto& block : state.cells)
-#pragma unroll
-      for (float& sum : block) sum = 0.0f;
-  }
-
+  __device__ void begin_rows(const turn& now, row_state& state) const;
   /// Gk and positions of the turn's keys; all warps take part.
-  __device__ __forceinline__ void prepare_keys(const turn& now, int stage) const {
-    const int count = count_of(now);
-    const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys;
-    for (int key = thread; key < min(keys, count + 15); key += threads) {
-      const std::uint32_t code = key < count ? codes[key] : 0;
-      std::uint32_t cells[3];
-#pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
-        cells[axis] = position_twice(code, axis);
-        at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
-            static_cast<std::uint16_t>(cells[axis]);
-      }
-      if constexpr (Radial)
-        cells[2] = key < count ? at<std::uint32_t>(layout::key_radius)[stage * keys + key] : 0;
-      at<uint4>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
-    }
-    const factor table = factor_of(group().table_k, 1);
-    const int items = (count + 15) / 16 * 3;
-#pragma unroll 1
-    for (int item = warp; item < items; item += warps) {
-      const int axis = item % 3;
-      const int key = item / 3 * 16 + place.g;
-      typename factor::rows left;
-      left.load(key_tile(stage) + item / 3 * 16 * math::stride);
-      std::byte* target = at<std::byte>(layout::key_products) + key * layout::key_stride;
-      if (Radial && axis == 2) {
-        multiply_radial<false>(table, left, target + parts * 2 * layout::cells, layout::key_stride);
-        continue;
-      }
-      const std::uint32_t own[2] = {codes[key], codes[key + 8]};
-      std::uint32_t cells[parts][2][cell_words];
-      multiply_cells<false>(table, left, axis, own, cells);
-      if constexpr (parts == 1) {
-        if (axis == 0) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            if (has_large(left, i)) cells[0][i][0] = nan_halves;
-        }
-      }
-#pragma unroll
-      for (int part = 0; part < parts; ++part)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            *reinterpret_cast<std::uint32_t*>(
-                target + i * 8 * layout::key_stride + part * 2 * layout::cells +
-                (axis * cell_words + word) * 16 + 4 * place.t) = cells[part][i][word];
-    }
-  }
+  __device__ void prepare_keys(const turn& now, int stage) const;
+  /// 16 keys of a turn.
+  struct key_group {
+    typename factor::rows left;
+    std::uint32_t moves[2];  ///< of keys g and g + 8
+    std::byte* target;       ///< the products of key g
+  };
+  __device__ key_group load_group(int group_of_turn, int stage) const;
+  /// One axis of their products.
+  __device__ void multiply_keys(const key_group& own, int axis) const;
 
-  // --- Pairs -----------------------------------------------------------------------------------
+  // --- Pairs: contextual_pairs.cuh ---------------------------------------------------------------
 
   /// Two elements of the one-hot row of a position, for factors whose lanes hold columns 2t and
   /// 2t + 1; `word` counts such registers over all axes.
-  __device__ __forceinline__ std::uint32_t own_cells(int word) const {
-    const int first = word % cell_words * 8 + place.t;
-    return position_pair(first, first + 4);
-  }
-
+  __device__ std::uint32_t own_cells(int word) const;
+  /// This lane's row for `ldmatrix` of 16 rows of T, from `key` on.
+  __device__ const std::byte* matrix_rows(const T* tile, int key) const;
   /// `s` = q·k of 16 keys.
-  __device__ __forceinline__ void score_rows(const row_state& state, const T* tile, int key,
-                                             float (&s)[2][4]) const {
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-      for (auto& block : s)
-#pragma unroll
-        for (float& score : block) score = 0.0f;
-      math::scores_at(state.q, tile + key * math::stride + math::score_lane(), s);
-    } else {
-      const int lane = place.lane;
-      const T* row = tile + (key + lane / 16 * 8 + lane % 8) * math::stride + lane / 8 % 2 * 8;
-#pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
-        std::uint32_t b[4];
-        load_matrices(b, row + step * 16);
-        if (step == 0) {
-          multiply_16<T>(s[0], state.q.a[0], b[0], b[1]);
-          multiply_16<T>(s[1], state.q.a[0], b[2], b[3]);
-        } else {
-          multiply_add_16<T>(s[0], state.q.a[step], b[0], b[1]);
-          multiply_add_16<T>(s[1], state.q.a[step], b[2], b[3]);
-        }
-      }
-    }
-  }
+  __device__ void score_rows(const row_state& state, const T* tile, int key,
+                             float (&s)[2][4]) const;
   /// Adds Σ Gq to `scores`, over linear axes; `sides` = Σ Gk.
-  __device__ __forceinline__ void score_cells(const row_state& state, int key,
-                                              float (&scores)[2][4], float (&sides)[2][4]) const {
-    uint4 places[2];
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-      places[b] = at<const uint4>(layout::key_place)[key + 8 * b + place.g];
-    const auto key_cell = [&](int b, int word) {
-      const int axis = word / cell_words;
-      return one_hot(axis == 0   ? places[b].x
-                     : axis == 1 ? places[b].y
-                                 : places[b].z,
-                     own_cells(word));
-    };
-    std::uint32_t positions[2][layout::axes];
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis) {
-        positions[i][axis] = state.positions[i][axis];
-        asm volatile("" : "+r"(positions[i][axis]));
-      }
-    const auto row_cell = [&](int i, int word) {
-      return one_hot(positions[i][word / cell_words], own_cells(word));
-    };
-    const int lane = place.lane;
-    const std::byte* row = at<const std::byte>(layout::key_products) +
-                           (key + lane / 16 * 8 + lane % 8) * layout::key_stride +
-                           lane / 8 % 2 * 16;
-#pragma unroll
-    for (int word = 0; word + 1 < words; word += 2) {
-      const std::uint32_t left[4] = {row_cell(0, word), row_cell(1, word), row_cell(0, word + 1),
-                                     row_cell(1, word + 1)};
-#pragma unroll
-      for (int part = 0; part < parts; ++part) {
-        const std::uint32_t own[4] = {state.products[part][0][word], state.products[part][1][word],
-                                      state.products[part][0][word + 1],
-                                      state.products[part][1][word + 1]};
-#pragma unroll
-        for (int b = 0; b < 2; ++b)
-          multiply_add_16<half>(scores[b], own, key_cell(b, word), key_cell(b, word + 1));
-        std::uint32_t right[4];
-        load_matrices(right, row + part * 2 * layout::cells + word * 16);
-        if (word == 0 && part == 0) {
-          multiply_16<half>(sides[0], left, right[0], right[1]);
-          multiply_16<half>(sides[1], left, right[2], right[3]);
-        } else {
-          multiply_add_16<half>(sides[0], left, right[0], right[1]);
-          multiply_add_16<half>(sides[1], left, right[2], right[3]);
-        }
-      }
-    }
-    if constexpr (words % 2 == 1) {
-      constexpr int word = words - 1;
-      const std::byte* last =
-          at<const std::byte>(layout::key_products) + (key + lane % 16) * layout::key_stride;
-#pragma unroll
-      for (int part = 0; part < parts; ++part) {
-        std::uint32_t right[2];
-        load_matrices(right, last + part * 2 * layout::cells + word * 16);
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          multiply_add_half_8(scores[b], state.products[part][0][word],
-                              state.products[part][1][word], key_cell(b, word));
-          multiply_add_half_8(sides[b], row_cell(0, word), row_cell(1, word), right[b]);
-        }
-      }
-    }
-  }
-
+  __device__ void score_cells(const row_state& state, int key, float (&scores)[2][4],
+                              float (&sides)[2][4]) const;
   /// The rows' windows, as this lane sees them from a turn.
   struct row_windows {
     int lowest, highest;            ///< keys of the turn that some row of the warp attends to
     int common_first, common_last;  ///< keys that all rows attend to
     int first[2], last[2];          ///< of rows g and g + 8
   };
-  __device__ __forceinline__ row_windows windows_of(const turn& now) const {
-    row_windows windows{};
-    const int own = min(16, min(rows, assigned - now.row) - warp * 16);
-    if (own <= 0) return windows;
-    const int count = count_of(now);
-    const int2* bounds = at<const int2>(layout::row_bounds) + now.buffer * rows + warp * 16;
-    const int2 top = bounds[0];
-    const int2 bottom = bounds[own - 1];
-    windows.lowest = max(top.x - now.key, 0);
-    windows.highest = min(bottom.y - now.key, count);
-    windows.common_first = bottom.x - now.key;
-    windows.common_last = own == 16 ? min(top.y - now.key, count) : 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int2 row = bounds[place.g + 8 * i];
-      windows.first[i] = row.x - now.key;
-      windows.last[i] = min(row.y - now.key, count);
-    }
-    return windows;
-  }
-
+  __device__ row_windows windows_of(const turn& now) const;
   /// The warp's rows against 16 keys from the turn's `key` on, of which those before `begin` have
   /// had their turn.
   template <bool Interior>
-  __device__ __forceinline__ void attend(const row_windows& windows, int key, int begin, int stage,
-                                         row_state& state) const {
-    int column[2];  // the lane's first one, less the first that the row attends to
-    std::uint32_t length[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int first = max(windows.first[i], begin);
-      column[i] = key + 2 * place.t - first;
-      length[i] = static_cast<std::uint32_t>(max(windows.last[i] - first, 0));
-    }
-    const auto attends = [&](int b, int e) {
-      return Interior ||
-             static_cast<std::uint32_t>(column[e / 2] + 8 * b + (e & 1)) < length[e / 2];
-    };
-    float s[2][4], sides[2][4];
-    score_rows(state, key_tile(stage), key, s);
-    score_cells(state, key, s, sides);
-    std::uint32_t radial_rows[2] = {0, 0};
-    if constexpr (Radial) {
-      const std::byte* gq = scratch() + place.g * layout::query_radial_stride;
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int own = key + 8 * b + 2 * place.t + j;
-          const float radius = __uint_as_float(at<const uint4>(layout::key_place)[own].z);
-          const std::byte* gk = at<const std::byte>(layout::key_products) +
-                                own * layout::key_stride + parts * 2 * layout::cells;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int r = radial_row(state.radius[i] - radius, state.inverse_a, state.length);
-            radial_rows[b] |= static_cast<std::uint32_t>(r) << (8 * (2 * i + j));
-            s[b][2 * i + j] += radial_product(gq + i * 8 * layout::query_radial_stride, r);
-            sides[b][2 * i + j] += radial_product(gk, r);
-          }
-        }
-    }
-    const float factor = problem.scale * log2_e;
-    float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        s[b][e] = attends(b, e) ? s[b][e] * factor + sides[b][e] * log2_e : -INFINITY;
-        largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
-      }
-    if (!state.softmax.holds(largest)) {
-      float by[2];
-      if (state.softmax.raise(largest, by)) rescale(by, state);
-    }
-#pragma unroll
-    for (int b = 0; b < 2; ++b)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        s[b][e] = exp2_fast(s[b][e] + (state.softmax.offset[e / 2] - lag));
-    math::values_at(s, value_tile(stage) + key * math::stride + math::value_lane(), state.o,
-                    state.softmax.sum);
-    if (state.has_values) add_weights(s, key, radial_rows, state);
-  }
+  __device__ void attend(const row_windows& windows, int key, int begin, int stage,
+                         row_state& state) const;
+  /// Adds the radial axis' products to `scores` and `sides`; `radial_steps` say where they are.
+  __device__ void score_radial(const row_state& state, int key, int stage, float (&scores)[2][4],
+                               float (&sides)[2][4], int (&radial_steps)[2][4]) const;
 
+  // --- Sums of weights: contextual_weights.cuh ---------------------------------------------------
+
+  /// Adds P·V, and the weights up as `tile_math` does.
+  __device__ void add_values(const float (&p)[2][4], const T* tile, int key,
+                             row_state& state) const;
   /// What has been summed up, by the rows' factors.
-  __device__ __forceinline__ void rescale(const float (&by)[2], row_state& state) const {
-#pragma unroll
-    for (auto& block : state.o)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-#pragma unroll
-    for (auto& block : state.cells)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-    if constexpr (Radial) rescale_radial(by[0], by[1]);
-  }
-  __device__ __forceinline__ void rescale_radial(float first, float second) const {
-    __syncwarp();
-    for (int r = place.t; r < tile_rows; r += 4)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        std::uint32_t& sum = radial_sums()[i * 8 * layout::sums_stride + r];
-        sum = __float2uint_rn(__uint2float_rn(sum) * (i == 0 ? first : second));
-      }
-    __syncwarp();
-  }
-
-  /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²³ units
-  /// (float: 2³¹): no sum of some weights overflows, and rounding costs no more than 2⁻²³ of it, however
-  /// long the window is.
-  static constexpr float most_fixed = lag > 0.0f ? 0x1p24f : 0x1p24f;
-  __device__ __forceinline__ void keep_fixed_point(row_state& state) const {
-    while (true) {
-      float by[2];
-      bool exceeds = false;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // Float: lanes have shares of the sum.
-        constexpr float limit = lag > 0.0f ? 0x1p23f : 0x1p29f;
-        bool over = state.softmax.sum[2 * i] * state.fixed_point[i] >= limit &&
-                    state.fixed_point[i] > 0x1p-20f;
-        if constexpr (math::lane_sums) over = __any_sync(0xffffffffu, over);
-        by[i] = over ? 0.125f : 1.0f;
-        exceeds = exceeds || over;
-      }
-      if (!__any_sync(0xffffffffu, exceeds)) return;
-      rescale_radial(by[0], by[1]);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) state.fixed_point[i] *= by[i];
-    }
-  }
+  __device__ void rescale(const float (&by)[2], row_state& state) const;
+  /// One over a power of two.
+  static __device__ float inverse_power(float power);
+  __device__ void rescale_radial(float first, float second) const;
+  /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²² units
+  /// (float: 2³¹): no sum of some weights reaches twice that, though each of them is rounded, and
+  /// rounding costs little of it, however long the window is. Short windows begin with room for larger weights, as a rescaling costs them more than
+  /// they lose.
+  static constexpr float fixed_limit = lag > 0.0f ? 0x1p22f : 0x1p29f;
+  static constexpr int short_window = 256;
+  static constexpr float fixed_start = 0x1p23f, fixed_start_short = lag > 0.0f ? 0x1p20f : 0x1p23f;
+  __device__ void keep_fixed_point(row_state& state) const;
   /// Lanes of a warp add in some order, which does not matter to integers.
-  static __device__ __forceinline__ void add_unless_zero(std::uint32_t* sum, std::uint32_t weight) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.u32 p, %1, 0;\n @p red.shared.add.u32 [%0], %1;\n}\n" ::"r"(
-            shared_address(sum)),
-        "r"(weight)
-        : "memory");
-  }
-  /// A weight in fixed point. Below 2²³ units, adding 2²³ rounds it.
-  static __device__ __forceinline__ std::uint32_t fixed(float weight, float scale) {
-    if constexpr (lag > 0.0f)
-      return __float_as_uint(fmaf(weight, scale, 0x1p23f)) - 0x4b000000u;
-    else
-      return __float2uint_rn(weight * scale);
-  }
+  __device__ void add_shared(int offset, std::uint32_t weight) const;
+  /// A weight in fixed point. Below 2²² units, adding 2²³ rounds it, and leaves the float's exponent
+  /// above the 23 bits that count.
+  static __device__ std::uint32_t fixed(float weight, float scale);
+  /// \return `unit` times a sum of such weights.
+  static __device__ float from_fixed(std::uint32_t sum, float unit);
   /// Adds weights up by the cells of their keys, and by radial rows.
-  __device__ __forceinline__ void add_weights(const float (&p)[2][4], int key,
-                                              const std::uint32_t (&radial_rows)[2],
-                                              row_state& state) const {
-    // Factors whose lanes hold column g of keys 2t and 2t + 1.
-    std::uint32_t pairs[2][layout::axes];
-#pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis)
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-        pairs[b][axis] = *reinterpret_cast<const std::uint32_t*>(
-            at<const std::uint16_t>(layout::key_cells) + axis * keys + key + 8 * b + 2 * place.t);
-    const weight_fragment<half> weights(p);
-    const auto cells_of = [&](int b, int word) {
-      const int first = word % cell_words * 8 + spread(place.g);
-      return one_hot(pairs[b][word / cell_words], position_pair(first, first));
-    };
-    if constexpr (sizeof(T) == 4) {
-      float rest[2][4];
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) rest[b][e] = p[b][e] - __half2float(__float2half_rn(p[b][e]));
-      const weight_fragment<half> low(rest);
-#pragma unroll
-      for (int word = 0; word < words; ++word) {
-        // Tensor cores cut sums off instead of rounding them, so they sum 16 keys only.
-        float sum[4];
-        const std::uint32_t first = cells_of(0, word);
-        const std::uint32_t second = cells_of(1, word);
-        multiply_16<half>(sum, low.a, first, second);
-        multiply_add_16<half>(sum, weights.a, first, second);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) state.cells[word][e] += sum[e];
-      }
-    } else {
-#pragma unroll
-      for (int word = 0; word < words; ++word)
-        multiply_add_16<half>(state.cells[word], weights.a, cells_of(0, word), cells_of(1, word));
-    }
-    if constexpr (Radial) {
-      keep_fixed_point(state);
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const std::uint32_t r = radial_rows[b] >> (8 * e) & 0xffu;
-          const std::uint32_t weight = fixed(p[b][e], state.fixed_point[e / 2]);
-          add_unless_zero(radial_sums() + e / 2 * 8 * layout::sums_stride + r, weight);
-        }
-    }
-  }
+  __device__ void add_weights(const float (&p)[2][4], int key, const int (&radial_steps)[2][4],
+                              row_state& state) const;
 
-  // --- The end of a block of rows --------------------------------------------------------------
+  // --- The end of a block of rows: contextual_result.cuh -----------------------------------------
 
   /// Tv of axes [first, first + count), rows of T by table row as `to_rows` has them, zeros where
   /// the table ends.
-  __device__ __forceinline__ void load_value_table(int first, int count) const {
-    const table_view& table = group().table_v;
-    if (table.data == nullptr) return;
-    const int last = 2 * (group().quant_length - 1);
-    const int column = thread % chunks * width;
-    for (int i = thread / chunks; i < count * tile_rows; i += threads / chunks) {
-      const int axis = first + i / tile_rows;
-      const int row = i % tile_rows;
-      const bool radial_axis = Radial && axis == 2;
-      const int source = radial_axis ? row : last - (row / 8 * 8 + spread(row % 8));
-      const std::int64_t offset = source * table.row_stride + axis * table.axis_stride +
-                                  group_head * table.head_stride + column;
-      uint4 bits = {0, 0, 0, 0};
-      if (source >= 0 && source <= (radial_axis ? last + 1 : last) && column < problem.head_dim) {
-        if (table.vectors && !table.is_float) {
-          bits = *reinterpret_cast<const uint4*>(static_cast<const T*>(table.data) + offset);
-        } else {
-          T elements[width];
-#pragma unroll
-          for (int e = 0; e < width; ++e)
-            elements[e] = narrow<T>(load_element<T>(table.data, table.is_float, offset + e));
-          memcpy(&bits, elements, sizeof bits);
-        }
-      }
-      *reinterpret_cast<uint4*>(at<T>(layout::value_table) + i * math::stride + column) = bits;
-    }
-  }
-
+  __device__ void load_value_table(int first, int count) const;
   /// 16 rows of weights by table row, times one axis of Tv.
-  __device__ __forceinline__ void add_table(const std::uint32_t (&w)[weight_parts][2][row_words],
-                                            int axis, row_state& state) const {
-    const T* table = at<const T>(layout::value_table) +
-                     (layout::tuning.value_axes == 1 ? 0 : axis) * tile_rows * math::stride;
-#pragma unroll
-    for (int step = 0; step < tile_rows / 16; ++step) {
-      if constexpr (sizeof(T) == 4) {
-        float p[2][4];
-#pragma unroll
-        for (int b = 0; b < 2; ++b)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float2 high =
-                __half22float2(*reinterpret_cast<const half2*>(&w[0][i][2 * step + b]));
-            const float2 low = __half22float2(
-                *reinterpret_cast<const half2*>(&w[weight_parts - 1][i][2 * step + b]));
-            p[b][2 * i] = high.x + low.x;
-            p[b][2 * i + 1] = high.y + low.y;
-          }
-        math::values(p, table, 16 * step, tile_rows - 1, state.o);
-      } else {
-        weight_fragment<T> weights;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) weights.a[j] = w[0][j % 2][2 * step + j / 2];
-        multiply_rows<T, math::blocks>(
-            weights, table + (16 * step + place.lane % 16) * math::stride, state.o);
-      }
-    }
-  }
-  static __device__ __forceinline__ void round_weights(float low, float high,
-                                                       std::uint32_t (&parts_)[weight_parts]) {
-    if constexpr (sizeof(T) == 4)
-      split(low, high, parts_);
-    else
-      parts_[0] = pack<T>(low, high);
-  }
-
+  __device__ void add_table(const std::uint32_t (&w)[weight_parts][2][row_words], int axis,
+                            row_state& state) const;
+  static __device__ void round_weights(float low, float high,
+                                       std::uint32_t (&parts_)[weight_parts]);
   /// Normalises, adds Σ B·Tv and stores. \return whether some row is not finite.
-  __device__ __forceinline__ bool finish_rows(const turn& now, row_state& state) const {
-    state.softmax.template finish<math::lane_sums>();
-    float by[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) by[i] = __fdividef(1.0f, state.softmax.sum[2 * i]);
-    const auto normalize = [&] {
-#pragma unroll
-      for (auto& block : state.o)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-    };
-    constexpr bool early = sizeof(T) == 4;
-    if constexpr (early) normalize();
-    if (group().table_v.data != nullptr) {
-#pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
-        if constexpr (layout::tuning.value_axes == 1) {
-          __syncthreads();
-          load_value_table(axis, 1);
-          __syncthreads();
-        }
-        std::uint32_t w[weight_parts][2][row_words];
-        if (Radial && axis == 2) {
-          __syncwarp();
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            // One over a power of two.
-            const float unit = (early ? by[i] : 1.0f) *
-                               __uint_as_float(0x7f000000u - __float_as_uint(state.fixed_point[i]));
-#pragma unroll
-            for (int word = 0; word < row_words; ++word) {
-              const uint2 sums = *reinterpret_cast<const uint2*>(
-                  radial_sums() + i * 8 * layout::sums_stride + 8 * word + 2 * place.t);
-              std::uint32_t pair[weight_parts];
-              round_weights(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit, pair);
-#pragma unroll
-              for (int part = 0; part < weight_parts; ++part) w[part][i][word] = pair[part];
-            }
-          }
-        } else {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int code = static_cast<int>(at<const std::uint32_t>(
-                layout::row_code)[now.buffer * rows + warp * 16 + place.g + 8 * i]);
-            const row_shift shift(group().quant_length - 1 - (code >> (8 * axis) & 0xff));
-            std::uint32_t cells[weight_parts][cell_words];
-#pragma unroll
-            for (int word = 0; word < cell_words; ++word) {
-              // Of an axis that is radial there are no cells.
-              const auto& sums = state.cells[min(axis * cell_words + word, words - 1)];
-              std::uint32_t pair[weight_parts];
-              round_weights(early ? sums[2 * i] * by[i] : sums[2 * i],
-                            early ? sums[2 * i + 1] * by[i] : sums[2 * i + 1], pair);
-#pragma unroll
-              for (int part = 0; part < weight_parts; ++part) cells[part][word] = pair[part];
-            }
-#pragma unroll
-            for (int part = 0; part < weight_parts; ++part) shift.to_rows(cells[part], w[part][i]);
-          }
-        }
-        add_table(w, axis, state);
-      }
-    }
-    if constexpr (!early) normalize();
-    return store(now, state);
-  }
-
+  __device__ bool finish_rows(const turn& now, row_state& state) const;
   /// Stores four neighbouring columns of 16 bits or two of 32, as the view allows.
-  static __device__ __forceinline__ void store_columns(T* target, std::uint32_t low,
-                                                       std::uint32_t high) {
-    if constexpr (Vectors) {
-      *reinterpret_cast<uint2*>(target) = {low, high};
-    } else {
-      const std::uint32_t bits[2] = {low, high};
-      T elements[8 / sizeof(T)];
-      memcpy(elements, bits, sizeof bits);
-      for (int e = 0; e < static_cast<int>(8 / sizeof(T)); ++e) target[e] = elements[e];
-    }
-  }
+  static __device__ void store_columns(T* target, std::uint32_t low, std::uint32_t high);
   /// \return whether some row of the warp is not finite.
-  __device__ __forceinline__ bool store(const turn& now, const row_state& state) const {
-    const int own = min(16, min(rows, assigned - now.row) - warp * 16);
-    if (own <= 0) return false;
-    const int head = group().first_head + group_head;
-    const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer * rows + warp * 16;
-    bool finite = true;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = place.g + 8 * i;
-      const std::int64_t token = tokens[row];
-      T* target = static_cast<T*>(const_cast<void*>(problem.out.data)) +
-                  head * problem.out.head_stride + token * problem.out.token_stride;
-      float zero = 0.0f;
-#pragma unroll
-      for (const auto& block : state.o) zero += block[2 * i] * 0.0f + block[2 * i + 1] * 0.0f;
-      finite = finite && (zero == 0.0f || row >= own);
-      if constexpr (sizeof(T) == 4) {
-#pragma unroll
-        for (int block = 0; block < math::blocks; ++block)
-          if (row < own && 8 * block < problem.head_dim)
-            store_columns(target + 8 * block + 2 * place.t, __float_as_uint(state.o[block][2 * i]),
-                          __float_as_uint(state.o[block][2 * i + 1]));
-      } else {
-        // Neighbouring lanes swap, so that one has four columns of this block and one of the next.
-        const bool odd = place.t % 2 == 1;
-#pragma unroll
-        for (int block = 0; block < math::blocks; block += 2) {
-          const std::uint32_t first = pack<T>(state.o[block][2 * i], state.o[block][2 * i + 1]);
-          const std::uint32_t second =
-              pack<T>(state.o[block + 1][2 * i], state.o[block + 1][2 * i + 1]);
-          const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
-          const int column = 8 * (block + (odd ? 1 : 0));
-          if (row < own && column < problem.head_dim)
-            store_columns(target + column + place.t / 2 * 4, odd ? other : first,
-                          odd ? second : other);
-        }
-      }
-      if (problem.lse != nullptr && place.t == 0 && row < own)
-        problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride] =
-            state.softmax.log_sum(i) + lag * ln_2;
-    }
-    return __any_sync(0xffffffffu, !finite);
-  }
+  __device__ bool store(const turn& now, const row_state& state) const;
 
   /// All the block's rows of one head. \return whether some row of the warp is not finite.
   __device__ __forceinline__ bool run() const {
@@ -925,6 +286,11 @@ struct contextual_block {
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
     state.inverse_a = group().inverse_a;
+    if constexpr (Radial)
+      state.radial = in_register(layout::scratch + warp * layout::scratch_bytes +
+                                 layout::radial_row(place.g) + 4 * state.length);
+    state.inverse_scale = __fdividef(1.0f, problem.scale);
+    state.most_steps = (state.length << 22) - 1;
     bool bad = false;
     int stage = 0;
 #pragma unroll 1

@@ -32,6 +32,11 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_pairs.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_tokens.cuh"
+#include "winnow/detail/attention/contextual_turns.cuh"
+#include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
@@ -84,7 +89,7 @@ __device__ __forceinline__ void complete_rows(const forward_problem& problem,
 /// \tparam Radial the groups of the launch have spherical windows.
 template <class T, int D, bool Radial, bool Vectors>
 __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
-                                  tune_contextual(sizeof(T), D).min_blocks)
+                                  contextual_layout<sizeof(T), D, Radial>::min_blocks)
     contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
@@ -104,6 +109,13 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
   if (__syncthreads_or(incomplete)) complete_rows<T>(problem, share_of_block(problem), rows);
 }
 
+/// Do rows start on 16 bytes, a distance apart that fits 32 bits?
+template <class T>
+bool vector_rows(const row_view& view) noexcept {
+  const std::int64_t bytes = view.token_stride * static_cast<std::int64_t>(sizeof(T));
+  return view.vectors && bytes < std::int64_t{1} << 31 && bytes >= -(std::int64_t{1} << 31);
+}
+
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
@@ -118,8 +130,8 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     heads += problem.groups[g].heads;
   }
   if (heads == 0) return cudaSuccess;
-  const bool vectors =
-      problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+  const bool vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
+                       vector_rows<T>(problem.v) && problem.out.vectors;
   const auto kernel = vectors ? contextual_forward_kernel<T, D, Radial, true>
                               : contextual_forward_kernel<T, D, Radial, false>;
   // As many blocks as are resident at a time.
@@ -135,8 +147,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
   if (error != cudaSuccess) return error;
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
-  const std::int64_t resident =
-      processors * std::min<std::int64_t>(layout::tuning.min_blocks, fitting);
+  const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);
   const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
   const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
   std::int64_t blocks = 0;

@@ -21,6 +21,7 @@ struct contextual_tuning {
   bool staged;        ///< Tq and Tk live in shared memory, in the order of the products' factors
   int value_axes;  ///< axes of Tv in shared memory: all three stay, one is loaded when it is needed
   int min_blocks;  ///< blocks the compiler leaves registers for on a multiprocessor
+  int radial_blocks;  ///< the same with a radial axis, whose blocks take more shared memory
 
   [[nodiscard]] constexpr int rows() const { return 16 * warps; }
   [[nodiscard]] constexpr int threads() const { return 32 * warps; }
@@ -29,20 +30,20 @@ struct contextual_tuning {
 inline std::ostream& operator<<(std::ostream& out, const contextual_tuning& tuning) {
   return out << tuning.rows() << " rows, " << tuning.keys << " or " << tuning.radial_keys
              << " keys, tables " << (tuning.staged ? "staged" : "in place") << ", "
-             << tuning.min_blocks << " blocks";
+             << tuning.min_blocks << " or " << tuning.radial_blocks << " blocks";
 }
 
 constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_dim) {
   if (element_bytes == 4) {
-    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2};
-    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2};
-    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2}
-                          : contextual_tuning{1, 16, 16, 2, false, 1, 2};
+    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2, 2};
+    if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2, 2};
+    return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2, 2}
+                          : contextual_tuning{1, 16, 16, 2, false, 1, 2, 2};
   }
-  if (head_dim == 16) return {4, 96, 96, 1, true, 3, 3};
-  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2};
-  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2}
-                        : contextual_tuning{4, 16, 16, 2, false, 1, 2};
+  if (head_dim == 16) return {4, 96, 112, 1, true, 3, 4, 3};
+  if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2, 2};
+  return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2, 2}
+                        : contextual_tuning{4, 16, 16, 2, false, 1, 2, 2};
 }
 
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is
@@ -55,6 +56,7 @@ struct contextual_layout {
   /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
   /// float and, as |G| grows with the head dim, in long windows from 32 on.
   static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
+  static constexpr int min_blocks = Radial ? tuning.radial_blocks : tuning.min_blocks;
   static constexpr int stages = Radial ? tuning.radial_stages : 2;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
@@ -67,11 +69,16 @@ struct contextual_layout {
   /// Radial products: the table rows of one token.
   static constexpr int radial_element = parts == 1 ? 2 : 4;
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
-  static constexpr int query_radial_stride = radial_bytes + 16;
   /// An odd multiple of 16 bytes, for the same reason as `row_bytes`.
   static constexpr int key_stride = (parts * 2 * cells + radial_bytes) / 32 * 32 + 16;
   static_assert(key_stride >= parts * 2 * cells + radial_bytes);
-  static constexpr int sums_stride = tile_rows + 2;
+  /// A row's sums of weights by radial row, then its radial products. Rows of four move on by 16 bytes,
+  /// so that eight rows start in different banks.
+  static constexpr int radial_sums_bytes = 4 * tile_rows;
+  static constexpr int radial_stride = (radial_sums_bytes + radial_bytes + 31) / 32 * 32;
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return row * radial_stride + row / 4 * 16;
+  }
 
   // Two of each of the rows' arrays: the next turn's arrive during this one.
   static constexpr int row_bounds = 0;                                   // int2 [2][rows]
@@ -80,16 +87,16 @@ struct contextual_layout {
   static constexpr int row_radius = row_code + 8 * rows;                 // float [2][rows]
   static constexpr int key_code = row_radius + (Radial ? 8 * rows : 0);  // uint32 [stages][keys]
   static constexpr int key_radius = key_code + 4 * stages * keys;        // float [stages][keys]
-  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // uint4 [keys]
-  static constexpr int key_cells = key_place + 16 * keys;                          // half [3][keys]
-  static constexpr int query = key_cells + 6 * keys;  // T [buffers][rows][row_bytes]
+  static constexpr int key_place = key_radius + (Radial ? 4 * stages * keys : 0);  // places [keys]
+  static constexpr int place_bytes = Radial ? 8 : 16;
+  static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
+  static constexpr int query = key_cells + 2 * axes * keys;         // T [buffers][rows][row_bytes]
   static constexpr int key_tiles =
       query + query_buffers * rows * row_bytes;  // T [stages][K, V][keys]
   static constexpr int key_products = key_tiles + 2 * stages * tile_bytes;  // [keys][key_stride]
-  /// Of each warp: radial products of its rows and sums of weights by radial row.
+  /// Of each warp: sums and products of its rows by radial row.
   static constexpr int scratch = key_products + keys * key_stride;
-  static constexpr int radial_sums = 16 * query_radial_stride;
-  static constexpr int scratch_bytes = Radial ? radial_sums + 64 * sums_stride : 0;
+  static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   // Factors of Tq and Tk, then rows of Tv.
   static constexpr int table_bytes = tuning.staged ? 3 * tile_rows * D * Bytes : 0;
   static constexpr int tables = scratch + tuning.warps * scratch_bytes;

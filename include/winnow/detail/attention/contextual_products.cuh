@@ -84,12 +84,41 @@ __device__ __forceinline__ std::uint32_t position_twice(std::uint32_t code, int 
   return __byte_perm(code, 0x64u, 0x4040u + 0x0101u * static_cast<unsigned>(axis));
 }
 
-/// `exponential_row` in fewer instructions: n is clamped before the sign chooses L + n or L - 1 - n.
-__device__ __forceinline__ int radial_row(float delta, float inverse_a, int length) {
-  const std::uint32_t steps =
-      min(__float_as_uint(fmaf(fabsf(delta), inverse_a, 2.0f)) >> 22, 255u + length);
-  const int n = static_cast<int>(steps) - 256;
-  return length + (delta < 0.0f ? ~n : n);
+/// 2²² times the row that `exponential_row` gives, less the quant length L, in fewer instructions.
+/// \param delta not -0. \param most_steps 2²²·L - 1.
+__device__ __forceinline__ int radial_step(float delta, float inverse_a, int most_steps) {
+  const int steps =
+      min(__float_as_int(fmaf(fabsf(delta), inverse_a, 2.0f)) - 0x40000000, most_steps);
+  // n, or for differences below 0 its complement.
+  return (steps ^ (__float_as_int(delta) >> 31)) & ~0x3fffff;
+}
+/// Copies in the background where `write`; zeros where the source is not `valid`.
+template <int Bytes>
+__device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, const void* global,
+                                              bool valid) {
+  if constexpr (Bytes == 16)
+    asm volatile(
+        "{\n .reg .pred p;\n setp.ne.s32 p, %3, 0;\n @p cp.async.cg.shared.global [%0], [%1], 16, "
+        "%2;\n}\n" ::"r"(shared),
+        "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(write))
+        : "memory");
+  else
+    asm volatile(
+        "{\n .reg .pred p;\n setp.ne.s32 p, %4, 0;\n @p cp.async.ca.shared.global [%0], [%1], %2, "
+        "%3;\n}\n" ::"r"(shared),
+        "l"(global), "n"(Bytes), "r"(valid ? Bytes : 0), "r"(static_cast<int>(write))
+        : "memory");
+}
+/// Keeps the compiler from computing `value` again wherever it is needed.
+__device__ __forceinline__ int in_register(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+/// The bits from `first` on; from 32 on none.
+__device__ __forceinline__ std::uint32_t bits_from(int first) {
+  std::uint32_t bits;
+  asm("shl.b32 %0, 0xffffffff, %1;" : "=r"(bits) : "r"(first));
+  return bits;
 }
 
 /// Is an element so large that a product rounded to half may miss the logit's precision? Rows of
@@ -113,55 +142,66 @@ inline constexpr int axis_blocks = tile_rows / 8;  ///< accumulator blocks of on
 inline constexpr int cell_words = tile_cells / 8;  ///< registers of a lane for one axis of cells
 inline constexpr int row_words = tile_rows / 8;
 
+/// `set` where the bit of `bits` is 1. The compiler knows how to test such bits in one instruction, but
+/// not when it sees through zeros.
+template <unsigned Bit>
+__device__ __forceinline__ std::uint32_t choose(std::uint32_t bits, std::uint32_t set,
+                                                std::uint32_t clear) {
+  std::uint32_t chosen;
+  asm("{\n .reg .pred p;\n .reg .b32 bit;\n and.b32 bit, %1, %4;\n setp.ne.u32 p, bit, 0;\n "
+      "selp.b32 %0, %2, %3, p;\n}\n"
+      : "=r"(chosen)
+      : "r"(bits), "r"(set), "r"(clear), "n"(Bit));
+  return chosen;
+}
+
+/// The moves of a token's axes, a byte each, as this lane of the quad makes them: four times the halves
+/// to go, a and one more where t < b.
+__device__ __forceinline__ std::uint32_t moves_of(std::uint32_t code, int quant_length, int t) {
+  return static_cast<std::uint32_t>(quant_length + 2 - t) * 0x010101u - code;
+}
+
 /// The move between the table rows of one token and the cells of the others. All lanes of a quad have
 /// the same distance.
 struct row_shift {
-  bool by_four, by_two;
-  bool by_one;
-  int t, distance;
+  std::uint32_t steps;  ///< of one axis: the lowest byte of its `moves_of`, below whatever
 
-  /// \param distance_ in [0, 24); others give cells that nobody looks at.
-  __device__ __forceinline__ explicit row_shift(int distance_)
-      : t(static_cast<int>(threadIdx.x) & 3), distance(distance_) {
-    // Four times the halves to go: a, and one more where t < b.
-    const int steps = distance + 3 - t;
-    by_four = (steps & 16) != 0;
-    by_two = (steps & 8) != 0;
-    by_one = (steps & 4) != 0;
-  }
   __device__ __forceinline__ void to_cells(const std::uint32_t (&rows)[row_words],
-                                           std::uint32_t (&cells)[cell_words]) const {
+                                           std::uint32_t (&cells)[cell_words], int t) const {
     std::uint32_t y[5], z[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) y[k] = by_four ? rows[k + 2] : rows[k];
+    for (int k = 0; k < 4; ++k) y[k] = choose<16>(steps, rows[k + 2], rows[k]);
     y[4] = rows[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) z[k] = by_two ? y[k + 1] : y[k];
-    const std::uint32_t select = by_one ? 0x5432u : 0x3210u;
+    for (int k = 0; k < 4; ++k) z[k] = choose<8>(steps, y[k + 1], y[k]);
+    const std::uint32_t select = choose<4>(steps, 0x5432u, 0x3210u);
+    // From lane t + b.
+    const int source = static_cast<int>(steps) + 2 * t + 1;
 #pragma unroll
     for (int k = 0; k < cell_words; ++k)
-      cells[k] = __shfl_sync(0xffffffffu, __byte_perm(z[k], z[k + 1], select), t + distance, 4);
+      cells[k] = __shfl_sync(0xffffffffu, __byte_perm(z[k], z[k + 1], select), source, 4);
   }
   /// The way back, zeros where there is no cell.
   __device__ __forceinline__ void to_rows(const std::uint32_t (&cells)[cell_words],
                                           std::uint32_t (&rows)[row_words]) const {
+    // From lane t - b.
+    const int source = ~static_cast<int>(steps);
     std::uint32_t w[5] = {0, 0, 0, 0, 0};
 #pragma unroll
-    for (int k = 0; k < cell_words; ++k)
-      w[k + 1] = __shfl_sync(0xffffffffu, cells[k], t - distance, 4);
-    const std::uint32_t select = by_one ? 0x5432u : 0x7654u;
+    for (int k = 0; k < cell_words; ++k) w[k + 1] = __shfl_sync(0xffffffffu, cells[k], source, 4);
+    const std::uint32_t select = choose<4>(steps, 0x5432u, 0x7654u);
     std::uint32_t z[4], y[5];
 #pragma unroll
     for (int k = 0; k < 4; ++k) z[k] = __byte_perm(w[k], w[k + 1], select);
-    y[0] = by_two ? 0u : z[0];
+    y[0] = choose<8>(steps, 0, z[0]);
 #pragma unroll
-    for (int k = 1; k < 4; ++k) y[k] = by_two ? z[k - 1] : z[k];
-    y[4] = by_two ? z[3] : 0u;
+    for (int k = 1; k < 4; ++k) y[k] = choose<8>(steps, z[k - 1], z[k]);
+    y[4] = choose<8>(steps, z[3], 0);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) rows[k] = by_four ? 0u : y[k];
+    for (int k = 0; k < 2; ++k) rows[k] = choose<16>(steps, 0, y[k]);
 #pragma unroll
-    for (int k = 2; k < 5; ++k) rows[k] = by_four ? y[k - 2] : y[k];
-    rows[5] = by_four ? y[3] : 0u;
+    for (int k = 2; k < 5; ++k) rows[k] = choose<16>(steps, y[k - 2], y[k]);
+    rows[5] = choose<16>(steps, y[3], 0);
   }
 };
 

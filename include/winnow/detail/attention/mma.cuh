@@ -25,8 +25,9 @@ namespace winnow::detail {
 /// Where a lane's part of an accumulator block lies.
 struct lane_place {
   int lane, g, t;
-  __device__ __forceinline__ lane_place()
-      : lane(static_cast<int>(threadIdx.x) & 31), g(lane >> 2), t(lane & 3) {}
+  __device__ __forceinline__ lane_place() : lane_place(static_cast<int>(threadIdx.x)) {}
+  __device__ __forceinline__ explicit lane_place(int thread)
+      : lane(thread & 31), g(lane >> 2), t(lane & 3) {}
 };
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {

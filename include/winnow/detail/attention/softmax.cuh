@@ -46,11 +46,14 @@ struct softmax_state {
   }
   /// Takes the largest new logit of each row. What has been summed up is then to be multiplied by
   /// `factor`, if the result is true, which it is for the whole warp.
+  /// \tparam Whole takes its whole part, so that factors are powers of two.
+  template <bool Whole = false>
   __device__ __forceinline__ bool raise(const float (&logit)[2], float (&factor)[2]) {
     bool rescale = false;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float row_logit = quad_max(logit[i]);
+      const float most = quad_max(logit[i]);
+      const float row_logit = Whole ? floorf(most) : most;
       factor[i] = 1.0f;
       if (row_logit > largest[i] + slack) {
         if (largest[i] != -INFINITY) {

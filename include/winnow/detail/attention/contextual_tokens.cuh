@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The products of a contextual block's tokens with tables: Gq of the warp's own rows, once, and Gk of a
+/// turn's keys, which all warps share.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/mma.cuh"
+
+namespace winnow::detail {
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::factor_of(
+    const table_view& table, int which) const -> factor {
+  return {table, group_head * static_cast<int>(table.head_stride), problem.head_dim,
+          2 * (group().quant_length - 1),
+          at<typename factor::element>(layout::tables + which * layout::table_bytes)};
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::has_large(
+    const typename factor::rows& left, int i) {
+  bool large = false;
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step)
+    large = large || is_large<T>(left.a[step][i], left.a[step][i + 2]);
+  return large;
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+template <bool Backwards>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_cells(
+    const factor& table, const typename factor::rows& left, int axis,
+    const std::uint32_t (&moves)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
+  std::uint32_t by_row[parts][2][row_words];
+  table.template multiply<Backwards>(left, axis, false, by_row);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const row_shift shift{moves[i] >> (8 * axis)};
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+      shift.to_cells(by_row[part][i], cells[part][i], place.t);
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+template <bool Backwards>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_radial(
+    const factor& table, const typename factor::rows& left, std::byte* target,
+    int eight_rows) const {
+  target += 2 * place.t * layout::radial_element;
+  if constexpr (parts == 1) {
+    std::uint32_t by_row[1][2][row_words];
+    table.template multiply<Backwards>(left, 2, true, by_row);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int block = 0; block < axis_blocks; ++block)
+        *reinterpret_cast<std::uint32_t*>(target + i * eight_rows + block * 16) =
+            by_row[0][i][block];
+  } else {
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block) {
+      float product[4];
+      table.template multiply<Backwards>(left, 2, block, true, product);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<float2*>(target + i * eight_rows + block * 32) = {product[2 * i],
+                                                                            product[2 * i + 1]};
+    }
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::radial_product(
+    int offset) const {
+  if constexpr (parts == 1)
+    return __half2float(*at<const half>(offset));
+  else
+    return *at<const float>(offset);
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::begin_rows(
+    const turn& now, row_state& state) const {
+  const T* query = at<T>(query_offset(now)) + warp * 16 * math::stride;
+  state.q.load(query);
+  typename factor::rows left;
+  left.load(query);
+  const int row = now.buffer * rows + warp * 16 + place.g;
+  const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
+                                  at<std::uint32_t>(layout::row_code)[row + 8]};
+  const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                  moves_of(codes[1], state.length, place.t)};
+  const factor table = factor_of(group().table_q, 0);
+#pragma unroll
+  for (int axis = 0; axis < layout::axes; ++axis) {
+    std::uint32_t cells[parts][2][cell_words];
+    multiply_cells<true>(table, left, axis, moves, cells);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int part = 0; part < parts; ++part)
+#pragma unroll
+        for (int word = 0; word < cell_words; ++word)
+          state.products[part][i][axis * cell_words + word] = cells[part][i][word];
+      const std::uint32_t position = position_twice(codes[i], axis);
+      if constexpr (keeps_row_cells) {
+#pragma unroll
+        for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
+          state.row_cells[i][word] = one_hot(position, own_cells(word));
+      } else {
+        state.positions[i][axis] = position;
+      }
+    }
+  }
+  if constexpr (parts == 1) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (has_large(left, i)) state.products[0][i][0] = nan_halves;
+  }
+  if constexpr (Radial) {
+    multiply_radial<true>(table, left, radial_products(), layout::radial_row(8));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int r = 4 * place.t; r < tile_rows; r += 16)
+        *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0,
+                                                                                          0};
+      // Never -0, nor then a difference of 0.
+      state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
+      const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
+      state.fixed_point[i] = window.y - window.x <= short_window ? fixed_start_short : fixed_start;
+    }
+  }
+  state.softmax = softmax_state();
+#pragma unroll
+  for (auto& block : state.o)
+#pragma unroll
+    for (float& sum : block) sum = 0.0f;
+#pragma unroll
+  for (auto& block : state.cells)
+#pragma unroll
+    for (float& sum : block) sum = 0.0f;
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::prepare_keys(
+    const turn& now, int stage) const {
+  const int count = count_of(now);
+  const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys;
+  static_assert(keys <= threads && rows <= threads);
+  if (const int key = thread; key < keys) {
+    const std::uint32_t code = key < count ? codes[key] : 0;
+    std::uint32_t cells[layout::axes];
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis) {
+      cells[axis] = position_twice(code, axis);
+      at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
+          static_cast<std::uint16_t>(cells[axis]);
+    }
+    if constexpr (Radial)
+      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
+    else
+      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
+  }
+  // 16 keys and all axes at a time, as long as that keeps all warps busy, then axis by axis.
+  const int groups = (count + 15) / 16;
+  int whole = 0;
+  if constexpr (multiplies_axes_at_once) {
+    whole = min((groups + 1) / warps * warps, groups);
+#pragma unroll 1
+    for (int first = warp; first < whole; first += warps) {
+      const key_group keys_of_group = load_group(first, stage);
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) multiply_keys(keys_of_group, axis);
+    }
+  }
+#pragma unroll 1
+  for (int item = 3 * whole + warp; item < 3 * groups; item += warps)
+    multiply_keys(load_group(item / 3, stage), item % 3);
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::load_group(
+    int group_of_turn, int stage) const -> key_group {
+  key_group result;
+  result.left.load(key_tile(stage) + group_of_turn * 16 * math::stride);
+  const int key = group_of_turn * 16 + place.g;
+  const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys + key;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    result.moves[i] = moves_of(codes[8 * i], group().quant_length, place.t);
+  result.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
+  return result;
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_keys(
+    const key_group& own, int axis) const {
+  const factor table = factor_of(group().table_k, 1);
+  if (Radial && axis == 2) {
+    multiply_radial<false>(table, own.left, own.target + parts * 2 * layout::cells,
+                           8 * layout::key_stride);
+    return;
+  }
+  std::uint32_t cells[parts][2][cell_words];
+  multiply_cells<false>(table, own.left, axis, own.moves, cells);
+  if constexpr (parts == 1) {
+    if (axis == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (has_large(own.left, i)) cells[0][i][0] = nan_halves;
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < parts; ++part)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        *reinterpret_cast<std::uint32_t*>(
+            own.target + i * 8 * layout::key_stride + part * 2 * layout::cells +
+            (axis * cell_words + word) * 16 + 4 * place.t) = cells[part][i][word];
+}
+
+}  // namespace winnow::detail

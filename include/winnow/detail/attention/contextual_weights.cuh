@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What a contextual block sums up by its weights: O, the weights by the cells of their keys, and by
+/// radial row. The first two are matrix products in registers. The radial row is no function of the
+/// key's place, so its weights are added up in shared memory, in fixed point: integer sums are the same in
+/// any order.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/softmax.cuh"
+
+namespace winnow::detail {
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_values(
+    const float (&p)[2][4], const T* tile, int key, row_state& state) const {
+  if constexpr (sizeof(T) == 4) {
+    math::values_at(p, tile + key * math::stride + math::value_lane(), state.o, state.softmax.sum);
+  } else {
+    const weight_fragment<T> weights(p);
+    const std::byte* row = matrix_rows(tile, key);
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      std::uint32_t b[4];
+      load_matrices_transposed(b, row + step * 32);
+      multiply_add_16<T>(state.o[2 * step], weights.a, b[0], b[2]);
+      multiply_add_16<T>(state.o[2 * step + 1], weights.a, b[1], b[3]);
+    }
+    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+    multiply_add_16<T>(state.softmax.sum, weights.a, ones, ones);
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale(
+    const float (&by)[2], row_state& state) const {
+#pragma unroll
+  for (auto& block : state.o)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+#pragma unroll
+  for (auto& block : state.cells)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+  // Radial sums stay as they are: units shrink by the same power of two. What is smaller than 2⁻⁶⁴
+  // of a weight does not count.
+  if constexpr (Radial) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) state.fixed_point[i] *= inverse_power(fmaxf(by[i], 0x1p-64f));
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::inverse_power(
+    float power) {
+  return __uint_as_float(0x7f000000u - __float_as_uint(power));
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale_radial(
+    float first, float second) const {
+  __syncwarp();
+  for (int r = place.t; r < tile_rows; r += 4)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      std::uint32_t& sum = radial_sums()[i * (layout::radial_row(8) / 4) + r];
+      sum = __float2uint_rn(from_fixed(sum, i == 0 ? first : second));
+    }
+  __syncwarp();
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::keep_fixed_point(
+    row_state& state) const {
+  float units[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) units[i] = state.softmax.sum[2 * i] * state.fixed_point[i];
+  if (!__any_sync(0xffffffffu, fmaxf(units[0], units[1]) >= fixed_limit)) return;
+  float by[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Float: lanes have shares of the sum.
+    if constexpr (math::lane_sums) units[i] = quad_max(units[i]);
+    // To an eighth to a quarter of the limit.
+    by[i] = units[i] >= fixed_limit ? __uint_as_float(__float_as_uint(fixed_limit * 0x1p125f) -
+                                                      (__float_as_uint(units[i]) & 0x7f800000u))
+                                    : 1.0f;
+    state.fixed_point[i] *= by[i];
+  }
+  rescale_radial(by[0], by[1]);
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_shared(
+    int offset, std::uint32_t weight) const {
+  asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared + static_cast<std::uint32_t>(offset)),
+               "r"(weight)
+               : "memory");
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::from_fixed(
+    std::uint32_t sum, float unit) {
+  if constexpr (lag > 0.0f)
+    return fmaf(__uint_as_float(__byte_perm(sum, 0x4b000000u, 0x7210u)), unit, -0x1p23f * unit);
+  else
+    return __uint2float_rn(sum) * unit;
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors>::fixed(
+    float weight, float scale) {
+  if constexpr (lag > 0.0f)
+    return __float_as_uint(fmaf(weight, scale, 0x1p23f));
+  else
+    return __float2uint_rn(weight * scale);
+}
+
+template <class T, int D, bool Radial, bool Vectors>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_weights(
+    const float (&p)[2][4], int key, const int (&radial_steps)[2][4], row_state& state) const {
+  // Factors whose lanes hold column g of keys 2t and 2t + 1.
+  std::uint32_t pairs[2][layout::axes];
+#pragma unroll
+  for (int axis = 0; axis < layout::axes; ++axis)
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+      pairs[b][axis] = *reinterpret_cast<const std::uint32_t*>(
+          at<const std::uint16_t>(layout::key_cells) + axis * keys + key + 8 * b + 2 * place.t);
+  const weight_fragment<half> weights(p);
+  const auto cells_of = [&](int b, int word) {
+    const int first = word % cell_words * 8 + spread(place.g);
+    return one_hot(pairs[b][word / cell_words], position_pair(first, first));
+  };
+  if constexpr (sizeof(T) == 4) {
+    float rest[2][4];
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) rest[b][e] = p[b][e] - __half2float(__float2half_rn(p[b][e]));
+    const weight_fragment<half> low(rest);
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      // Tensor cores cut sums off instead of rounding them, so they sum 16 keys only.
+      float sum[4];
+      const std::uint32_t first = cells_of(0, word);
+      const std::uint32_t second = cells_of(1, word);
+      multiply_16<half>(sum, low.a, first, second);
+      multiply_add_16<half>(sum, weights.a, first, second);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.cells[word][e] += sum[e];
+    }
+  } else {
+#pragma unroll
+    for (int word = 0; word < words; ++word)
+      multiply_add_16<half>(state.cells[word], weights.a, cells_of(0, word), cells_of(1, word));
+  }
+  if constexpr (Radial) {
+    keep_fixed_point(state);
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        add_shared(state.radial + (radial_steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
+                   fixed(p[b][e], state.fixed_point[e / 2]));
+  }
+}
+
+}  // namespace winnow::detail
