@@ -109,19 +109,6 @@ struct long_attention {
     return at<T>(layout::query + (h & 1) * rows * layout::row_bytes) + warp * 32 * math::stride;
   }
 
-  static __device__ __forceinline__ void load_keys(std::uint32_t (&r)[4], std::uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  }
-  static __device__ __forceinline__ void load_values(std::uint32_t (&r)[4], std::uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  }
-
   /// The weights of rows 16m + 8i + g in columns 8n + 2t and the next.
   __device__ __forceinline__ std::uint32_t weigh(const float (&scores)[2][2][4], int m, int n,
                                                  int i) const {
@@ -214,8 +201,8 @@ struct long_attention {
 #pragma unroll
     for (int j = 0; j < fragments; ++j) {
       std::uint32_t k[4], v[4];
-      if constexpr (Scores) load_keys(k, row + 32 * j);
-      if constexpr (Values) load_values(v, value_row + 32 * j);
+      if constexpr (Scores) load_matrices_at(k, row + 32 * j);
+      if constexpr (Values) load_transposed_at(v, value_row + 32 * j);
       constexpr int pairs = 8 / fragments;
 #pragma unroll
       for (int half_step = 0; half_step < 2; ++half_step) {
