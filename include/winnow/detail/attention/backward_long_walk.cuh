@@ -163,10 +163,14 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::walk_keys(int f
       pending_from = tile + 16 * piece;
       ++piece;
     }
+    // Now, because other warps may go on and the pending keys' stage is filled again.
+    if (pending && span.last <= tile + others) {
+      run_stretch<false, true, true>(0, 0, pending_row, pending_from, s, dp, s, dp);
+      pending = false;
+    }
     first_stage = next_first;
     stage = 1 - stage;
   }
-  if (pending) run_stretch<false, true, true>(0, 0, pending_row, pending_from, s, dp, s, dp);
 }
 
 /// \param query_row,grad_row where the piece's rows begin, for this lane, and `to_transposed` further

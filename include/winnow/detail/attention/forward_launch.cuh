@@ -74,7 +74,7 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
   for (int heads = 2; heads <= layout::most_heads; heads *= 2) {
     forward_problem wider = problem;
     const int fewer = divide_heads(wider, heads);
-    if (fewer * tiles < 16 * blocks || 2 * fewer > columns + 1) break;
+    if (fewer * tiles < 8 * blocks || 2 * fewer > columns + 1) break;
     parameters = wider;
     columns = fewer;
   }

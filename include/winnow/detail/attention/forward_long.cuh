@@ -289,12 +289,15 @@ struct long_attention {
       value_row += step_bytes;
       ++step;
     }
+    // Now, because other warps may go on and the stages of what is pending are filled again.
+    if (pending != 0 && highest - tile_first <= keys) drain();
   }
   /// What is left in the pipeline. A warp's rows span 32 slots at least, so there were two steps.
   __device__ __forceinline__ void drain() {
     std::uint32_t last[2][4];
     run_stretch<false, weighing::masked, true>(0, weight_values, score_base, s, s, last, p);
     run_stretch<false, weighing::none, true>(0, score_values, 0, s, s, p, last);
+    pending = 0;
   }
 
   __device__ __forceinline__ void begin_head(int h) {
@@ -442,7 +445,6 @@ struct long_attention {
                   lane_value + value_stage * layout::tile_bytes);
       if (++value_stage == layout::value_stages) value_stage = 0;
       if (++tile == tiles) {
-        drain();
         finish_head(h, first_head + h);
         tile = 0;
         ++h;
