@@ -63,8 +63,8 @@ TYPED_TEST(AttentionBackwardDevice, ZeroesUnassignedRowsOnlyWhenAsked) {
 
 TYPED_TEST(AttentionBackwardDevice, Accumulates) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind :
-       {scene::groups, scene::plain, scene::short_windows, scene::shifted_grid}) {
+  for (const scene kind : {scene::groups, scene::plain, scene::short_windows, scene::long_windows,
+                           scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 33);
     device_gradients<TypeParam> device(problem);
@@ -243,8 +243,8 @@ TYPED_TEST(AttentionBackwardDevice, AcceptsNoTokens) {
 /// Rows of other windows are as if the bad value were not there.
 TYPED_TEST(AttentionBackwardDevice, KeepsNanAndInfinityInTheirWindow) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind :
-       {scene::plain, scene::short_windows, scene::cubic, scene::spherical, scene::shifted_grid}) {
+  for (const scene kind : {scene::plain, scene::short_windows, scene::long_windows, scene::cubic,
+                           scene::spherical, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto clean = make_problem<TypeParam>(kind, 16, 38);
     const attention_case<double> exact = exact_gradients(clean);
@@ -291,8 +291,8 @@ TYPED_TEST(AttentionBackwardDevice, KeepsNanAndInfinityInTheirWindow) {
 /// The dO of a loss that averages over millions of outputs.
 TYPED_TEST(AttentionBackwardDevice, KeepsTheGradientsOfAMeanLoss) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind :
-       {scene::plain, scene::short_windows, scene::cubic, scene::spherical, scene::shifted_grid}) {
+  for (const scene kind : {scene::plain, scene::short_windows, scene::long_windows, scene::cubic,
+                           scene::spherical, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     attention_case<TypeParam> problem(make_scene(kind), 16, 39);
     for (TypeParam& x : problem.grad_out) x = from_float<TypeParam>(to_float(x) * 1e-7f);
@@ -495,8 +495,8 @@ __global__ void keep_busy(float* sink, int turns) {
 /// Two calls at once beside a stream that fills half the GPU give the bits of a call alone.
 TYPED_TEST(AttentionBackwardDevice, RepeatsBitForBitBesideOtherWork) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind :
-       {scene::groups, scene::spherical, scene::plain, scene::short_windows, scene::shifted_grid}) {
+  for (const scene kind : {scene::groups, scene::spherical, scene::plain, scene::short_windows,
+                           scene::long_windows, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 43);
     device_gradients<TypeParam> device(problem);

@@ -169,7 +169,8 @@ TYPED_TEST(AttentionForwardDevice, LeavesEverythingUntouchedWithoutWindows) {
 
 TYPED_TEST(AttentionForwardDevice, KeepsNanAndInfinityInTheirWindow) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::plain, scene::cubic, scene::spherical, scene::shifted_grid}) {
+  for (const scene kind :
+       {scene::plain, scene::long_windows, scene::cubic, scene::spherical, scene::shifted_grid}) {
     SCOPED_TRACE(name_of(kind));
     attention_case<TypeParam> problem(make_scene(kind), 16, 17);
     const partition& windows = problem.specs()[0].windows->view();
@@ -192,7 +193,7 @@ TYPED_TEST(AttentionForwardDevice, KeepsNanAndInfinityInTheirWindow) {
 
 TYPED_TEST(AttentionForwardDevice, SurvivesLogitsOfTenThousand) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::plain, scene::cubic, scene::spherical}) {
+  for (const scene kind : {scene::plain, scene::long_windows, scene::cubic, scene::spherical}) {
     SCOPED_TRACE(name_of(kind));
     attention_case<TypeParam> problem(make_scene(kind), 16, 18);
     for (TypeParam& x : problem.q) x = from_float<TypeParam>(to_float(x) * 3000.0f);
@@ -257,6 +258,15 @@ TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsByPosition) {
     }
 }
 
+/// So much work that blocks compute several heads, one after the other.
+TEST(AttentionForwardDevice, AttendsInManyLongWindows) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  attention_case<half> problem({{16, share(partition_sizes(std::vector<int>(264, 193)))}}, 16, 27);
+  device_attention<half> device(problem);
+  WINNOW_ASSERT_OK(run(device.forward()));
+  expect_matches_reference(problem, device);
+}
+
 TEST(AttentionForwardDevice, AttendsInAMillionWindows) {
   WINNOW_SKIP_WITHOUT_GPU();
   std::vector<int> sizes;
@@ -306,7 +316,7 @@ __global__ void keep_busy(float* sink, int turns) {
 /// Two calls at once beside a stream that fills half the GPU give the bits of a call alone.
 TYPED_TEST(AttentionForwardDevice, RepeatsBitForBitBesideOtherWork) {
   WINNOW_SKIP_WITHOUT_GPU();
-  for (const scene kind : {scene::groups, scene::spherical, scene::plain}) {
+  for (const scene kind : {scene::groups, scene::spherical, scene::plain, scene::long_windows}) {
     attention_case<TypeParam> problem(make_scene(kind), 16, 22);
     device_attention<TypeParam> device(problem);
     device_attention<TypeParam> other(problem);

@@ -67,6 +67,7 @@ inline reference::host_partition sized_labels(const std::vector<int>& sizes, boo
 enum class scene {
   plain,
   short_windows,
+  long_windows,
   cubic,
   spherical,
   one_table,
@@ -77,15 +78,15 @@ enum class scene {
   groups
 };
 
-inline constexpr scene all_scenes[] = {scene::plain,     scene::short_windows, scene::cubic,
-                                       scene::spherical, scene::one_table,     scene::long_quant,
-                                       scene::grid,      scene::shifted_grid,  scene::large_bias,
-                                       scene::groups};
+inline constexpr scene all_scenes[] = {scene::plain,      scene::short_windows, scene::long_windows,
+                                       scene::cubic,      scene::spherical,     scene::one_table,
+                                       scene::long_quant, scene::grid,          scene::shifted_grid,
+                                       scene::large_bias, scene::groups};
 
 inline std::string name_of(scene kind) {
-  constexpr const char* names[] = {"plain",      "short_windows", "cubic", "spherical",
-                                   "one_table",  "long_quant",    "grid",  "shifted_grid",
-                                   "large_bias", "groups"};
+  constexpr const char* names[] = {"plain",        "short_windows", "long_windows", "cubic",
+                                   "spherical",    "one_table",     "long_quant",   "grid",
+                                   "shifted_grid", "large_bias",    "groups"};
   return names[static_cast<int>(kind)];
 }
 
@@ -103,6 +104,9 @@ inline std::vector<group_spec> make_scene(scene kind) {
               {1, share(random_labels(tokens, 40, 1, false, false, 12))},
               {1, share(random_labels(tokens, 20, 1, false, false, 13))},
               {2, share(random_labels(tokens, 11, 1, false, false, 14))}};
+    case scene::long_windows:  // with shorter ones and tokens in no window between them
+      return {{2, share(sized_labels({200, 30, 250, 5, 700, 193, 64, 300, 1}, false, 15))},
+              {1, share(random_labels(1743, 4, 1, false, false, 16))}};
     case scene::cubic:
       return {contextual(2, random_labels(tokens, 40, 24, true, false, 1))};
     case scene::spherical:

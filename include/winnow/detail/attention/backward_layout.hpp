@@ -61,8 +61,13 @@ struct long_layout {
   static constexpr int windows = spans + 16 * warps;        // int2 [rows]
   static constexpr int stats = windows + 8 * rows;          // float2 [2][others]
   static constexpr int own = stats + 16 * others;           // T [q or k, dO or v][rows]
-  static constexpr int other = own + 2 * rows * row_bytes;  // T [2][k or q, v or dO][others]
-  static constexpr int bytes = other + 4 * others * row_bytes;
+  /// On the query side k is used for a piece longer than v, when the next tile has begun.
+  static constexpr int first_stages = 3;
+  static constexpr int second_stages = 2;
+  static constexpr int first = own + 2 * rows * row_bytes;  // T [first_stages][others]: k or q
+  static constexpr int second =
+      first + first_stages * others * row_bytes;  // T [second_stages][others]: v or dO
+  static constexpr int bytes = second + second_stages * others * row_bytes;
   static_assert(bytes <= 99 * 1024 || D > 64);
 };
 inline constexpr int long_rows = 128;

@@ -91,9 +91,11 @@ struct long_differentiator {
     return reinterpret_cast<T*>(memory + layout::own) +
            ((second ? rows : 0) + warp * 32) * math::stride;
   }
-  __device__ __forceinline__ T* other(int stage, bool second) const {
-    return reinterpret_cast<T*>(memory + layout::other) +
-           (2 * stage + (second ? 1 : 0)) * others * math::stride;
+  __device__ __forceinline__ T* other_first(int stage) const {
+    return reinterpret_cast<T*>(memory + layout::first) + stage * others * math::stride;
+  }
+  __device__ __forceinline__ T* other_second(int stage) const {
+    return reinterpret_cast<T*>(memory + layout::second) + stage * others * math::stride;
   }
   /// {LSE, delta} of the queries of a tile.
   __device__ __forceinline__ float2* stats(int stage) const {
@@ -135,7 +137,7 @@ struct long_differentiator {
       stats_token = thread < others && from + thread < last ? order[from + thread] : -1;
   }
   /// Starts loading slots [from, from + others), whose tokens are known, and reads those of the next.
-  __device__ __forceinline__ void load_others(int stage, int from, int last) {
+  __device__ __forceinline__ void load_others(int first_stage, int stage, int from, int last) {
     const int thread = static_cast<int>(threadIdx.x);
     const row_view& first = query_side ? problem.k : problem.q;
     const row_view& second = query_side ? problem.v : problem.grad_out;
@@ -143,16 +145,17 @@ struct long_differentiator {
     // Strides of vectors in bytes fit 32 bits here.
     const auto first_stride = static_cast<std::int32_t>(first.token_stride * sizeof(T));
     const auto second_stride = static_cast<std::int32_t>(second.token_stride * sizeof(T));
-    const std::uint32_t target = shared_address(
-        other(stage, false) + thread / chunks * math::stride + thread % chunks * width);
+    const int lane_offset = thread / chunks * math::stride + thread % chunks * width;
+    const std::uint32_t first_target = shared_address(other_first(first_stage) + lane_offset);
+    const std::uint32_t second_target = shared_address(other_second(stage) + lane_offset);
     constexpr std::uint32_t row_bytes = math::stride * sizeof(T);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const bool there = tokens[pass] >= 0 && inside;
       const std::int64_t token = max(tokens[pass], 0);
-      const std::uint32_t row = target + pass * (threads / chunks) * row_bytes;
-      copy_async(row, first_base + token * first_stride, there);
-      copy_async(row + others * row_bytes, second_base + token * second_stride, there);
+      const std::uint32_t row = pass * (threads / chunks) * row_bytes;
+      copy_async(first_target + row, first_base + token * first_stride, there);
+      copy_async(second_target + row, second_base + token * second_stride, there);
     }
     if constexpr (!query_side)
       if (thread < others) {
@@ -237,96 +240,25 @@ struct long_differentiator {
     return __reduce_max_sync(all_lanes, largest);
   }
 
-  /// 16 of the other rows, from `row` of the tile on, which are slots from `from`.
+  /// Slots [from, last) are attended to by rows of the warp, [all_from, all_last) by all of them.
+  struct warp_span {
+    int from, last, all_from, all_last;
+  };
+  /// \name Along the block's range [from, last) of the other side: backward_long_walk.cuh
+  /// @{
+  template <bool Scores, bool Weighs, bool Masked>
+  __device__ __forceinline__ void run_stretch(std::uint32_t key_row, std::uint32_t value_row,
+                                              std::uint32_t last_row, int last_from,
+                                              float (&s)[2][2][4], float (&dp)[2][2][4],
+                                              float (&last_s)[2][2][4], float (&last_dp)[2][2][4]);
+  __device__ __forceinline__ void walk_keys(int from, int last, const warp_span& span);
   template <bool Masked>
-  __device__ __forceinline__ void differentiate_piece(int stage, int row, int from) {
-    float p[2][2][4] = {};
-    float ds[2][2][4] = {};
-    const int lane = place.lane;
-    const int score_offset = (row + lane / 16 * 8 + lane % 8) * math::stride + lane / 8 % 2 * 8;
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      std::uint32_t b[4];
-      load_matrices(b, other(stage, false) + score_offset + step * 16);
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        multiply_add_16<T>(p[m][0], first_factor[m].a[step], b[0], b[1]);
-        multiply_add_16<T>(p[m][1], first_factor[m].a[step], b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      std::uint32_t b[4];
-      load_matrices(b, other(stage, true) + score_offset + step * 16);
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        multiply_add_16<T>(ds[m][0], second_factor[m].a[step], b[0], b[1]);
-        multiply_add_16<T>(ds[m][1], second_factor[m].a[step], b[2], b[3]);
-      }
-    }
-    int2 window[2][2] = {};
-    if constexpr (Masked)
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) window[m][i] = windows()[16 * m + 8 * i + place.g];
-    const float factor = problem.scale * log2_e;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float column_lse[2] = {}, column_delta[2] = {};
-      if constexpr (!query_side) {
-        const float4 two =
-            *reinterpret_cast<const float4*>(stats(stage) + row + 8 * n + 2 * place.t);
-        column_lse[0] = fmaf(two.x, -log2_e, weight_shift);
-        column_lse[1] = fmaf(two.z, -log2_e, weight_shift);
-        column_delta[0] = -two.y * raise;
-        column_delta[1] = -two.w * raise;
-      }
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = e / 2;
-          float logit = fmaf(p[m][n][e], factor, query_side ? lse[m][i] : column_lse[e & 1]);
-          const float less = query_side ? delta[m][i] : column_delta[e & 1];
-          float difference = fmaf(ds[m][n][e], raise, less);
-          if constexpr (Masked) {
-            const bool attends =
-                static_cast<unsigned>(from + 8 * n + 2 * place.t + (e & 1) - window[m][i].x) <
-                static_cast<unsigned>(window[m][i].y);
-            logit = attends ? logit : -INFINITY;
-            difference = attends ? difference : 0.0f;
-          }
-          p[m][n][e] = exp2_fast(logit);
-          ds[m][n][e] = p[m][n][e] * difference;
-        }
-    }
-    const weight_fragment<T> differences[2] = {weight_fragment<T>(ds[0]),
-                                               weight_fragment<T>(ds[1])};
-    const weight_fragment<T> weights[2] = {weight_fragment<T>(p[0]), weight_fragment<T>(p[1])};
-    const int value_offset = (row + lane % 16) * math::stride + lane / 16 * 8;
-#pragma unroll
-    for (int block = 0; block < math::blocks; block += 2) {
-      std::uint32_t b[4];
-      load_matrices_transposed(b, other(stage, false) + value_offset + block * 8);
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        multiply_add_16<T>(first_sum[m][block], differences[m].a, b[0], b[1]);
-        multiply_add_16<T>(first_sum[m][block + 1], differences[m].a, b[2], b[3]);
-      }
-    }
-    if constexpr (!query_side)
-#pragma unroll
-      for (int block = 0; block < math::blocks; block += 2) {
-        std::uint32_t b[4];
-        load_matrices_transposed(b, other(stage, true) + value_offset + block * 8);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply_add_16<T>(second_sum[m][block], weights[m].a, b[0], b[1]);
-          multiply_add_16<T>(second_sum[m][block + 1], weights[m].a, b[2], b[3]);
-        }
-      }
-  }
+  __device__ __forceinline__ void differentiate_piece(std::uint32_t query_row,
+                                                      std::uint32_t grad_row,
+                                                      std::uint32_t to_transposed,
+                                                      const float2* columns, int from);
+  __device__ __forceinline__ void walk_queries(int from, int last, const warp_span& span);
+  /// @}
 
   /// The rows of the block from `tile_slot` on.
   __device__ __forceinline__ void walk(int tile_slot) {
@@ -368,7 +300,7 @@ struct long_differentiator {
       last = span.y;
     }
     load_tokens(from, last);
-    load_others(0, from, last);
+    load_others(0, 0, from, last);
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -418,29 +350,11 @@ struct long_differentiator {
 #pragma unroll
           for (float& x : block) x = 0.0f;
     }
-    int stage = 0;
-    for (int tile = from; tile < last; tile += others) {
-      wait_for_copies<0>();
-      __syncthreads();
-      if (tile + others < last) load_others(1 - stage, tile + others, last);
-      const int to = min(warp_last, tile + others);
-      int piece = tile;
-      if (warp_from > tile) piece += (warp_from - tile) / 16 * 16;
-      for (; piece < to; piece += 16) {
-        // Two pieces at a time, to have independent work in flight.
-        if (D <= 32 && piece >= all_from && piece + 32 <= min(all_last, to)) {
-          differentiate_piece<false>(stage, piece - tile, piece);
-          piece += 16;
-          differentiate_piece<false>(stage, piece - tile, piece);
-          continue;
-        }
-        if (piece >= all_from && piece + 16 <= all_last)
-          differentiate_piece<false>(stage, piece - tile, piece);
-        else
-          differentiate_piece<true>(stage, piece - tile, piece);
-      }
-      stage = 1 - stage;
-    }
+    const warp_span span{warp_from, warp_last, all_from, all_last};
+    if constexpr (query_side)
+      walk_keys(from, last, span);
+    else
+      walk_queries(from, last, span);
   }
 
   /// Rows of sums that are not finite, as bits.
@@ -560,3 +474,5 @@ __global__ void __launch_bounds__(32 * long_layout<D>::warps, long_layout<D>::mi
 }
 
 }  // namespace winnow::detail
+
+#include "winnow/detail/attention/backward_long_walk.cuh"

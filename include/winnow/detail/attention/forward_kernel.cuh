@@ -35,6 +35,7 @@
 
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_block.cuh"
+#include "winnow/detail/attention/forward_long.cuh"
 #include "winnow/detail/attention/layout.hpp"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
@@ -47,6 +48,10 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
                                   forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
     attention_forward_kernel(const __grid_constant__ forward_problem problem) {
   using layout = forward_layout<sizeof(T), D, Position>;
+  constexpr bool takes_long_tiles = sizeof(T) == 2 && Vectors &&
+                                    Position == position_encoding::none &&
+                                    forward_long_layout<D>::exists;
+  static_assert(!takes_long_tiles || long_tile % layout::rows == 0);
   extern __shared__ __align__(16) std::byte memory[];
   int g = 0;
   while (g + 1 < problem.group_count &&
@@ -75,6 +80,12 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
     own_bounds = slots[row];
     own_token = group.order[start + row];
   }
+  bool is_long = false;
+  if constexpr (takes_long_tiles) {
+    const std::int64_t tile = start / long_tile * long_tile;
+    if (group.has_long_tiles && tile + long_tile <= group.max_tokens)
+      is_long = is_long_tile(group, tile) && tile + long_tile <= assigned;
+  }
   const int active = max(0, min(assigned - first, layout::rows));
   if (active < stored && active > 0) range_last = slots[active - 1].y;
   // Rows past the last token in a window attend to nothing.
@@ -90,7 +101,7 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
       zero_rows<T>(problem, group.first_head + first_head + h, tokens, active,
                    max(active, min(present - first, layout::rows)));
   }
-  if (active == 0) return;
+  if (active == 0 || is_long) return;
   if (group.path == encoding_path::rows) {
     const int begin = row / 32 * 16;
     for (int h = 0; h < heads; ++h)

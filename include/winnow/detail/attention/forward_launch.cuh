@@ -11,6 +11,7 @@
 #include "winnow/detail/attention/contextual_kernel.cuh"
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
+#include "winnow/detail/attention/forward_long.cuh"
 
 namespace winnow::detail {
 
@@ -31,6 +32,61 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
   return heads;
 }
 
+/// Sets heads_per_block, and each group's first column. \return how many columns there are.
+inline int divide_heads(forward_problem& problem, int heads_per_block) noexcept {
+  problem.heads_per_block = heads_per_block;
+  int columns = 0;
+  for (int g = 0; g < problem.group_count; ++g) {
+    group_problem& group = problem.groups[g];
+    group.first_index = columns;
+    columns += (group.heads + heads_per_block - 1) / heads_per_block;
+  }
+  return columns;
+}
+
+/// Marks the groups whose long tiles forward_long.cuh computes. \return are there any?
+template <class T, int D, position_encoding Position>
+bool mark_long_tiles(forward_problem& problem) noexcept {
+  bool any = false;
+  if constexpr (sizeof(T) == 2 && forward_long_layout<D>::exists &&
+                Position == position_encoding::none) {
+    const bool vectors =
+        problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+    for (int g = 0; g < problem.group_count; ++g) {
+      group_problem& group = problem.groups[g];
+      group.has_long_tiles = vectors && group.path == encoding_path::tiles &&
+                             group.kind == relative_kind::none && group.max_tokens >= long_tile;
+      any = any || group.has_long_tiles;
+    }
+  }
+  return any;
+}
+
+/// One wave of blocks for an H200, each of many items: with a few more or less they end together.
+template <class T, int D>
+cudaError_t launch_long_forward(const forward_problem& problem, const launch_extent& extent,
+                                cudaStream_t stream) noexcept {
+  using layout = forward_long_layout<D>;
+  constexpr std::int64_t blocks = 132 * layout::min_blocks;
+  std::int64_t tiles = extent.tokens / long_tile;
+  forward_problem parameters = problem;
+  int columns = divide_heads(parameters, 1);
+  for (int heads = 2; heads <= layout::most_heads; heads *= 2) {
+    forward_problem wider = problem;
+    const int fewer = divide_heads(wider, heads);
+    if (fewer * tiles < 8 * blocks || 2 * fewer > columns + 1) break;
+    parameters = wider;
+    columns = fewer;
+  }
+  const auto kernel = attend_long_windows_kernel<T, D>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {&parameters, &tiles, &columns};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
+                          dim3(32 * layout::warps), arguments, layout::bytes, stream);
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
@@ -44,12 +100,8 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   constexpr std::size_t most_bytes = 99 * 1024;
   while (parameters.heads_per_block > 1 && layout::bytes(bias_floats()) > most_bytes / 2)
     parameters.heads_per_block /= 2;
-  int columns = 0;
-  for (int g = 0; g < parameters.group_count; ++g) {
-    group_problem& group = parameters.groups[g];
-    group.first_index = columns;
-    columns += (group.heads + parameters.heads_per_block - 1) / parameters.heads_per_block;
-  }
+  const int columns = divide_heads(parameters, parameters.heads_per_block);
+  const bool has_long_tiles = mark_long_tiles<T, D, Position>(parameters);
 
   const bool vectors =
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
@@ -65,7 +117,13 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
                   static_cast<unsigned>((blocks + limit - 1) / limit));
   void* arguments[] = {&parameters};
-  return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+  const cudaError_t error =
+      cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+  if constexpr (sizeof(T) == 2 && forward_long_layout<D>::exists &&
+                Position == position_encoding::none)
+    if (error == cudaSuccess && has_long_tiles)
+      return launch_long_forward<T, D>(parameters, extent, stream);
+  return error;
 }
 
 template <class T, int D, position_encoding Position>

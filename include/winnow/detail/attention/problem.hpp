@@ -57,6 +57,7 @@ struct group_problem {
   std::int64_t bias_head_stride = 0;
   bool bias_is_float = false;
   int heads = 0;
+  bool has_long_tiles = false;  ///< forward_long.cuh computes tiles in long windows
 };
 
 struct forward_problem {
