@@ -17,6 +17,10 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
+/// Short windows without a position encoding have another way, in blocks that come first in the grid:
+/// see forward_window.cuh. All other blocks then pass over rows of windows that these take, and a
+/// block that has nothing else ends at once.
+///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
 /// fastest in the grid, which lets the heads of one token meet in L2. For long windows,
@@ -35,11 +39,33 @@
 
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_block.cuh"
+#include "winnow/detail/attention/forward_window.cuh"
 #include "winnow/detail/attention/layout.hpp"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
 
 namespace winnow::detail {
+
+/// The block's part of the short windows of its heads: ranges of slots and, where a warp takes fewer
+/// heads than the block has, groups of heads, by the number of the warp.
+template <class T, int D>
+__device__ __forceinline__ void attend_windows(const forward_problem& problem,
+                                               const group_problem& group, int first_head,
+                                               int heads, std::int64_t block, std::byte* memory) {
+  using layout = forward_window_layout<D>;
+  if (group.path != encoding_path::tiles || group.kind != relative_kind::none) return;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int part = warp & ((1 << problem.window_part_bits) - 1);
+  const std::int64_t from =
+      (block * layout::warps + warp >> problem.window_part_bits) * layout::range;
+  const int left = heads - part * layout::heads;
+  if (left <= 0 || from >= group.max_tokens) return;
+  window_attender<T, D>{
+      problem, group,
+      shared_address(memory) + static_cast<std::uint32_t>(warp * layout::warp_bytes),
+      group.first_head + first_head + part * layout::heads, min(left, layout::heads)}
+      .run(static_cast<int>(from));
+}
 
 /// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
 template <class T, int D, position_encoding Position, bool Vectors>
@@ -56,8 +82,21 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   const int first_head =
       (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
   const int heads = min(problem.heads_per_block, group.heads - first_head);
-  const std::int64_t start =
-      (static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * layout::rows;
+  std::int64_t number = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  // The longest windows that other blocks take.
+  int passed_over = 0;
+  if constexpr (Vectors && layout::takes_windows) {
+    static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
+    if (number < problem.window_blocks) {
+      attend_windows<T, D>(problem, group, first_head, heads, number, memory);
+      return;
+    }
+    number -= problem.window_blocks;
+    if (problem.window_blocks > 0 && group.path == encoding_path::tiles &&
+        group.kind == relative_kind::none)
+      passed_over = forward_window_layout<D>::capacity;
+  }
+  const std::int64_t start = number * layout::rows;
   if (start >= group.max_tokens) return;
   const int first = static_cast<int>(start);
   const int stored = static_cast<int>(min(std::int64_t{layout::rows}, group.max_tokens - start));
@@ -78,7 +117,7 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   const int active = max(0, min(assigned - first, layout::rows));
   if (active < stored && active > 0) range_last = slots[active - 1].y;
   // Rows past the last token in a window attend to nothing.
-  if (row >= active) own_bounds = {0, 0};
+  if (row >= active || own_bounds.y - own_bounds.x <= passed_over) own_bounds = {0, 0};
   auto* tokens = reinterpret_cast<std::int32_t*>(memory + layout::query_order);
   if (row < layout::rows) {
     reinterpret_cast<int2*>(memory + layout::bounds)[row] = own_bounds;
@@ -98,6 +137,8 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
         attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
     return;
   }
+  if constexpr (Vectors && layout::takes_windows)
+    if (passed_over > 0 && __syncthreads_or(own_bounds.y) == 0) return;
   forward_block<T, D, Position, Vectors> block{
       problem, group,  memory,      first_head, heads,
       first,   active, range_first, range_last, shared_address(memory)};

@@ -31,6 +31,20 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
   return heads;
 }
 
+/// Sets `packed`. \return false: a step does not fit 32 bits.
+inline bool pack_views(std::int64_t size, forward_problem& problem) noexcept {
+  const std::int64_t limit = (std::int64_t{1} << 31) / size;
+  packed_view* packed = problem.packed;
+  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out}) {
+    for (const std::int64_t stride : {rows->token_stride, rows->head_stride})
+      if (stride >= limit || stride <= -limit) return false;
+    *packed++ = {static_cast<char*>(const_cast<void*>(rows->data)),
+                 static_cast<std::int32_t>(rows->token_stride * size),
+                 static_cast<std::int32_t>(rows->head_stride * size)};
+  }
+  return true;
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
@@ -55,15 +69,28 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
-  const std::size_t bytes = layout::bytes(bias_floats());
+  std::size_t bytes = layout::bytes(bias_floats());
+  std::int64_t window_blocks = 0;
+  if constexpr (layout::takes_windows) {
+    using windows = forward_window_layout<D>;
+    if (vectors && pack_views(sizeof(T), parameters)) {
+      parameters.window_part_bits = windows::head_part_bits(parameters.heads_per_block);
+      const std::int64_t slots = windows::range * windows::warps >> parameters.window_part_bits;
+      window_blocks = (extent.tokens + slots - 1) / slots;
+      parameters.window_blocks = static_cast<int>(window_blocks);
+      bytes = std::max<std::size_t>(bytes, windows::bytes);
+    }
+  }
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
   }
   const std::int64_t limit = 65535;
-  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
-                  static_cast<unsigned>((blocks + limit - 1) / limit));
+  const std::int64_t all_blocks = window_blocks + blocks;
+  const dim3 grid(static_cast<unsigned>(columns),
+                  static_cast<unsigned>(std::min(all_blocks, limit)),
+                  static_cast<unsigned>((all_blocks + limit - 1) / limit));
   void* arguments[] = {&parameters};
   return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
 }

@@ -24,6 +24,10 @@ struct forward_layout {
   static constexpr int row_bytes = D * Bytes + 16;
   static constexpr int tile_bytes = keys * row_bytes;
 
+  /// Do warps take short windows by themselves (forward_window.cuh)?
+  static constexpr bool takes_windows =
+      Bytes == 2 && D <= 32 && Position == position_encoding::none;
+
   /// Whether a block may compute several heads.
   static constexpr bool many_heads = D * Bytes <= 256;
   /// Q of a block's next head comes with the head's first keys, into a buffer of its own.
@@ -48,6 +52,28 @@ struct forward_layout {
   /// \param bias_floats of all bias tables that the block holds at a time.
   static constexpr std::size_t bytes(std::size_t bias_floats) { return tail + 4 * bias_floats; }
   static_assert(bytes(4 * 169) <= 99 * 1024);
+};
+
+/// Shared memory of forward_window.cuh: each warp has its own. \tparam D padded head dim.
+template <int D>
+struct forward_window_layout {
+  static constexpr int range = 32;     ///< slots in which a warp's windows start
+  static constexpr int capacity = 48;  ///< tokens of the longest window, and of what a warp loads
+  static constexpr int heads = D == 16 ? 2 : 1;  ///< of a warp
+  static constexpr int warps = 4;
+  static constexpr int array_bytes = capacity * 2 * D;    // T [heads][q, k, v][capacity][D]
+  static constexpr int tokens = heads * 3 * array_bytes;  // int [capacity]
+  static constexpr int warp_bytes = tokens + 4 * capacity;
+  static constexpr int bytes = warps * warp_bytes;
+  static_assert(warp_bytes % 16 == 0);
+  /// log2 of the groups of heads among which a block divides its warps.
+  static constexpr int head_part_bits(int heads_per_block) {
+    int bits = 0;
+    while (heads << bits < heads_per_block) ++bits;
+    return bits;
+  }
+  /// Six blocks of a multiprocessor with 228 KB, of which each block costs one more.
+  static_assert(6 * (bytes + 1024) <= 228 * 1024);
 };
 
 }  // namespace winnow::detail
