@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
                                   forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
     attention_forward_kernel(const __grid_constant__ forward_problem problem) {
   using layout = forward_layout<sizeof(T), D, Position>;
-  extern __shared__ __align__(16) std::byte memory[];
+  extern __shared__ __align__(128) std::byte aligned_memory[];
+  std::byte* const memory = aligned_memory;
   int g = 0;
   while (g + 1 < problem.group_count &&
          static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)

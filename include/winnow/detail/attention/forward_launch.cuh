@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_kernel.cuh"
+#include "winnow/detail/attention/forward_grid.cuh"
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 
@@ -45,12 +46,51 @@ inline bool pack_views(std::int64_t size, forward_problem& problem) noexcept {
   return true;
 }
 
+/// Does forward_grid.cuh serve all groups of the launch? Sets what it needs to know.
+template <class T, int D>
+bool prepare_grid(forward_problem& problem) noexcept {
+  // Bias is divided by the scale.
+  if (!(problem.scale > 0x1p-40f)) return false;
+  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out})
+    if (!rows->vectors) return false;
+  for (int g = 0; g < problem.group_count; ++g) {
+    const group_problem& group = problem.groups[g];
+    if (group.path != encoding_path::tiles || group.kind != relative_kind::grid ||
+        !takes_grid(sizeof(T), D, group.quant_length * group.quant_length))
+      return false;
+  }
+  return pack_views(sizeof(T), problem);
+}
+
+/// Windows of an image with bias: as many blocks as the GPU holds, each of as many windows as the
+/// next.
+template <class T, int D>
+cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
+                                   cudaStream_t stream) noexcept {
+  using layout = forward_grid_layout<D>;
+  std::int64_t windows = 1;
+  for (int g = 0; g < problem.group_count; ++g) {
+    const group_problem& group = problem.groups[g];
+    windows = std::max(windows, group.max_tokens / (group.quant_length * group.quant_length));
+  }
+  const std::int64_t turns = (windows * heads + layout::most_blocks - 1) / layout::most_blocks;
+  const dim3 grid(static_cast<unsigned>(heads),
+                  static_cast<unsigned>((windows + turns - 1) / turns));
+  forward_problem parameters = problem;
+  void* arguments[] = {&parameters};
+  return cudaLaunchKernel(attend_grid_kernel<T, D>, grid, dim3(32 * layout::tiles), arguments,
+                          layout::bytes, stream);
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
   const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
+  if constexpr (Position == position_encoding::bias && sizeof(T) == 2 && D <= 32)
+    if (prepare_grid<T, D>(parameters))
+      return launch_windows_of_grid<T, D>(parameters, extent.heads, stream);
   if (layout::many_heads) parameters.heads_per_block = heads_per_block(problem, blocks);
   const auto bias_floats = [&] {
     return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;

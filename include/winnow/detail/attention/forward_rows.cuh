@@ -111,16 +111,16 @@ struct shared_rows {
       multiply_add_16<T>(s[1], q.a[step], b[2], b[3]);
     }
   }
-  /// o += weights · 16 rows of values; sum += the weights' sums.
+  /// o += weights · 16 rows of values, `offset` bytes behind `rows`; sum += the weights' sums.
   static __device__ __forceinline__ void values(const weight_fragment<T>& weights,
-                                                std::uint32_t rows, float (&o)[blocks][4],
-                                                float (&sum)[4]) {
+                                                std::uint32_t rows, std::uint32_t offset,
+                                                float (&o)[blocks][4], float (&sum)[4]) {
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
     multiply_add_16<T>(sum, weights.a, ones, ones);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
       std::uint32_t b[4];
-      load_matrices_transposed(b, moved(rows, step));
+      load_matrices_transposed(b, moved(rows, step) + offset);
       multiply_add_16<T>(o[2 * step], weights.a, b[0], b[1]);
       multiply_add_16<T>(o[2 * step + 1], weights.a, b[2], b[3]);
     }

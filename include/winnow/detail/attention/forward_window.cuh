@@ -179,7 +179,8 @@ struct window_attender {
 #pragma unroll
             for (int e = 0; e < 4; ++e)
               s[i][u][b][e] = exp2_fast(fmaf(s[i][u][b][e], factor, -largest[i][e / 2]));
-          rows::values(weight_fragment<T>(s[i][u]), array(h + i, values) + left[u], o[i], sum[i]);
+          rows::values(weight_fragment<T>(s[i][u]), array(h + i, values) + left[u], 0, o[i],
+                       sum[i]);
         }
       finish<Heads>(h, offset + 16 * m, min(16, count - 16 * m), o, sum, largest);
     }

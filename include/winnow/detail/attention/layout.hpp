@@ -76,4 +76,27 @@ struct forward_window_layout {
   static_assert(6 * (bytes + 1024) <= 228 * 1024);
 };
 
+/// The windows of an image that forward_grid.cuh takes, in tokens: those that fill its tiles.
+constexpr bool takes_grid(std::size_t element_bytes, int head_dim, int tokens) {
+  return element_bytes == 2 && head_dim <= 32 && tokens > 32 && tokens <= 64;
+}
+/// Its shared memory. \tparam D padded head dim.
+template <int D>
+struct forward_grid_layout {
+  static constexpr int tiles = 4;  ///< of 16 queries, one a warp
+  static constexpr int rows = 16 * tiles;
+  static constexpr int min_blocks = 4;
+  static constexpr int row_bytes = 2 * D;
+  static constexpr int array_bytes = rows * row_bytes;  // T [q, k, v][rows][D]
+  static constexpr int tokens = 3 * array_bytes;        // int [rows]
+  static constexpr int regions = tokens + 4 * rows;     // uint32 [rows]
+  static constexpr int stage_bytes = regions + 4 * rows;
+  static constexpr int codes = 2 * stage_bytes;   // int [rows]
+  static constexpr int table = codes + 4 * rows;  // float [(2w - 1)²], w up to 8
+  static constexpr int bytes = table + 4 * 225;
+  static_assert(stage_bytes % 128 == 0);
+  /// As many blocks as fit an H200.
+  static constexpr int most_blocks = min_blocks * 132;
+};
+
 }  // namespace winnow::detail
