@@ -17,9 +17,8 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
-/// Short windows without a position encoding have another way, in blocks that come first in the grid:
-/// see forward_window.cuh. All other blocks then pass over rows of windows that these take, and a
-/// block that has nothing else ends at once.
+/// Short windows without a position encoding have another way: a block first takes those that start in
+/// its slots, warp by warp (forward_window.cuh), and then, if there are others, passes over their rows.
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -46,57 +45,34 @@
 
 namespace winnow::detail {
 
-/// The block's part of the short windows of its heads: ranges of slots and, where a warp takes fewer
-/// heads than the block has, groups of heads, by the number of the warp.
+/// The short windows that start in the block's slots. Warps divide them by ranges of slots and by
+/// parts of the block's heads.
+/// \return whether this lane has seen a longer one.
 template <class T, int D>
-__device__ __forceinline__ void attend_windows(const forward_problem& problem,
+__device__ __forceinline__ bool attend_windows(const forward_problem& problem,
                                                const group_problem& group, int first_head,
                                                int heads, std::int64_t block, std::byte* memory) {
   using layout = forward_window_layout<D>;
-  if (group.path != encoding_path::tiles || group.kind != relative_kind::none) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int part = warp & ((1 << problem.window_part_bits) - 1);
+  const int h = (warp & ((1 << problem.window_part_bits) - 1)) * layout::heads;
   const std::int64_t from =
-      (block * layout::warps + warp >> problem.window_part_bits) * layout::range;
-  const int left = heads - part * layout::heads;
-  if (left <= 0 || from >= group.max_tokens) return;
-  window_attender<T, D>{
+      ((block * layout::warps + warp) >> problem.window_part_bits) * layout::range;
+  if (from >= group.max_tokens || h >= heads) return false;
+  return window_attender<T, D>{
       problem, group,
       shared_address(memory) + static_cast<std::uint32_t>(warp * layout::warp_bytes),
-      group.first_head + first_head + part * layout::heads, min(left, layout::heads)}
+      group.first_head + first_head + h, min(heads - h, layout::heads)}
       .run(static_cast<int>(from));
 }
 
-/// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
+/// Rows [64 · number, 64 · number + 64), or as many as a block has, of windows that are longer than
+/// `passed_over`.
 template <class T, int D, position_encoding Position, bool Vectors>
-__global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
-                                  forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
-    attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+__device__ __forceinline__ void attend_block(const forward_problem& problem,
+                                             const group_problem& group, int first_head, int heads,
+                                             std::int64_t number, int passed_over,
+                                             std::byte* memory) {
   using layout = forward_layout<sizeof(T), D, Position>;
-  extern __shared__ __align__(128) std::byte aligned_memory[];
-  std::byte* const memory = aligned_memory;
-  int g = 0;
-  while (g + 1 < problem.group_count &&
-         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
-    ++g;
-  const group_problem& group = problem.groups[g];
-  const int first_head =
-      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
-  const int heads = min(problem.heads_per_block, group.heads - first_head);
-  std::int64_t number = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  // The longest windows that other blocks take.
-  int passed_over = 0;
-  if constexpr (Vectors && layout::takes_windows) {
-    static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
-    if (number < problem.window_blocks) {
-      attend_windows<T, D>(problem, group, first_head, heads, number, memory);
-      return;
-    }
-    number -= problem.window_blocks;
-    if (problem.window_blocks > 0 && group.path == encoding_path::tiles &&
-        group.kind == relative_kind::none)
-      passed_over = forward_window_layout<D>::capacity;
-  }
   const std::int64_t start = number * layout::rows;
   if (start >= group.max_tokens) return;
   const int first = static_cast<int>(start);
@@ -144,6 +120,43 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
       problem, group,  memory,      first_head, heads,
       first,   active, range_first, range_last, shared_address(memory)};
   block.run();
+}
+
+/// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
+template <class T, int D, position_encoding Position, bool Vectors>
+__global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
+                                  forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
+    attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+  using layout = forward_layout<sizeof(T), D, Position>;
+  extern __shared__ __align__(128) std::byte aligned_memory[];
+  std::byte* const memory = aligned_memory;
+  int g = 0;
+  while (g + 1 < problem.group_count &&
+         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
+    ++g;
+  const group_problem& group = problem.groups[g];
+  const int first_head =
+      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
+  const int heads = min(problem.heads_per_block, group.heads - first_head);
+  const std::int64_t number = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  int passed_over = 0;
+  int blocks = 1;
+  if constexpr (Vectors && layout::takes_windows)
+    if (problem.window_slots > 0) {
+      static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
+      if (group.path == encoding_path::tiles && group.kind == relative_kind::none) {
+        const bool longer = attend_windows<T, D>(problem, group, first_head, heads, number, memory);
+        if (__syncthreads_or(longer ? 1 : 0) == 0 && !problem.zero_unassigned) return;
+        passed_over = forward_window_layout<D>::capacity;
+      }
+      blocks = problem.window_slots / layout::rows;
+    }
+#pragma unroll 1
+  for (int i = 0; i < blocks; ++i) {
+    if (i > 0) __syncthreads();
+    attend_block<T, D, Position, Vectors>(problem, group, first_head, heads, number * blocks + i,
+                                          passed_over, memory);
+  }
 }
 
 }  // namespace winnow::detail

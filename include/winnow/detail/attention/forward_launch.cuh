@@ -86,12 +86,15 @@ template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
-  const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
+  std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
   if constexpr (Position == position_encoding::bias && sizeof(T) == 2 && D <= 32)
     if (prepare_grid<T, D>(parameters))
       return launch_windows_of_grid<T, D>(parameters, extent.heads, stream);
   if (layout::many_heads) parameters.heads_per_block = heads_per_block(problem, blocks);
+  if constexpr (layout::takes_windows)  // in at most two parts
+    parameters.heads_per_block =
+        std::min(parameters.heads_per_block, 2 * forward_window_layout<D>::heads);
   const auto bias_floats = [&] {
     return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;
   };
@@ -110,14 +113,18 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
   std::size_t bytes = layout::bytes(bias_floats());
-  std::int64_t window_blocks = 0;
   if constexpr (layout::takes_windows) {
     using windows = forward_window_layout<D>;
     if (vectors && pack_views(sizeof(T), parameters)) {
-      parameters.window_part_bits = windows::head_part_bits(parameters.heads_per_block);
-      const std::int64_t slots = windows::range * windows::warps >> parameters.window_part_bits;
-      window_blocks = (extent.tokens + slots - 1) / slots;
-      parameters.window_blocks = static_cast<int>(window_blocks);
+      // At least the rows of one block of longer windows, and no more where blocks are few.
+      constexpr int most_slots = windows::range * windows::warps;
+      constexpr int few_blocks = 1000;
+      const bool divided =
+          parameters.heads_per_block > windows::heads || columns * blocks < few_blocks;
+      static_assert(most_slots == 2 * layout::rows);
+      parameters.window_part_bits = divided ? 1 : 0;
+      parameters.window_slots = most_slots >> parameters.window_part_bits;
+      blocks = (extent.tokens + parameters.window_slots - 1) / parameters.window_slots;
       bytes = std::max<std::size_t>(bytes, windows::bytes);
     }
   }
@@ -127,10 +134,8 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
     if (error != cudaSuccess) return error;
   }
   const std::int64_t limit = 65535;
-  const std::int64_t all_blocks = window_blocks + blocks;
-  const dim3 grid(static_cast<unsigned>(columns),
-                  static_cast<unsigned>(std::min(all_blocks, limit)),
-                  static_cast<unsigned>((all_blocks + limit - 1) / limit));
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
+                  static_cast<unsigned>((blocks + limit - 1) / limit));
   void* arguments[] = {&parameters};
   return cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Plain attention of short windows, for 16-bit storage: a part of the forward kernel
-/// (forward_kernel.cuh) that has blocks of its own.
+/// Plain attention of short windows, for 16-bit storage: the first part of the forward kernel
+/// (forward_kernel.cuh).
 ///
 /// What one warp computes: the windows of up to `capacity` tokens that start in its `range`
 /// consecutive slots, of up to `heads` heads. It loads the rows of q, k and v of all of them at once,
@@ -15,12 +15,12 @@
 /// through `order` in the background; the rest in registers. Results go back through the place of q,
 /// so that they leave as vectors.
 ///
-/// Windows longer than the capacity are left to the blocks of forward_block.cuh, row by row, as the
-/// partition on the device says.
+/// Windows longer than the capacity are left to forward_block.cuh, row by row, as the partition on the
+/// device says: where a block has none it ends here.
 ///
 /// Bound: memory traffic and its latency, two dependent trips a warp: bounds and order, then rows.
 /// Instructions: about 65 a chunk of 16 rows and head at D = 16, 60 a chunk for all heads, and 200 a
-/// range; the blocks of forward_block.cuh take 800 for 16 rows of short windows.
+/// range; forward_block.cuh takes 800 for 16 rows of short windows.
 ///
 /// NaN and infinity: rows that come out so are computed again at the very end, see exact_row.cuh.
 #pragma once
@@ -263,7 +263,8 @@ struct window_attender {
   }
 
   /// All windows that start in slots [from, from + range).
-  __device__ __forceinline__ void run(int from) const {
+  /// \return whether this lane's slot lies in a longer one.
+  __device__ __forceinline__ bool run(int from) const {
     static_assert(range == 32 && capacity == 48);
     const int slot = from + place.lane;
     const auto limit = static_cast<int>(group.max_tokens);
@@ -280,7 +281,8 @@ struct window_attender {
     load_tokens(slot);
 
     const std::uint32_t starts = __ballot_sync(all, slot < assigned && window.x == slot);
-    if (starts == 0) return;
+    const bool longer = slot < assigned && window.y - window.x > capacity;
+    if (starts == 0) return longer;
     const int first = __ffs(static_cast<int>(starts)) - 1;
     const int last = 31 - __clz(static_cast<int>(starts));
     // A window longer than the capacity ends outside the range: it can only be the last.
@@ -315,7 +317,7 @@ struct window_attender {
     }
     static_assert(2 * max_heads * passes <= 32);
     __syncwarp();
-    if (!__any_sync(all, broken != 0)) return;
+    if (!__any_sync(all, broken != 0)) return longer;
     // At the end, where nothing else lives, the call costs no registers.
     for (int i = 0; i < 2 * max_heads * passes; ++i) {
       const int part = i / passes / max_heads;
@@ -327,6 +329,7 @@ struct window_attender {
                       from + (part == 0 ? first : last) + i % passes * pass_rows + row);
       }
     }
+    return longer;
   }
 };
 

@@ -66,14 +66,6 @@ struct forward_window_layout {
   static constexpr int warp_bytes = tokens + 4 * capacity;
   static constexpr int bytes = warps * warp_bytes;
   static_assert(warp_bytes % 16 == 0);
-  /// log2 of the groups of heads among which a block divides its warps.
-  static constexpr int head_part_bits(int heads_per_block) {
-    int bits = 0;
-    while (heads << bits < heads_per_block) ++bits;
-    return bits;
-  }
-  /// Six blocks of a multiprocessor with 228 KB, of which each block costs one more.
-  static_assert(6 * (bytes + 1024) <= 228 * 1024);
 };
 
 /// The windows of an image that forward_grid.cuh takes, in tokens: those that fill its tiles.

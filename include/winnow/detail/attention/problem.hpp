@@ -75,10 +75,10 @@ struct forward_problem {
   float scale = 1.0f;
   int head_dim = 0;
   bool zero_unassigned = false;
-  int heads_per_block = 1;  ///< the launch sets it, and first_index to the group's first column
-  int window_blocks = 0;    ///< rows of blocks that take short windows; they come first in the grid
-  int window_part_bits = 0;  ///< log2 of the groups of heads among which it divides its warps
-  packed_view packed[4];     ///< q, k, v and out for these blocks
+  int heads_per_block = 1;   ///< the launch sets it, and first_index to the group's first column
+  int window_slots = 0;      ///< slots of a block that takes short windows first; 0: none does
+  int window_part_bits = 0;  ///< log2 of the parts of its heads among which it divides its warps
+  packed_view packed[4];     ///< q, k, v and out, for short windows
   int group_count = 0;
   group_problem groups[max_head_groups];
 };
