@@ -3,6 +3,7 @@
 /// The work of one block of the forward kernel: see forward_kernel.cuh.
 #pragma once
 
+#include <climits>
 #include <cstdint>
 
 #include "winnow/detail/attention/encoding.cuh"
@@ -27,6 +28,8 @@ struct forward_block {
   static constexpr int threads = layout::tuning.threads();
   static constexpr int units = layout::tuning.units;
   static_assert(math::stride * sizeof(T) == layout::row_bytes);
+  /// May rows have empty bounds, since other blocks take their windows?
+  static constexpr bool passes_over_windows = Vectors && layout::takes_windows;
 
   const forward_problem& problem;
   const group_problem& group;
@@ -172,6 +175,16 @@ struct forward_block {
       windows.first[i] = row.x;
       windows.last[i] = row.y;
     }
+    if constexpr (passes_over_windows)
+      if (top.y == 0 || bottom.y == 0) {  // rows of short windows have empty bounds
+        int lowest = INT_MAX;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (windows.last[i] > 0) lowest = min(lowest, windows.first[i]);
+        windows.lowest = __reduce_min_sync(0xffffffffu, lowest);
+        windows.highest = __reduce_max_sync(0xffffffffu, max(windows.last[0], windows.last[1]));
+        windows.common_first = windows.common_last = 0;
+      }
     return windows;
   }
 
@@ -413,7 +426,8 @@ struct forward_block {
     }
     // At the end, where nothing else lives, the call costs no registers.
     for (int i = 0; bad != 0; ++i, bad >>= 1)
-      if ((bad & 1) != 0)
+      if ((bad & 1) != 0 &&
+          (!passes_over_windows || at<const int2>(layout::bounds)[warp * 16 + i % 16].y > 0))
         attend_row<T>(problem, group, group.first_head + first_head + i / 16,
                       first + warp * 16 + i % 16);
   }

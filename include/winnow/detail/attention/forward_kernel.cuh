@@ -17,6 +17,9 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
+/// Short windows without a position encoding have another way: a block first takes those that start in
+/// its slots, warp by warp (forward_window.cuh), and then, if there are others, passes over their rows.
+///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
 /// fastest in the grid, which lets the heads of one token meet in L2. For long windows,
@@ -36,33 +39,46 @@
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_block.cuh"
 #include "winnow/detail/attention/forward_long.cuh"
+#include "winnow/detail/attention/forward_window.cuh"
 #include "winnow/detail/attention/layout.hpp"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
 
 namespace winnow::detail {
 
-/// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
+/// The short windows that start in the block's slots. Warps divide them by ranges of slots and by
+/// parts of the block's heads.
+/// \return whether this lane has seen a longer one.
+template <class T, int D>
+__device__ __forceinline__ bool attend_windows(const forward_problem& problem,
+                                               const group_problem& group, int first_head,
+                                               int heads, std::int64_t block, std::byte* memory) {
+  using layout = forward_window_layout<D>;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int h = (warp & ((1 << problem.window_part_bits) - 1)) * layout::heads;
+  const std::int64_t from =
+      ((block * layout::warps + warp) >> problem.window_part_bits) * layout::range;
+  if (from >= group.max_tokens || h >= heads) return false;
+  return window_attender<T, D>{
+      problem, group,
+      shared_address(memory) + static_cast<std::uint32_t>(warp * layout::warp_bytes),
+      group.first_head + first_head + h, min(heads - h, layout::heads)}
+      .run(static_cast<int>(from));
+}
+
+/// Rows [64 · number, 64 · number + 64), or as many as a block has, of windows that are longer than
+/// `passed_over`.
 template <class T, int D, position_encoding Position, bool Vectors>
-__global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
-                                  forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
-    attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+__device__ __forceinline__ void attend_block(const forward_problem& problem,
+                                             const group_problem& group, int first_head, int heads,
+                                             std::int64_t number, int passed_over,
+                                             std::byte* memory) {
   using layout = forward_layout<sizeof(T), D, Position>;
   constexpr bool takes_long_tiles = sizeof(T) == 2 && Vectors &&
                                     Position == position_encoding::none &&
                                     forward_long_layout<D>::exists;
   static_assert(!takes_long_tiles || long_tile % layout::rows == 0);
-  extern __shared__ __align__(16) std::byte memory[];
-  int g = 0;
-  while (g + 1 < problem.group_count &&
-         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
-    ++g;
-  const group_problem& group = problem.groups[g];
-  const int first_head =
-      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
-  const int heads = min(problem.heads_per_block, group.heads - first_head);
-  const std::int64_t start =
-      (static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * layout::rows;
+  const std::int64_t start = number * layout::rows;
   if (start >= group.max_tokens) return;
   const int first = static_cast<int>(start);
   const int stored = static_cast<int>(min(std::int64_t{layout::rows}, group.max_tokens - start));
@@ -89,7 +105,7 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   const int active = max(0, min(assigned - first, layout::rows));
   if (active < stored && active > 0) range_last = slots[active - 1].y;
   // Rows past the last token in a window attend to nothing.
-  if (row >= active) own_bounds = {0, 0};
+  if (row >= active || own_bounds.y - own_bounds.x <= passed_over) own_bounds = {0, 0};
   auto* tokens = reinterpret_cast<std::int32_t*>(memory + layout::query_order);
   if (row < layout::rows) {
     reinterpret_cast<int2*>(memory + layout::bounds)[row] = own_bounds;
@@ -109,10 +125,49 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
         attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
     return;
   }
+  if constexpr (Vectors && layout::takes_windows)
+    if (passed_over > 0 && __syncthreads_or(own_bounds.y) == 0) return;
   forward_block<T, D, Position, Vectors> block{
       problem, group,  memory,      first_head, heads,
       first,   active, range_first, range_last, shared_address(memory)};
   block.run();
+}
+
+/// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
+template <class T, int D, position_encoding Position, bool Vectors>
+__global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
+                                  forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
+    attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+  using layout = forward_layout<sizeof(T), D, Position>;
+  extern __shared__ __align__(128) std::byte aligned_memory[];
+  std::byte* const memory = aligned_memory;
+  int g = 0;
+  while (g + 1 < problem.group_count &&
+         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
+    ++g;
+  const group_problem& group = problem.groups[g];
+  const int first_head =
+      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
+  const int heads = min(problem.heads_per_block, group.heads - first_head);
+  const std::int64_t number = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  int passed_over = 0;
+  int blocks = 1;
+  if constexpr (Vectors && layout::takes_windows)
+    if (problem.window_slots > 0) {
+      static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
+      if (group.path == encoding_path::tiles && group.kind == relative_kind::none) {
+        const bool longer = attend_windows<T, D>(problem, group, first_head, heads, number, memory);
+        if (__syncthreads_or(longer ? 1 : 0) == 0 && !problem.zero_unassigned) return;
+        passed_over = forward_window_layout<D>::capacity;
+      }
+      blocks = problem.window_slots / layout::rows;
+    }
+#pragma unroll 1
+  for (int i = 0; i < blocks; ++i) {
+    if (i > 0) __syncthreads();
+    attend_block<T, D, Position, Vectors>(problem, group, first_head, heads, number * blocks + i,
+                                          passed_over, memory);
+  }
 }
 
 }  // namespace winnow::detail

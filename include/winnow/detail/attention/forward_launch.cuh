@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_kernel.cuh"
+#include "winnow/detail/attention/forward_grid.cuh"
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/forward_long.cuh"
@@ -87,13 +88,69 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
                           dim3(32 * layout::warps), arguments, layout::bytes, stream);
 }
 
+/// Sets `packed`. \return false: a step does not fit 32 bits.
+inline bool pack_views(std::int64_t size, forward_problem& problem) noexcept {
+  const std::int64_t limit = (std::int64_t{1} << 31) / size;
+  packed_view* packed = problem.packed;
+  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out}) {
+    for (const std::int64_t stride : {rows->token_stride, rows->head_stride})
+      if (stride >= limit || stride <= -limit) return false;
+    *packed++ = {static_cast<char*>(const_cast<void*>(rows->data)),
+                 static_cast<std::int32_t>(rows->token_stride * size),
+                 static_cast<std::int32_t>(rows->head_stride * size)};
+  }
+  return true;
+}
+
+/// Does forward_grid.cuh serve all groups of the launch? Sets what it needs to know.
+template <class T, int D>
+bool prepare_grid(forward_problem& problem) noexcept {
+  // Bias is divided by the scale.
+  if (!(problem.scale > 0x1p-40f)) return false;
+  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out})
+    if (!rows->vectors) return false;
+  for (int g = 0; g < problem.group_count; ++g) {
+    const group_problem& group = problem.groups[g];
+    if (group.path != encoding_path::tiles || group.kind != relative_kind::grid ||
+        !takes_grid(sizeof(T), D, group.quant_length * group.quant_length))
+      return false;
+  }
+  return pack_views(sizeof(T), problem);
+}
+
+/// Windows of an image with bias: as many blocks as the GPU holds, each of as many windows as the
+/// next.
+template <class T, int D>
+cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
+                                   cudaStream_t stream) noexcept {
+  using layout = forward_grid_layout<D>;
+  std::int64_t windows = 1;
+  for (int g = 0; g < problem.group_count; ++g) {
+    const group_problem& group = problem.groups[g];
+    windows = std::max(windows, group.max_tokens / (group.quant_length * group.quant_length));
+  }
+  const std::int64_t turns = (windows * heads + layout::most_blocks - 1) / layout::most_blocks;
+  const dim3 grid(static_cast<unsigned>(heads),
+                  static_cast<unsigned>((windows + turns - 1) / turns));
+  forward_problem parameters = problem;
+  void* arguments[] = {&parameters};
+  return cudaLaunchKernel(attend_grid_kernel<T, D>, grid, dim3(32 * layout::tiles), arguments,
+                          layout::bytes, stream);
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
-  const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
+  std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
+  if constexpr (Position == position_encoding::bias && sizeof(T) == 2 && D <= 32)
+    if (prepare_grid<T, D>(parameters))
+      return launch_windows_of_grid<T, D>(parameters, extent.heads, stream);
   if (layout::many_heads) parameters.heads_per_block = heads_per_block(problem, blocks);
+  if constexpr (layout::takes_windows)  // in at most two parts
+    parameters.heads_per_block =
+        std::min(parameters.heads_per_block, 2 * forward_window_layout<D>::heads);
   const auto bias_floats = [&] {
     return static_cast<std::size_t>(extent.bias_rows) * parameters.heads_per_block;
   };
@@ -107,7 +164,22 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
-  const std::size_t bytes = layout::bytes(bias_floats());
+  std::size_t bytes = layout::bytes(bias_floats());
+  if constexpr (layout::takes_windows) {
+    using windows = forward_window_layout<D>;
+    if (vectors && pack_views(sizeof(T), parameters)) {
+      // At least the rows of one block of longer windows, and no more where blocks are few.
+      constexpr int most_slots = windows::range * windows::warps;
+      constexpr int few_blocks = 1000;
+      const bool divided =
+          parameters.heads_per_block > windows::heads || columns * blocks < few_blocks;
+      static_assert(most_slots == 2 * layout::rows);
+      parameters.window_part_bits = divided ? 1 : 0;
+      parameters.window_slots = most_slots >> parameters.window_part_bits;
+      blocks = (extent.tokens + parameters.window_slots - 1) / parameters.window_slots;
+      bytes = std::max<std::size_t>(bytes, windows::bytes);
+    }
+  }
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));

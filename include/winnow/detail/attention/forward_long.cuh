@@ -45,7 +45,8 @@ __device__ __forceinline__ bool is_long_tile(const group_problem& group, std::in
   const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
   const int2 top = bounds[0];
   const int2 bottom = bounds[long_tile - 1];
-  return top.y - top.x >= long_window && bottom.y - bottom.x >= long_window;
+  // With no other window between the two, which may be a short one that forward_window.cuh takes.
+  return top.y - top.x >= long_window && bottom.y - bottom.x >= long_window && bottom.x <= top.y;
 }
 
 template <class T, int D>

@@ -10,7 +10,7 @@ namespace winnow::detail {
 /// Windows from so many tokens on are worth tiles of 128 rows.
 inline constexpr int long_window = 192;
 /// Rows of a block's tile. It takes the tiles of so many consecutive slots whose first and last slot
-/// lie in long windows, and which are full.
+/// lie in long windows with no other between them, and which are full.
 inline constexpr int long_tile = 128;
 
 /// \tparam D padded head dim.

@@ -24,6 +24,10 @@ struct forward_layout {
   static constexpr int row_bytes = D * Bytes + 16;
   static constexpr int tile_bytes = keys * row_bytes;
 
+  /// Do warps take short windows by themselves (forward_window.cuh)?
+  static constexpr bool takes_windows =
+      Bytes == 2 && D <= 32 && Position == position_encoding::none;
+
   /// Whether a block may compute several heads.
   static constexpr bool many_heads = D * Bytes <= 256;
   /// Q of a block's next head comes with the head's first keys, into a buffer of its own.
@@ -48,6 +52,43 @@ struct forward_layout {
   /// \param bias_floats of all bias tables that the block holds at a time.
   static constexpr std::size_t bytes(std::size_t bias_floats) { return tail + 4 * bias_floats; }
   static_assert(bytes(4 * 169) <= 99 * 1024);
+};
+
+/// Shared memory of forward_window.cuh: each warp has its own. \tparam D padded head dim.
+template <int D>
+struct forward_window_layout {
+  static constexpr int range = 32;     ///< slots in which a warp's windows start
+  static constexpr int capacity = 48;  ///< tokens of the longest window, and of what a warp loads
+  static constexpr int heads = D == 16 ? 2 : 1;  ///< of a warp
+  static constexpr int warps = 4;
+  static constexpr int array_bytes = capacity * 2 * D;    // T [heads][q, k, v][capacity][D]
+  static constexpr int tokens = heads * 3 * array_bytes;  // int [capacity]
+  static constexpr int warp_bytes = tokens + 4 * capacity;
+  static constexpr int bytes = warps * warp_bytes;
+  static_assert(warp_bytes % 16 == 0);
+};
+
+/// The windows of an image that forward_grid.cuh takes, in tokens: those that fill its tiles.
+constexpr bool takes_grid(std::size_t element_bytes, int head_dim, int tokens) {
+  return element_bytes == 2 && head_dim <= 32 && tokens > 32 && tokens <= 64;
+}
+/// Its shared memory. \tparam D padded head dim.
+template <int D>
+struct forward_grid_layout {
+  static constexpr int tiles = 4;  ///< of 16 queries, one a warp
+  static constexpr int rows = 16 * tiles;
+  static constexpr int min_blocks = 5;
+  static constexpr int row_bytes = 2 * D;
+  static constexpr int array_bytes = rows * row_bytes;  // T [q, k, v][rows][D]
+  static constexpr int tokens = 3 * array_bytes;        // int [rows]
+  static constexpr int regions = tokens + 4 * rows;     // uint32 [rows]
+  static constexpr int stage_bytes = regions + 4 * rows;
+  static constexpr int codes = 2 * stage_bytes;   // int [rows]
+  static constexpr int table = codes + 4 * rows;  // float [(2w - 1)²], w up to 8
+  static constexpr int bytes = table + 4 * 225;
+  static_assert(stage_bytes % 128 == 0);
+  /// As many blocks as fit an H200.
+  static constexpr int most_blocks = min_blocks * 132;
 };
 
 }  // namespace winnow::detail

@@ -20,6 +20,14 @@ struct row_view {
   bool vectors = false;
 };
 
+/// Rows that start on 16 bytes and whose steps fit 32 bits, in bytes: an address is one
+/// multiplication.
+struct packed_view {
+  char* data = nullptr;
+  std::int32_t token_bytes = 0;
+  std::int32_t head_bytes = 0;
+};
+
 /// One table [R, 3, heads, D], as the group owns it; null data: absent.
 struct table_view {
   const void* data = nullptr;
@@ -68,7 +76,10 @@ struct forward_problem {
   float scale = 1.0f;
   int head_dim = 0;
   bool zero_unassigned = false;
-  int heads_per_block = 1;  ///< the launch sets it, and first_index to the group's first column
+  int heads_per_block = 1;   ///< the launch sets it, and first_index to the group's first column
+  int window_slots = 0;      ///< slots of a block that takes short windows first; 0: none does
+  int window_part_bits = 0;  ///< log2 of the parts of its heads among which it divides its warps
+  packed_view packed[4];     ///< q, k, v and out, for short windows
   int group_count = 0;
   group_problem groups[max_head_groups];
 };
