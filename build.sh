@@ -80,7 +80,7 @@ case ${1:-} in
     mkdir -p "$build_dir"
     # Heads of 16 are the default of winnow-eval; kernels for others take minutes to compile.
     dims=(-DWINNOW_HEAD_DIMS=16)
-    [[ " $* " != *" --head-dim"[\ =]* ]] || dims=()
+    [[ " $* " != *" --head-dim"[\ =]* ]] || dims=(-UWINNOW_HEAD_DIMS)
     printf 'build.sh: building winnow-eval in %s, which takes a minute or two\n' "$build_dir"
     configure "$cuda" -DWINNOW_BUILD_TESTS=OFF -DWINNOW_BUILD_BENCH=OFF "${dims[@]}"
     cmake --build "$build_dir" -j "$jobs" --target winnow-eval
