@@ -78,7 +78,11 @@ case ${1:-} in
     if has_nvcc && has_gpu; then cuda=ON; else cuda=OFF; fi
     build_dir=${WINNOW_BUILD_DIR:-build/demo}
     mkdir -p "$build_dir"
-    configure "$cuda" -DWINNOW_BUILD_TESTS=OFF -DWINNOW_BUILD_BENCH=OFF
+    # Heads of 16 are the default of winnow-eval; kernels for others take minutes to compile.
+    dims=(-DWINNOW_HEAD_DIMS=16)
+    [[ " $* " != *" --head-dim"[\ =]* ]] || dims=(-UWINNOW_HEAD_DIMS)
+    printf 'build.sh: building winnow-eval in %s, which takes a minute or two\n' "$build_dir"
+    configure "$cuda" -DWINNOW_BUILD_TESTS=OFF -DWINNOW_BUILD_BENCH=OFF "${dims[@]}"
     cmake --build "$build_dir" -j "$jobs" --target winnow-eval
     report=(--report "$build_dir/report")
     [[ " $* " != *" --report"[\ =]* ]] || report=()

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "support/busy_gpu.cuh"
 #include "support/device_gradients.hpp"
 
 namespace winnow::test {
@@ -486,13 +487,26 @@ TEST(AttentionBackwardDevice, ReplaysAGraphWithVaryingTokens) {
   }
 }
 
-__global__ void keep_busy(float* sink, int turns) {
-  float x = static_cast<float>(threadIdx.x);
-  for (int i = 0; i < turns; ++i) x = x * 1.0000001f + 1e-9f;
-  if (x == 12345.0f) *sink = x;
+/// Two calls at once beside a stream that fills half the GPU give the bits that one has given alone.
+template <class T>
+void expect_same_bits_beside_other_work(const attention_case<T>& problem,
+                                        device_gradients<T>& device) {
+  device_gradients<T> other(problem);
+  const auto alone = device.bytes();
+  busy_gpu busy;
+  const device_stream first, second;
+  for (int turn = 0; turn < 3; ++turn) {
+    device.poison();
+    other.poison();
+    busy.submit();
+    WINNOW_ASSERT_OK(device.submit(device.arguments(), first));
+    WINNOW_ASSERT_OK(other.submit(other.arguments(), second));
+    synchronize();
+    EXPECT_TRUE(alone == device.bytes());
+    EXPECT_TRUE(alone == other.bytes());
+  }
 }
 
-/// Two calls at once beside a stream that fills half the GPU give the bits of a call alone.
 TYPED_TEST(AttentionBackwardDevice, RepeatsBitForBitBesideOtherWork) {
   WINNOW_SKIP_WITHOUT_GPU();
   for (const scene kind : {scene::groups, scene::spherical, scene::plain, scene::short_windows,
@@ -500,23 +514,8 @@ TYPED_TEST(AttentionBackwardDevice, RepeatsBitForBitBesideOtherWork) {
     SCOPED_TRACE(name_of(kind));
     const auto problem = make_problem<TypeParam>(kind, 16, 43);
     device_gradients<TypeParam> device(problem);
-    device_gradients<TypeParam> other(problem);
     WINNOW_ASSERT_OK(device.run());
-    const auto alone = device.bytes();
-    device_stream busy, first, second;
-    device_array<float> sink(1);
-    int processors = 0;
-    check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
-    for (int turn = 0; turn < 3; ++turn) {
-      device.poison();
-      other.poison();
-      keep_busy<<<processors / 2, 1024, 0, busy>>>(sink.data(), 200000);
-      WINNOW_ASSERT_OK(device.submit(device.arguments(), first));
-      WINNOW_ASSERT_OK(other.submit(other.arguments(), second));
-      synchronize();
-      EXPECT_TRUE(alone == device.bytes());
-      EXPECT_TRUE(alone == other.bytes());
-    }
+    expect_same_bits_beside_other_work(problem, device);
   }
 }
 
@@ -540,22 +539,9 @@ TEST(AttentionBackwardDevice, RepeatsScansBitForBit) {
     attention_case<half> problem({{2, windows}}, 16, 46);
     prepare_forward(problem);
     device_gradients<half> device(problem);
-    device_gradients<half> other(problem);
     WINNOW_ASSERT_OK(device.run());
     expect_gradients_match(exact_gradients(problem), device);
-    const auto alone = device.bytes();
-    device_stream busy, first, second;
-    device_array<float> sink(1);
-    for (int turn = 0; turn < 3; ++turn) {
-      device.poison();
-      other.poison();
-      keep_busy<<<66, 1024, 0, busy>>>(sink.data(), 200000);
-      WINNOW_ASSERT_OK(device.submit(device.arguments(), first));
-      WINNOW_ASSERT_OK(other.submit(other.arguments(), second));
-      synchronize();
-      EXPECT_TRUE(alone == device.bytes());
-      EXPECT_TRUE(alone == other.bytes());
-    }
+    expect_same_bits_beside_other_work(problem, device);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/attention_scenes.hpp"
+#include "support/busy_gpu.cuh"
 #include "support/compare.hpp"
 #include "support/device_attention.hpp"
 
@@ -307,12 +308,6 @@ TEST(AttentionForwardDevice, ReplaysAGraphWithVaryingTokens) {
   }
 }
 
-__global__ void keep_busy(float* sink, int turns) {
-  float x = static_cast<float>(threadIdx.x);
-  for (int i = 0; i < turns; ++i) x = x * 1.0000001f + 1e-9f;
-  if (x == 12345.0f) *sink = x;
-}
-
 /// Two calls at once beside a stream that fills half the GPU give the bits of a call alone.
 TYPED_TEST(AttentionForwardDevice, RepeatsBitForBitBesideOtherWork) {
   WINNOW_SKIP_WITHOUT_GPU();
@@ -323,14 +318,12 @@ TYPED_TEST(AttentionForwardDevice, RepeatsBitForBitBesideOtherWork) {
     WINNOW_ASSERT_OK(run(device.forward()));
     const auto out = device.out.to_host();
     const auto lse = device.lse.to_host();
-    device_stream busy, first, second;
-    device_array<float> sink(1);
-    int processors = 0;
-    check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
+    busy_gpu busy;
+    const device_stream first, second;
     for (int turn = 0; turn < 5; ++turn) {
       device.out.poison();
       other.out.poison();
-      keep_busy<<<processors / 2, 1024, 0, busy>>>(sink.data(), 200000);
+      busy.submit();
       WINNOW_ASSERT_OK(attention_forward(device.forward(), nullptr, 0, first));
       WINNOW_ASSERT_OK(attention_forward(other.forward(), nullptr, 0, second));
       synchronize();

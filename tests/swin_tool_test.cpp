@@ -34,6 +34,9 @@ TEST(swin_tool, refuses_bad_options) {
   expect_refused("latency --dtype float", "--dtype");
   expect_refused("search --image 672x12", "672 x 12");
   expect_refused("search --population 1", "--population");
+  expect_refused("search --min 2 --max 1", "must not be less than --min");
+  expect_refused("search --max nan", "must not be less than --min");
+  expect_refused("search --log /no/such/folder/a.csv", "/no/such/folder/a.csv: cannot be written");
 }
 
 TEST(swin_tool, says_where_there_is_no_gpu) {

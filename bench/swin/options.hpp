@@ -35,7 +35,7 @@ struct search_command_options : common_options {
   double min_latency = -std::numeric_limits<double>::infinity();
   double max_latency = std::numeric_limits<double>::infinity();
   int generations = 20;
-  int population = 32;
+  int population = 100;  ///< a quarter of which are parents
   bool random = false;
   std::optional<std::string> score_command;
   std::optional<std::string> table;  ///< read if it exists, else measured and written

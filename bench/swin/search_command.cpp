@@ -24,6 +24,20 @@ void require(const char* name, const status& outcome) {
   if (!outcome.ok()) throw std::runtime_error(std::string(name) + ": " + outcome.message());
 }
 
+/// What can be known to be wrong before anything is measured.
+void check(const search_command_options& asked) {
+  if (!(asked.min_latency <= asked.max_latency))
+    throw support::input_error("--max", "is " + std::to_string(asked.max_latency) +
+                                            " ms, must not be less than --min, " +
+                                            std::to_string(asked.min_latency) + " ms");
+  for (const std::string& file : {asked.log, asked.picture}) {
+    const std::filesystem::path folder = std::filesystem::absolute(file).parent_path();
+    if (!std::filesystem::is_directory(folder))
+      throw support::input_error(file,
+                                 "cannot be written: " + folder.string() + " is not a folder");
+  }
+}
+
 class search_run {
  public:
   explicit search_run(const search_command_options& asked) : asked_(asked), work_(asked) {
@@ -159,6 +173,7 @@ void search_run::run() {
 }  // namespace
 
 void run_search_command(const search_command_options& asked) {
+  check(asked);
   search_run(asked).run();
 }
 

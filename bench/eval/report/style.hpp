@@ -99,7 +99,7 @@ footer { margin-top: 3rem; color: var(--faint); font-size: .9rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .tile { padding: .7rem .75rem; }
   .tile b { font-size: 1.2rem; }
-  caption { padding-left: .55rem; padding-right: .55rem; }
+  caption { padding-left: .4rem; padding-right: .4rem; }
   .facts th { width: 38%; }
   figure { padding: .6rem; }
 }
