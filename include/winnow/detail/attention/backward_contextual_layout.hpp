@@ -125,7 +125,9 @@ struct contextual_window_layout {
   static constexpr int magnitudes = 0;                           // uint32 [tiles]
   static constexpr int deltas = 64;                              // float [tiles][16]
   static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
-  static constexpr int tables = radius + 4 * 16 * tiles;         // T [q, k, v][3 · tile_rows]
+  static constexpr int plan = radius + 4 * 16 * tiles;           // int4 [tiles]: the next turn's
+  static constexpr int plan_used = plan + 16 * tiles;            // int2: tiles, are windows long?
+  static constexpr int tables = plan_used + 16;                  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
   static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
 

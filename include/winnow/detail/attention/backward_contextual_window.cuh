@@ -194,11 +194,16 @@ struct contextual_window_differentiator {
     int width = 0;
     int used = 0;               ///< tiles that hold rows; 0: the block has done all
     bool long_windows = false;  ///< some window takes several tiles
-    int next = 0;               ///< the slot after all of them, where a window starts
   };
-  /// Fills tiles with the windows from slot `from` on that start before slot `until`.
-  __device__ __forceinline__ turn fill_tiles(int from, int until) const {
-    turn result;
+  /// Which windows are next: those from slot `from` on that start before slot `until`.
+  struct cursor {
+    int number;  ///< of the range
+    int from, until;
+  };
+  /// Plans a turn with the next windows of the range, by one warp. \return tiles with rows
+  __device__ __forceinline__ int fill_tiles(cursor& next) const {
+    const int from = next.from;
+    const int until = next.until;
     // Bit s: in slot from + 1 + s starts a window, or the last has ended there.
     std::uint64_t starts = 0;
 #pragma unroll
@@ -214,7 +219,10 @@ struct contextual_window_differentiator {
       starts = (starts ^ behind) | (behind & (0 - behind));
     }
     int done = 0;
-    while (result.used < tiles && done < 64 && from + done < until) {
+    int used = 0;
+    bool long_windows = false;
+    int4 tile = {0, 0, 0, 0};  // the one that this lane writes down
+    while (used < tiles && done < 64 && from + done < until) {
       const unsigned near = static_cast<unsigned>(starts >> done) & 0xffffu;
       int count = 32 - __clz(static_cast<int>(near));
       int needed = 1;
@@ -225,40 +233,41 @@ struct contextual_window_differentiator {
           done += count;
           continue;
         }
-        if (result.used + needed > tiles) break;
-        result.long_windows = true;
+        if (used + needed > tiles) break;
+        long_windows = true;
       }
-      const int own = warp - result.used;
-      if (own >= 0 && own < needed) {
-        result.first = from + done + 16 * own;
-        result.count = min(16, count - 16 * own);
-        result.base = result.used;
-        result.width = needed;
-      }
-      result.used += needed;
+      const int own = place.lane - used;
+      if (own >= 0 && own < needed)
+        tile = {from + done + 16 * own, min(16, count - 16 * own), used, needed};
+      used += needed;
       done += count;
     }
-    result.next = from + done;
-    return result;
+    if (place.lane < tiles) at<int4>(layout::plan)[place.lane] = tile;
+    if (place.lane == 0) *at<int2>(layout::plan_used) = {used, long_windows ? 1 : 0};
+    next.from = from + done;
+    return used;
   }
-  struct cursor {
-    int number;  ///< of the range
-    int from, until;
-  };
-  __device__ __forceinline__ turn follow(cursor& now, int range) const {
-    for (;;) {
-      while (now.from >= now.until) {
-        now.number += problem.parts_per_head;
-        const std::int64_t first = std::int64_t{now.number} * range;
-        if (first >= assigned) return {};
-        now.until = static_cast<int>(min(first + range, std::int64_t{assigned}));
+  /// Plans the next turn, by one warp.
+  __device__ __forceinline__ void plan_turn(cursor& next, int range) const {
+    do {
+      while (next.from >= next.until) {
+        next.number += problem.parts_per_head;
+        const std::int64_t first = std::int64_t{next.number} * range;
+        if (first >= assigned) {
+          if (place.lane == 0) *at<int2>(layout::plan_used) = {0, 0};
+          return;
+        }
+        next.until = static_cast<int>(min(first + range, std::int64_t{assigned}));
         const int2 window = bounds[first];
-        now.from = window.x == first ? window.x : window.y;
+        next.from = window.x == first ? window.x : window.y;
       }
-      const turn result = fill_tiles(now.from, now.until);
-      now.from = result.next;
-      if (result.used > 0) return result;
-    }
+    } while (fill_tiles(next) == 0);
+  }
+  [[nodiscard]] __device__ __forceinline__ turn planned_turn() const {
+    const int2 all = *at<int2>(layout::plan_used);
+    if (all.x == 0) return {};
+    const int4 tile = at<int4>(layout::plan)[warp];
+    return {tile.x, tile.y, tile.z, tile.w, all.x, all.y != 0};
   }
 
   /// What a warp knows of its rows before they are there.
@@ -1069,19 +1078,22 @@ struct contextual_window_differentiator {
     const std::int64_t turns = max((assigned + share - 1) / share, std::int64_t{1});
     const std::int64_t ranges = turns * problem.parts_per_head;
     const int range = static_cast<int>((assigned + ranges - 1) / ranges);
-    cursor cursor_{part - problem.parts_per_head, 0, 0};
-    turn now = follow(cursor_, range);
+    cursor next{part - problem.parts_per_head, 0, 0};
+    if (warp == 0) plan_turn(next, range);
+    __syncthreads();
+    turn now = planned_turn();
     tile_tokens rows = load_tokens(now);
     __syncthreads();
     while (now.used > 0) {
-      if (now.count > 0) {
-        copy_rows(rows);
+      if (now.count > 0) copy_rows(rows);
+      // While rows arrive.
+      if (warp == 0) plan_turn(next, range);
+      if (now.count > 0)
         differentiate(now, rows);
-      } else {
+      else
         stand_by(now);
-      }
       const int used = now.used;
-      now = follow(cursor_, range);
+      now = planned_turn();
       rows = load_tokens(now);
       add_to_parts(used, scale_of_block().down);
       __syncthreads();
