@@ -4,9 +4,9 @@
 ///
 /// What a block computes: of one head every so many-th 64 rows. It lives long, so that it loads the
 /// head's tables once. Rows are slots, sorted by window, 16 a warp; their keys are one range of slots,
-/// taken in turns of up to 96. In a turn the warps first multiply the keys with Tk, 16 keys and one
-/// axis at a time, and their own rows with Tq; then each attends to the keys that its rows need, 16 at
-/// a time. While they do, the next turn's rows arrive by cp.async. A turn has two barriers.
+/// taken in turns of up to 96 or 112. In a turn the warps first multiply the keys with Tk, 16 at a time,
+/// and their own rows with Tq; then each attends to the keys that its rows need, 16 at a time. While
+/// they do, the next turn's rows arrive by cp.async. A turn has two barriers.
 ///
 /// A pair's logit is q·k plus six table products, of which linear axes are matrix products again:
 /// Gq, the row's products by the position of the other token, times the one-hot position of the key,
@@ -20,7 +20,7 @@
 /// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
 /// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
-/// What bounds it: instructions, their fixed latencies at three warps a scheduler, and barriers.
+/// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
 /// NaN and infinity: as in forward_kernel.cuh, but rows are checked again at the end of a block's
 /// life if one of them came out non-finite.

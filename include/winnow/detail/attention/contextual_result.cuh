@@ -52,19 +52,20 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_tab
 #pragma unroll
   for (int step = 0; step < tile_rows / 16; ++step) {
     if constexpr (sizeof(T) == 4) {
-      float p[2][4];
-#pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float2 high =
-              __half22float2(*reinterpret_cast<const half2*>(&w[0][i][2 * step + b]));
-          const float2 low = __half22float2(
-              *reinterpret_cast<const half2*>(&w[weight_parts - 1][i][2 * step + b]));
-          p[b][2 * i] = high.x + low.x;
-          p[b][2 * i + 1] = high.y + low.y;
-        }
-      math::values(p, table, 16 * step, tile_rows - 1, state.o);
+      // Halves are TF32 values.
+      const auto pair = [&](int b, int i, bool second) {
+        const float2 high = __half22float2(*reinterpret_cast<const half2*>(&w[0][i][2 * step + b]));
+        const float2 low =
+            __half22float2(*reinterpret_cast<const half2*>(&w[weight_parts - 1][i][2 * step + b]));
+        return second ? tf32_pair(high.y, low.y) : tf32_pair(high.x, low.x);
+      };
+      const tf32_pair p[2][4] = {
+          {pair(0, 0, false), pair(0, 1, false), pair(0, 0, true), pair(0, 1, true)},
+          {pair(1, 0, false), pair(1, 1, false), pair(1, 0, true), pair(1, 1, true)}};
+      const float* first = table + (16 * step + 2 * place.t) * math::stride + place.g;
+      const float* const rows_of_step[2][2] = {
+          {first, first + math::stride}, {first + 8 * math::stride, first + 9 * math::stride}};
+      math::values_of(p, rows_of_step, state.o);
     } else {
       weight_fragment<T> weights;
 #pragma unroll

@@ -86,7 +86,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::keep_fi
     // Float: lanes have shares of the sum.
     if constexpr (math::lane_sums) units[i] = quad_max(units[i]);
     // To an eighth to a quarter of the limit.
-    by[i] = units[i] >= fixed_limit ? __uint_as_float(__float_as_uint(fixed_limit * 0x1p125f) -
+    by[i] = units[i] >= fixed_limit ? __uint_as_float(__float_as_uint(fixed_limit) + (125u << 23) -
                                                       (__float_as_uint(units[i]) & 0x7f800000u))
                                     : 1.0f;
     state.fixed_point[i] *= by[i];

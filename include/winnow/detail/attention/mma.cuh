@@ -79,12 +79,20 @@ __device__ __forceinline__ void multiply_add_16(float (&d)[4], const std::uint32
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// A float as the sum of two TF32 values, exact to 2⁻²² of it.
+/// A float as the sum of two TF32 values, exact to 2⁻²¹ of it.
 struct tf32_pair {
   std::uint32_t high, low;
+  /// The larger one is rounded and the smaller one cut off, in half the instructions of `cvt.rna`. NaN
+  /// may round to 0, but is left over.
   __device__ __forceinline__ explicit tf32_pair(float x) {
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(x - __uint_as_float(high)));
+    constexpr std::uint32_t kept = 0xffffe000u;
+    high = (__float_as_uint(x) + 0x1000u) & kept;
+    low = __float_as_uint(x - __uint_as_float(high)) & kept;
+  }
+  /// For parts that are TF32 values.
+  __device__ __forceinline__ tf32_pair(float high_, float low_) {
+    high = __float_as_uint(high_);
+    low = __float_as_uint(low_);
   }
 };
 
@@ -349,6 +357,11 @@ struct tile_math<float, D> {
     const tf32_pair a[2][4] = {
         {tf32_pair(p[0][0]), tf32_pair(p[0][2]), tf32_pair(p[0][1]), tf32_pair(p[0][3])},
         {tf32_pair(p[1][0]), tf32_pair(p[1][2]), tf32_pair(p[1][1]), tf32_pair(p[1][3])}};
+    values_of(a, row, o);
+  }
+  static __device__ __forceinline__ void values_of(const tf32_pair (&a)[2][4],
+                                                   const float* const (&row)[2][2],
+                                                   float (&o)[blocks][4]) {
 #pragma unroll
     for (int block = 0; block < blocks; ++block) {
       // Tensor cores cut sums off instead of rounding them; over thousands of keys that would show,
