@@ -59,8 +59,10 @@ struct long_layout {
   static constexpr int row_bytes = 2 * D + 16;
   static constexpr int spans = 0;                     // int2 [warps]
   static constexpr int windows = spans + 16 * warps;  // int2 [rows]
-  static constexpr int stats = windows + 8 * rows;    // float2 [2][others]
-  static constexpr int own = stats + 16 * others;     // T [q or k, dO or v][rows]
+  static constexpr int tokens = windows + 8 * rows;   // int [rows]
+  static constexpr int stats = tokens + 4 * rows;     // float2 [2][others], or float [rows]
+  static_assert(4 * rows <= 16 * others);
+  static constexpr int own = stats + 16 * others;  // T [q or k, dO or v][rows]
   /// On the query side k is used for a piece longer than v, when the next tile has begun.
   static constexpr int first_stages = 3;
   static constexpr int second_stages = 2;

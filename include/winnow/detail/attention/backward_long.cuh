@@ -97,7 +97,15 @@ struct long_differentiator {
   __device__ __forceinline__ T* other_second(int stage) const {
     return reinterpret_cast<T*>(memory + layout::second) + stage * others * math::stride;
   }
-  /// {LSE, delta} of the queries of a tile.
+  /// The tokens of this warp's rows.
+  __device__ __forceinline__ std::int32_t* own_tokens() const {
+    return reinterpret_cast<std::int32_t*>(memory + layout::tokens) + 32 * warp;
+  }
+  /// delta of this warp's rows, on the query side.
+  __device__ __forceinline__ float* own_deltas() const {
+    return reinterpret_cast<float*>(memory + layout::stats) + 32 * warp;
+  }
+  /// {LSE, delta} of the queries of a tile, on the key side.
   __device__ __forceinline__ float2* stats(int stage) const {
     return reinterpret_cast<float2*>(memory + layout::stats) + stage * others;
   }
@@ -184,52 +192,79 @@ struct long_differentiator {
                  : "memory");
   }
 
+  /// This warp's rows of O, of which this lane holds a vector in each pass.
+  using row_vectors = uint4[chunks];
+  static constexpr int rows_a_pass = 32 / chunks;
+  [[nodiscard]] __device__ __forceinline__ int row_of_pass(int pass) const {
+    return pass * rows_a_pass + place.lane / chunks;
+  }
+
+  /// Starts copying this warp's own rows of both arrays, and on the query side loads O; all at once, so
+  /// that they take one latency. Rows past the last token are zeros.
+  __device__ __forceinline__ void load_own(row_vectors& outs) const {
+    const row_view& first = query_side ? problem.q : problem.k;
+    const row_view& second = query_side ? problem.grad_out : problem.v;
+    const int column = place.lane % chunks * width;
+    const bool inside = column < problem.head_dim;
+#pragma unroll
+    for (int pass = 0; pass < chunks; ++pass) {
+      const int row = row_of_pass(pass);
+      const bool there = first_slot + row < assigned && inside;
+      const std::int64_t token = there ? own_tokens()[row] : 0;
+      const int target = row * math::stride + column;
+      copy_async(own_rows(false) + target, row_of<T>(first, token, head) + column, there);
+      copy_async(own_rows(true) + target, row_of<T>(second, token, head) + column, there);
+      if constexpr (query_side) {
+        outs[pass] = {0, 0, 0, 0};
+        if (there)
+          outs[pass] =
+              *reinterpret_cast<const uint4*>(row_of<T>(problem.out, token, head) + column);
+      }
+    }
+  }
+
   /// delta and the magnitude of dO of this warp's rows, whose dO has arrived, for both sides.
   /// \return the largest magnitude.
-  __device__ __forceinline__ unsigned measure_queries() const {
-    constexpr int rows_a_pass = 32 / chunks;
+  __device__ __forceinline__ unsigned measure_queries(const row_vectors& outs) const {
     const int column = place.lane % chunks * width;
-    unsigned largest = 0;
-    for (int part = 0; part < 32; part += 16) {
-      unsigned largest_here = 0;
+    unsigned largest[2] = {0, 0};  // of the upper and the lower 16 rows
 #pragma unroll
-      for (int pass = 0; pass < 16 / rows_a_pass; ++pass) {
-        const int row = part + pass * rows_a_pass + place.lane / chunks;
-        const int slot = first_slot + row;
-        float dot = 0.0f;
-        if (slot < assigned && column < problem.head_dim) {
-          const uint4 a =
-              *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
-          const uint4 b =
-              *reinterpret_cast<const uint4*>(row_of<T>(problem.out, order[slot], head) + column);
-          const std::uint32_t x[4] = {a.x, a.y, a.z, a.w};
-          const std::uint32_t y[4] = {b.x, b.y, b.z, b.w};
+    for (int pass = 0; pass < chunks; ++pass) {
+      const int row = row_of_pass(pass);
+      const uint4 grads =
+          *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
+      const std::uint32_t x[4] = {grads.x, grads.y, grads.z, grads.w};
+      const std::uint32_t y[4] = {outs[pass].x, outs[pass].y, outs[pass].z, outs[pass].w};
+      float dot = 0.0f;
 #pragma unroll
-          for (int w = 0; w < 4; ++w) {
-            const float2 g = unpack<T>(x[w]);
-            const float2 o = unpack<T>(y[w]);
-            dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
+      for (int w = 0; w < 4; ++w) {
+        const float2 g = unpack<T>(x[w]);
+        const float2 o = unpack<T>(y[w]);
+        dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
 #pragma unroll
-            for (const float element : {g.x, g.y}) {
-              const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
-              if (bits < 0x7f800000u) largest_here = max(largest_here, bits);
-            }
-          }
+        for (const float element : {g.x, g.y}) {
+          const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
+          unsigned& most = largest[pass * rows_a_pass / 16];
+          if (bits < 0x7f800000u) most = max(most, bits);
         }
-#pragma unroll
-        for (int step = chunks / 2; step > 0; step /= 2)
-          dot += __shfl_xor_sync(all_lanes, dot, step);
-        if (place.lane % chunks == 0 && slot < assigned)
-          problem.delta[head * problem.max_tokens + slot] = dot;
       }
-      largest_here = __reduce_max_sync(all_lanes, largest_here) >> 23;
-      if (place.lane == 0 && first_slot + part < assigned)
-        problem.magnitude[head * problem.magnitude_stride + (first_slot + part) / 16] =
-            static_cast<std::uint8_t>(largest_here);
-      largest = max(largest, largest_here);
+#pragma unroll
+      for (int step = chunks / 2; step > 0; step /= 2) dot += __shfl_xor_sync(all_lanes, dot, step);
+      if (place.lane % chunks == 0) {
+        own_deltas()[row] = dot;
+        if (first_slot + row < assigned)
+          problem.delta[head * problem.max_tokens + first_slot + row] = dot;
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      largest[part] = __reduce_max_sync(all_lanes, largest[part]) >> 23;
+      if (place.lane == 0 && first_slot + 16 * part < assigned)
+        problem.magnitude[head * problem.magnitude_stride + first_slot / 16 + part] =
+            static_cast<std::uint8_t>(largest[part]);
     }
     __syncwarp();
-    return largest;
+    return max(largest[0], largest[1]);
   }
   /// The largest magnitude among the queries of slots [from, last).
   [[nodiscard]] __device__ __forceinline__ unsigned find_magnitude(int from, int last) const {
@@ -265,7 +300,10 @@ struct long_differentiator {
     first_slot = tile_slot + 32 * warp;
     const int row_slot = first_slot + place.lane;
     int2 window = {0, 0};
-    if (row_slot < assigned) window = window_of(row_slot);
+    if (row_slot < assigned) {
+      window = window_of(row_slot);
+      own_tokens()[place.lane] = order[row_slot];
+    }
     own = __ballot_sync(all_lanes, window.y - window.x > problem.one_pass);
     // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
     // [all_from, all_last).
@@ -281,14 +319,9 @@ struct long_differentiator {
     windows()[place.lane] = {window.x, counts ? window.y - window.x : 0};
     int2* spans = reinterpret_cast<int2*>(memory + layout::spans);
     if (place.lane == 0) spans[warp] = {warp_from, warp_last};
-    const int count = min(rows, assigned - tile_slot);
-    const std::int32_t* own_tokens = order + tile_slot;
-    T* target = reinterpret_cast<T*>(memory + layout::own);
-    gather_rows<T, D, rows, math::stride, threads>(target, query_side ? problem.q : problem.k, head,
-                                                   problem.head_dim, own_tokens, count);
-    gather_rows<T, D, rows, math::stride, threads>(target + rows * math::stride,
-                                                   query_side ? problem.grad_out : problem.v, head,
-                                                   problem.head_dim, own_tokens, count);
+    __syncwarp();
+    row_vectors outs;
+    load_own(outs);
     commit_copies();
     __syncthreads();
     int from = 0, last = 0;
@@ -301,6 +334,8 @@ struct long_differentiator {
     }
     load_tokens(from, last);
     load_others(0, 0, from, last);
+    unsigned magnitude = 0;
+    if (!query_side && own != 0) magnitude = find_magnitude(warp_from, warp_last);
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -308,19 +343,15 @@ struct long_differentiator {
         const int row = 16 * m + 8 * i + place.g;
         lse[m][i] = delta[m][i] = 0.0f;
         if (query_side && (own >> row & 1u) != 0)
-          lse[m][i] = weight_shift -
-                      log2_e * problem.lse[order[first_slot + row] * problem.lse_token_stride +
-                                           head * problem.lse_head_stride];
+          lse[m][i] =
+              weight_shift - log2_e * problem.lse[own_tokens()[row] * problem.lse_token_stride +
+                                                  head * problem.lse_head_stride];
       }
     wait_for_copies<1>();
-    __syncthreads();
+    __syncwarp();
+    if constexpr (query_side) magnitude = measure_queries(outs);
     raise = weight_unit;
     lower = 1.0f;
-    unsigned magnitude = 0;
-    if constexpr (query_side)
-      magnitude = measure_queries();
-    else if (own != 0)
-      magnitude = find_magnitude(warp_from, warp_last);
     if constexpr (std::is_same_v<T, half>) {
       const rounding_scale scale(magnitude);
       raise = scale.up * weight_unit;
@@ -332,8 +363,7 @@ struct long_differentiator {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int row = 16 * m + 8 * i + place.g;
-          if ((own >> row & 1u) != 0)
-            delta[m][i] = -problem.delta[head * problem.max_tokens + first_slot + row] * raise;
+          if ((own >> row & 1u) != 0) delta[m][i] = -own_deltas()[row] * raise;
         }
     }
 #pragma unroll
@@ -391,7 +421,7 @@ struct long_differentiator {
         for (int i = 0; i < 2; ++i) {
           const int row = 16 * m + 8 * i + place.g;
           if ((which >> row & 1u) == 0) continue;
-          T* target = gradient_row<T>(view, order[first_slot + row], head) + 2 * place.t;
+          T* target = gradient_row<T>(view, own_tokens()[row], head) + 2 * place.t;
 #pragma unroll
           for (int b = 0; b < math::blocks; ++b) {
             if (b * 8 >= dim) break;
@@ -412,12 +442,11 @@ struct long_differentiator {
                                             b * 8 + 2 * place.t) =
               pack<T>(sum[m][b][2 * i] * by, sum[m][b][2 * i + 1] * by);
     __syncwarp();
-    constexpr int rows_a_pass = 32 / chunks;
     const int column = place.lane % chunks * width;
 #pragma unroll
     for (int row = place.lane / chunks; row < 32; row += rows_a_pass) {
       if (column >= dim || (which >> row & 1u) == 0) continue;
-      const std::int64_t token = order[first_slot + row];
+      const std::int64_t token = own_tokens()[row];
       *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
           *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
     }

@@ -8,7 +8,7 @@
 /// each warp walks the part that its own 16 rows need and masks keys by the windows of its rows. No
 /// window is padded and no schedule is built: short windows cost about 16·(16 + n) pairs a tile, and
 /// a window of 50,000 tokens is the same loop with more turns, where keys are shared by the block
-/// and masks vanish.
+/// and masks vanish. Tiles inside of long windows, plain and of 16 bits, are left to forward_long.cuh.
 ///
 /// Where things live: Q's fragments, the result O and the softmax state in registers (float: Q in
 /// shared memory); K and V in shared memory, rows padded by 16 bytes against bank conflicts, in two

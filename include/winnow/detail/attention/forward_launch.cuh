@@ -13,6 +13,7 @@
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/forward_long.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -83,9 +84,17 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
   if (error != cudaSuccess) return error;
-  void* arguments[] = {&parameters, &tiles, &columns};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
-                          dim3(32 * layout::warps), arguments, layout::bytes, stream);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, columns * tiles)));
+  config.blockDim = dim3(32 * layout::warps);
+  config.dynamicSmemBytes = layout::bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = can_overlap_launches() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, parameters, tiles, columns);
 }
 
 /// Sets `packed`. \return false: a step does not fit 32 bits.

@@ -37,6 +37,7 @@
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -116,17 +117,23 @@ struct long_attention {
     return pack<T>(exp2_fast(fmaf(scores[m][n][2 * i], factor, offset[m][i])),
                    exp2_fast(fmaf(scores[m][n][2 * i + 1], factor, offset[m][i])));
   }
+  /// The larger halves of two pairs of weights. They are not negative, so their bits compare as
+  /// integers, for which one instruction takes three operands from compute capability 9.0 on.
   static __device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return __vmaxu2(a, b);
+#else
     std::uint32_t r;
     if constexpr (std::is_same_v<T, half>)
       asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     else
       asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
+#endif
   }
   /// Is a weight of the step, in any lane, beyond 2^slack?
   static __device__ __forceinline__ bool exceeds(const std::uint32_t (&weights)[2][4]) {
-    // Weights are not negative, so their bits compare as integers. 64 is 0x5400, or 0x4280.
+    // 64 is 0x5400, or 0x4280.
     constexpr std::uint32_t past = (std::is_same_v<T, half> ? 0x5401u : 0x4281u) << 16;
     std::uint32_t top = larger(weights[0][0], weights[1][0]);
 #pragma unroll
@@ -466,6 +473,7 @@ __global__ void __launch_bounds__(32 * forward_long_layout<D>::warps,
     attend_long_windows_kernel(const __grid_constant__ forward_problem problem, std::int64_t tiles,
                                int columns) {
   extern __shared__ __align__(16) std::byte memory[];
+  wait_for_predecessor();
   bool any = false;
   for (int g = 0; g < problem.group_count; ++g)
     any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= long_window;
