@@ -16,7 +16,7 @@
 /// rows arrive; everything else in registers. Results go back through the place of q, so that they
 /// leave as vectors. One barrier a window.
 ///
-/// Bound: memory traffic and its latency; about 300 instructions for 16 rows of a window of 49 at
+/// Bound: memory traffic and its latency; about 390 instructions for 16 rows of a window of 49 at
 /// D = 32, where the blocks of forward_block.cuh take 2,500.
 ///
 /// NaN and infinity: rows that come out so are found again at the very end and computed by

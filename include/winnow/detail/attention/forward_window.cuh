@@ -19,7 +19,7 @@
 /// device says: where a block has none it ends here.
 ///
 /// Bound: memory traffic and its latency, two dependent trips a warp: bounds and order, then rows.
-/// Instructions: about 65 a chunk of 16 rows and head at D = 16, 60 a chunk for all heads, and 200 a
+/// Instructions: about 75 a chunk of 16 rows and head at D = 16, 80 a chunk for all heads, and 250 a
 /// range; forward_block.cuh takes 800 for 16 rows of short windows.
 ///
 /// NaN and infinity: rows that come out so are computed again at the very end, see exact_row.cuh.
