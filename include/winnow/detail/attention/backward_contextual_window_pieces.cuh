@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Products of a tile of backward_contextual_window.cuh: of its rows with tables, of its queries with a tile
+/// of keys, and of its keys with a tile of queries.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "winnow/detail/attention/backward_contextual_window_block.cuh"
+#include "winnow/detail/attention/backward_rounding.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/softmax.cuh"
+
+namespace winnow::detail {
+
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+template <class T, bool Radial>
+struct contextual_window_pieces : contextual_window_block<T, Radial> {
+  using base = contextual_window_block<T, Radial>;
+  using base::all_lanes;
+  using base::gradient_points;
+  using base::grads;
+  using base::group;
+  using base::head;
+  using base::keys;
+  using base::left_offset;
+  using base::length;
+  using base::linear;
+  using base::memory;
+  using base::order;
+  using base::place;
+  using base::problem;
+  using base::queries;
+  using base::region;
+  using base::right_cells;
+  using base::right_offset;
+  using base::rows_of_tile;
+  using base::sums;
+  using base::table;
+  using base::turned_cells;
+  using base::warp;
+  using base::weight_points;
+  using base::weight_unit;
+  using base::words;
+  using typename base::layout;
+  using typename base::tile_tokens;
+  using typename base::turn;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  // --- Products --------------------------------------------------------------------------------
+
+  /// 16 rows times one axis of a table, in half: of rows g and g + 8 six words, in the table's order.
+  __device__ __forceinline__ void multiply_axis(const std::uint32_t (&left)[4], int which, int axis,
+                                                std::uint32_t (&product)[2][row_words]) const {
+    const std::byte* right = table(which) + axis * tile_rows * layout::row_bytes + right_offset;
+#pragma unroll
+    for (int pair = 0; pair < row_words / 2; ++pair) {
+      std::uint32_t b[4];
+      load_matrices(b, right + pair * 16 * layout::row_bytes);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        std::uint32_t sum[2];
+        if constexpr (std::is_same_v<T, half>) {
+          multiply_half(sum, left, b[2 * n], b[2 * n + 1]);
+        } else {
+          float wide[4];
+          multiply_16<T>(wide, left, b[2 * n], b[2 * n + 1]);
+          sum[0] = pack<half>(wide[0], wide[1]);
+          sum[1] = pack<half>(wide[2], wide[3]);
+        }
+        product[0][2 * pair + n] = sum[0];
+        product[1][2 * pair + n] = sum[1];
+      }
+    }
+  }
+  __device__ __forceinline__ row_shift shift_of(std::uint32_t code, int axis) const {
+    return row_shift(length - 1 - static_cast<int>(code >> (8 * axis) & 0xffu));
+  }
+  /// All linear axes by the other's cell.
+  __device__ __forceinline__ void multiply_cells(const std::uint32_t (&left)[4], int which,
+                                                 const std::uint32_t (&code)[2],
+                                                 std::uint32_t (&cells)[2][words]) const {
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis) {
+      std::uint32_t product[2][row_words];
+      multiply_axis(left, which, axis, product);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t moved[cell_words];
+        shift_of(code[i], axis).to_cells(product[i], moved);
+#pragma unroll
+        for (int w = 0; w < cell_words; ++w) cells[i][axis * cell_words + w] = moved[w];
+      }
+    }
+  }
+  /// This lane's words of rows of cells, to row g and g + 8 of `target`.
+  __device__ __forceinline__ void store_cells(std::byte* target,
+                                              const std::uint32_t (&cells)[2][words]) const {
+    target += place.g * layout::cell_bytes + 4 * place.t;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < words; ++w)
+        *reinterpret_cast<std::uint32_t*>(target + i * 8 * layout::cell_bytes + 16 * w) =
+            cells[i][w];
+  }
+
+  // --- A tile ----------------------------------------------------------------------------------
+
+  /// The largest finite |dO| of 16 rows, as the biased exponent of a float.
+  static __device__ __forceinline__ unsigned magnitude_of(const std::uint32_t (&rows)[4]) {
+    constexpr unsigned infinite = std::is_same_v<T, half> ? 0x7c00u : 0x7f80u;
+    unsigned largest = 0;
+#pragma unroll
+    for (const std::uint32_t pair : rows) largest = __vmaxu2(largest, pair & 0x7fff7fffu);
+    largest = __reduce_max_sync(all_lanes, max(largest & 0xffffu, largest >> 16));
+    if (largest >= infinite) {  // NaN or infinity is there: look again without them
+      largest = 0;
+      for (const std::uint32_t pair : rows)
+        for (const unsigned x : {pair & 0x7fffu, pair >> 16 & 0x7fffu})
+          if (x < infinite) largest = max(largest, x);
+      largest = __reduce_max_sync(all_lanes, largest);
+    }
+    return __float_as_uint(unpack<T>(largest).x) >> 23;
+  }
+
+  /// A tile's sums as queries, and as keys.
+  struct query_sums {
+    float dq[2][4];
+    float cells[2][words][4];  ///< of dS, of P
+    float total[4];            ///< Σ |dS| of rows g and g + 8 in [0] and [2]
+  };
+  struct key_sums {
+    float dk[2][4], dv[2][4];
+    float cells[words][4];
+    float total[4];
+  };
+  template <int Count>
+  static __device__ __forceinline__ void clear(float (&sums)[Count][4]) {
+#pragma unroll
+    for (auto& block : sums)
+#pragma unroll
+      for (float& x : block) x = 0.0f;
+  }
+
+  static __device__ __forceinline__ void clear(float (&sum)[4]) {
+#pragma unroll
+    for (float& x : sum) x = 0.0f;
+  }
+  static __device__ __forceinline__ void copy(const float (&from)[4], float (&to)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[e] = from[e];
+  }
+  static __device__ __forceinline__ void copy(const float (&from)[2][4], float (&to)[2][4]) {
+    copy(from[0], to[0]);
+    copy(from[1], to[1]);
+  }
+
+  /// sums += rows of weights · one-hot cells of a tile, by cell.
+  __device__ __forceinline__ void add_cells(const std::uint32_t (&weights)[4], const std::byte* hot,
+                                            float (&sums)[words][4]) const {
+#pragma unroll
+    for (int w = 0; w + 1 < words; w += 2) {
+      std::uint32_t e[4];
+      load_matrices_transposed(e, hot + 16 * w);
+      multiply_add_16<half>(sums[w], weights, e[0], e[1]);
+      multiply_add_16<half>(sums[w + 1], weights, e[2], e[3]);
+    }
+    if constexpr (words % 2 == 1) {
+      std::uint32_t e[2];
+      load_matrices_transposed(e, hot - place.lane / 16 * 16 + 16 * (words - 1));
+      multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
+    }
+  }
+  static __device__ __forceinline__ void add_magnitudes(const std::uint32_t (&weights)[4],
+                                                        float (&total)[4]) {
+    const std::uint32_t ones = pack<half>(1.0f, 1.0f);
+    const std::uint32_t positive[4] = {weights[0] & 0x7fff7fffu, weights[1] & 0x7fff7fffu,
+                                       weights[2] & 0x7fff7fffu, weights[3] & 0x7fff7fffu};
+    multiply_add_16<half>(total, positive, ones, ones);
+  }
+
+  /// What the queries of a tile take through its pieces.
+  struct query_state {
+    std::uint32_t q[4], grad_out[4];  ///< dO times the scale of rounding
+    /// Gq and Gv, unless shared memory has room for them.
+    std::uint32_t query_cells[2][layout::own_cells ? 1 : words];
+    std::uint32_t value_cells[2][layout::own_cells ? 1 : words];
+    float lse[2], delta[2];  ///< delta: -delta in units of dS
+    bool single[2];
+  };
+
+  /// The tile's queries against the keys of tile `j`.
+  __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
+                                                      int j, float lower, query_state& state,
+                                                      query_sums& sums) const {
+    const std::byte* other = region(j);
+    const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
+    float p[2][4], sides[2][4], ds[2][4];
+    {
+      std::uint32_t b[4];
+      load_matrices(b, rows_of_tile(keys, j) + right_offset);
+      multiply_16<T>(p[0], state.q, b[0], b[1]);
+      multiply_16<T>(p[1], state.q, b[2], b[3]);
+      load_matrices(b, other + layout::values + right_offset);
+      multiply_16<T>(ds[0], state.grad_out, b[0], b[1]);
+      multiply_16<T>(ds[1], state.grad_out, b[2], b[3]);
+    }
+    clear(sides);
+#pragma unroll
+    for (int w = 0; w + 1 < words; w += 2) {
+      std::uint32_t gq[4], gv[4];
+      if constexpr (layout::own_cells) {
+        load_matrices(gq, own_hot - layout::hot + layout::query_cells + 16 * w);
+        load_matrices(gv, own_hot - layout::hot + layout::value_cells + 16 * w);
+      } else {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          gq[m] = state.query_cells[m % 2][w + m / 2];
+          gv[m] = state.value_cells[m % 2][w + m / 2];
+        }
+      }
+      std::uint32_t e[4], hot[4], gk[4];
+      load_matrices(e, own_hot + 16 * w);
+      load_matrices(hot, other + layout::hot + right_cells + 16 * w);
+      load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add_16<half>(p[n], gq, hot[2 * n], hot[2 * n + 1]);
+        multiply_add_16<half>(ds[n], gv, hot[2 * n], hot[2 * n + 1]);
+        multiply_add_16<half>(sides[n], e, gk[2 * n], gk[2 * n + 1]);
+      }
+    }
+    if constexpr (words % 2 == 1) {
+      constexpr int w = words - 1;
+      const std::byte* last = other + place.lane % 16 * layout::cell_bytes + 16 * w;
+      static_assert(layout::own_cells, "or take them from the state");
+      const std::byte* own_last = own_hot - place.lane / 16 * 16 + 16 * w;
+      std::uint32_t e[2], gq[2], gv[2], hot[2], gk[2];
+      load_matrices(e, own_last);
+      load_matrices(gq, own_last - layout::hot + layout::query_cells);
+      load_matrices(gv, own_last - layout::hot + layout::value_cells);
+      load_matrices(hot, last + layout::hot);
+      load_matrices(gk, last + layout::key_cells);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add_half_8(p[n], gq[0], gq[1], hot[n]);
+        multiply_add_half_8(ds[n], gv[0], gv[1], hot[n]);
+        multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
+      }
+    }
+    std::uint32_t radial_rows[2] = {0, 0};
+    if constexpr (Radial) look_up_radial(rows, j, radial_rows, p, sides, ds);
+
+    const float factor = problem.scale * log2_e;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = 16 * (j - now.base) + 2 * place.t - rows.begin[i];
+      const auto window = static_cast<unsigned>(rows.end[i] - rows.begin[i]);
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int e = 2 * i + c;
+          const bool attends = static_cast<unsigned>(column + 8 * n + c) < window;
+          const float logit = fmaf(p[n][e], factor, fmaf(sides[n][e], log2_e, state.lse[i]));
+          p[n][e] = exp2_fast(attends ? logit : -INFINITY);
+          ds[n][e] = attends ? ds[n][e] : 0.0f;
+        }
+      float unit = weight_unit;
+      if (now.width == 1) {
+        // The row's window lies in this piece: delta = Σ P·dP / Σ P, not dO·O with a rounded O.
+        float weights = (p[0][2 * i] + p[0][2 * i + 1]) + (p[1][2 * i] + p[1][2 * i + 1]);
+        float sum = (p[0][2 * i] * ds[0][2 * i] + p[0][2 * i + 1] * ds[0][2 * i + 1]) +
+                    (p[1][2 * i] * ds[1][2 * i] + p[1][2 * i + 1] * ds[1][2 * i + 1]);
+#pragma unroll
+        for (int step = 1; step < 4; step *= 2) {
+          weights += __shfl_xor_sync(all_lanes, weights, step);
+          sum += __shfl_xor_sync(all_lanes, sum, step);
+        }
+        const float delta = __fdividef(sum, weights);
+        if (rows.token[i] >= 0 && place.t == 0)
+          problem.delta[head * problem.max_tokens + now.first + place.g + 8 * i] = delta * lower;
+        // A row that is alone has dP = delta, whatever the rounding says.
+        unit = state.single[i] ? 0.0f : weight_unit;
+        state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int e = 2 * i; e < 2 * i + 2; ++e)
+          ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
+    }
+    if constexpr (Radial) sum_radial(j, radial_rows, p, ds);
+
+    const weight_fragment<half> gradients(ds);
+    const weight_fragment<half> weights(p);
+    {
+      std::uint32_t b[4];
+      load_matrices_transposed(b, rows_of_tile(keys, j) + left_offset);
+      const weight_fragment<T> left(ds);
+      multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
+      multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
+    }
+    add_cells(gradients.a, other + layout::hot + turned_cells, sums.cells[0]);
+    add_cells(weights.a, other + layout::hot + turned_cells, sums.cells[1]);
+    if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
+    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                                   2 * j * layout::piece_bytes) +
+                  place.lane;
+    const weight_fragment<T> values_left(p);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      piece[32 * m] = gradients.a[m];
+      piece[layout::piece_bytes / 4 + 32 * m] = values_left.a[m];
+    }
+  }
+
+  /// What the radial axis adds to a piece, and the table rows of its pairs.
+  __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
+                                                 std::uint32_t (&radial_rows)[2], float (&p)[2][4],
+                                                 float (&sides)[2][4], float (&ds)[2][4]) const {
+    const auto* of_rows = reinterpret_cast<const half2*>(region(warp) + layout::query_radial) +
+                          place.g * layout::query_radial_stride;
+    const auto* of_columns = reinterpret_cast<const half*>(region(j) + layout::key_radial) +
+                             2 * place.t * layout::key_radial_stride;
+    const float* other_radius = at<float>(layout::radius) + 16 * j + 2 * place.t;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float other = other_radius[8 * n + c];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int e = 2 * i + c;
+          const int row = radial_row(rows.radius[i] - other, group.inverse_a, length);
+          radial_rows[n] |= static_cast<std::uint32_t>(row) << (8 * e);
+          const float2 query = __half22float2(of_rows[i * 8 * layout::query_radial_stride + row]);
+          p[n][e] += query.x;
+          ds[n][e] += query.y;
+          sides[n][e] += __half2float(of_columns[(8 * n + c) * layout::key_radial_stride + row]);
+        }
+      }
+  }
+  /// Sums a piece up by radial row, for its rows and its columns. Integers have the same sum in every
+  /// order.
+  __device__ __forceinline__ void sum_radial(int j, const std::uint32_t (&radial_rows)[2],
+                                             const float (&p)[2][4],
+                                             const float (&ds)[2][4]) const {
+    constexpr int stride = layout::radial_stride;
+    int* of_rows = reinterpret_cast<int*>(region(warp) + layout::radial_sums) + place.g * stride;
+    int* of_columns =
+        reinterpret_cast<int*>(region(j) + layout::radial_sums) + (32 + 2 * place.t) * stride;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = static_cast<int>(radial_rows[n] >> (8 * e) & 0xffu);
+        const int gradient = __float2int_rn(ds[n][e] * gradient_points);
+        if (gradient != 0) {
+          atomicAdd(of_rows + e / 2 * 8 * stride + row, gradient);
+          atomicAdd(of_columns + (8 * n + (e & 1)) * stride + row, gradient);
+        }
+        const int weight = __float2int_rn(p[n][e] * weight_points);
+        if (weight != 0) atomicAdd(of_rows + (16 + e / 2 * 8) * stride + row, weight);
+      }
+  }
+
+  /// The tile's keys against the queries of tile `i`.
+  __device__ __forceinline__ void differentiate_keys(int i, key_sums& sums) const {
+    const std::byte* piece =
+        region(i) + layout::pieces + 2 * warp * layout::piece_bytes + 16 * place.lane;
+    std::uint32_t turned[4];
+    load_matrices_transposed(turned, piece);
+    const std::uint32_t gradients[4] = {turned[0], turned[2], turned[1], turned[3]};
+    load_matrices_transposed(turned, piece + layout::piece_bytes);
+    const std::uint32_t weights[4] = {turned[0], turned[2], turned[1], turned[3]};
+    std::uint32_t left[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      left[m] = gradients[m];
+      if constexpr (!std::is_same_v<T, half>) {
+        const float2 pair = unpack<half>(gradients[m]);
+        left[m] = pack<T>(pair.x, pair.y);
+      }
+    }
+    std::uint32_t b[4];
+    load_matrices_transposed(b, rows_of_tile(queries, i) + left_offset);
+    multiply_add_16<T>(sums.dk[0], left, b[0], b[1]);
+    multiply_add_16<T>(sums.dk[1], left, b[2], b[3]);
+    load_matrices_transposed(b, rows_of_tile(grads, i) + left_offset);
+    multiply_add_16<T>(sums.dv[0], weights, b[0], b[1]);
+    multiply_add_16<T>(sums.dv[1], weights, b[2], b[3]);
+    add_cells(gradients, region(i) + layout::hot + turned_cells, sums.cells);
+    if constexpr (Radial) add_magnitudes(gradients, sums.total);
+  }
+};
+
+}  // namespace winnow::detail
