@@ -102,7 +102,7 @@ weights random_weights(const model& network, std::uint64_t seed) {
     if (ends_with(spec.name, "bias_table")) {
       deviation = 0.5;
     } else if (spec.shape.size() > 1) {
-      deviation = 1.0 / std::sqrt(static_cast<double>(elements / spec.shape[0]));
+      deviation = std::sqrt(static_cast<double>(spec.shape[0]) / static_cast<double>(elements));
     } else if (ends_with(spec.name, "weight")) {
       centre = 1.0;
       deviation = 0.1;
