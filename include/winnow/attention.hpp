@@ -131,7 +131,8 @@ status validate(const attention_backward_arguments<void>& arguments) noexcept;
 /// All pointers are device memory, those inside the partitions included, whose counts the host
 /// never reads: a captured graph runs frames of any size up to `max_tokens`. The call neither
 /// allocates nor synchronises, is capturable, keeps no state, and serves the current device. It
-/// makes one launch for all groups of the same position encoding.
+/// makes one launch for all groups of the same position encoding, and another one for long windows
+/// without an encoding.
 ///
 /// Rows of q, k, v and out that start on 16 bytes are the fast case. So are contextual tables of a
 /// quant length up to 24 and bias tables of windows up to 32 x 32; larger ones are computed row by

@@ -27,7 +27,6 @@
 /// Rows that come out non-finite are computed again by exact_row.cuh: see forward_kernel.cuh.
 #pragma once
 
-#include <algorithm>
 #include <cfloat>
 #include <cstdint>
 
@@ -213,8 +212,7 @@ struct long_attention {
       if constexpr (Values) load_transposed_at(v, value_row + 32 * j);
       constexpr int pairs = 8 / fragments;
 #pragma unroll
-      for (int half_step = 0; half_step < 2; ++half_step) {
-        const int m = half_step;
+      for (int m = 0; m < 2; ++m) {
         if constexpr (Scores) {
           multiply_add_16<T>(scores[m][0], q[m].a[j], k[0], k[1]);
           multiply_add_16<T>(scores[m][1], q[m].a[j], k[2], k[3]);
