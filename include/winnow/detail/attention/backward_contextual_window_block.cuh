@@ -260,7 +260,7 @@ struct contextual_window_block {
       const int2 window = there ? bounds[slot] : int2{origin, origin};
       result.begin[i] = window.x - origin;
       result.end[i] = window.y - origin;
-      result.radius[i] = Radial && there ? group.radius[slot] : 0.0f;
+      result.radius[i] = Radial && there ? group.radius[slot] + 0.0f : 0.0f;  // no -0
     }
     return result;
   }

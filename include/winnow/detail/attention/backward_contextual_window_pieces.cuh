@@ -86,7 +86,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
     }
   }
   __device__ __forceinline__ row_shift shift_of(std::uint32_t code, int axis) const {
-    return row_shift(length - 1 - static_cast<int>(code >> (8 * axis) & 0xffu));
+    return row_shift{moves_of(code, length, place.t) >> (8 * axis)};
   }
   /// All linear axes by the other's cell.
   __device__ __forceinline__ void multiply_cells(const std::uint32_t (&left)[4], int which,
@@ -99,7 +99,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         std::uint32_t moved[cell_words];
-        shift_of(code[i], axis).to_cells(product[i], moved);
+        shift_of(code[i], axis).to_cells(product[i], moved, place.t);
 #pragma unroll
         for (int w = 0; w < cell_words; ++w) cells[i][axis * cell_words + w] = moved[w];
       }
@@ -337,6 +337,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
     const auto* of_columns = reinterpret_cast<const half*>(region(j) + layout::key_radial) +
                              2 * place.t * layout::key_radial_stride;
     const float* other_radius = at<float>(layout::radius) + 16 * j + 2 * place.t;
+    const int most_steps = (length << 22) - 1;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -345,7 +346,8 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
-          const int row = radial_row(rows.radius[i] - other, group.inverse_a, length);
+          const int step = radial_step(rows.radius[i] - other, group.inverse_a, most_steps);
+          const int row = length + (step >> 22);
           radial_rows[n] |= static_cast<std::uint32_t>(row) << (8 * e);
           const float2 query = __half22float2(of_rows[i * 8 * layout::query_radial_stride + row]);
           p[n][e] += query.x;
