@@ -77,7 +77,7 @@ template <int D>
 struct forward_grid_layout {
   static constexpr int tiles = 4;  ///< of 16 queries, one a warp
   static constexpr int rows = 16 * tiles;
-  static constexpr int min_blocks = 5;
+  static constexpr int min_blocks = 4;
   static constexpr int row_bytes = 2 * D;
   static constexpr int array_bytes = rows * row_bytes;  // T [q, k, v][rows][D]
   static constexpr int tokens = 3 * array_bytes;        // int [rows]
