@@ -252,6 +252,7 @@ struct grid_attender {
                                                   const float (&largest)[2]) const {
     const int count = min(16, size - 16 * warp);
     const std::uint32_t tokens = stage + static_cast<std::uint32_t>(layout::tokens + 64 * warp);
+    __syncwarp();  // all lanes have read q
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 8 * i + place.g;

@@ -192,6 +192,7 @@ struct window_attender {
                                          const float (&o)[Heads][blocks][4],
                                          const float (&sum)[Heads][4],
                                          const float (&largest)[Heads][2]) const {
+    __syncwarp();  // all lanes have read q
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = 8 * r + place.g;
