@@ -446,10 +446,15 @@ struct contextual_window_differentiator : contextual_window_pieces<T, Radial> {
     const uint4 largest = *at<uint4>(layout::magnitudes);
     return rounding_scale(max(max(largest.x, largest.y), max(largest.z, largest.w)));
   }
+  /// A barrier that warps with and without rows reach in different places, which `__syncthreads` does not
+  /// allow.
+  static __device__ __forceinline__ void meet_all() {
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::tiles) : "memory");
+  }
   /// A barrier between the tiles of a window.
   static __device__ __forceinline__ void meet(const turn& now) {
     if (now.long_windows)
-      __syncthreads();
+      meet_all();
     else
       __syncwarp();
   }
@@ -461,7 +466,7 @@ struct contextual_window_differentiator : contextual_window_pieces<T, Radial> {
     {
       query_state state;
       begin_tile(now, rows, state);
-      __syncthreads();
+      meet_all();
       const rounding_scale scale = scale_of_block();
       begin_queries(now, rows, scale.up, state);
       query_sums sums;
@@ -497,7 +502,7 @@ struct contextual_window_differentiator : contextual_window_pieces<T, Radial> {
     }
     meet(now);
     finish_sums(rows.code, cells, row_total, column_total, dq, dk);
-    __syncthreads();
+    meet_all();
     const float lower = scale_of_block().down;
     const unsigned queries_left = broken_rows(dq, dq, rows.token);
     const unsigned keys_left = broken_rows(dk, dv, rows.token);
@@ -514,10 +519,10 @@ struct contextual_window_differentiator : contextual_window_pieces<T, Radial> {
   /// What a warp without rows does meanwhile.
   __device__ __forceinline__ void stand_by(const turn& now) const {
     if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
-    __syncthreads();
+    meet_all();
     meet(now);
     meet(now);
-    __syncthreads();
+    meet_all();
   }
 
   __device__ __forceinline__ void run() const {
