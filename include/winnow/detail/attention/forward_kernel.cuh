@@ -17,8 +17,9 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
-/// Short windows without a position encoding have another way: a block first takes those that start in
-/// its slots, warp by warp (forward_window.cuh), and then, if there are others, passes over their rows.
+/// Short windows without a position encoding have another way, in groups that have hardly any others: a
+/// block first takes those that start in its slots, warp by warp (forward_window.cuh), and then, if there
+/// are others, passes over their rows.
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -153,19 +154,24 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   int passed_over = 0;
   int blocks = 1;
   if constexpr (Vectors && layout::takes_windows)
-    if (problem.window_slots > 0) {
+    if (problem.takes_windows && group.path == encoding_path::tiles &&
+        group.kind == relative_kind::none) {
       static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
-      if (group.path == encoding_path::tiles && group.kind == relative_kind::none) {
-        const bool longer = attend_windows<T, D>(problem, group, first_head, heads, number, memory);
-        if (__syncthreads_or(longer ? 1 : 0) == 0 && !problem.zero_unassigned) return;
+      // Every block, or every second one, takes the short windows, for the rows of both.
+      const int shift = 1 - problem.window_part_bits;
+      const bool takes = (number >> shift) << shift == number;
+      const bool longer =
+          takes && attend_windows<T, D>(problem, group, first_head, heads, number >> shift, memory);
+      if (has_short_windows<D>(*group.counts)) {
+        if (!takes || (__syncthreads_or(longer ? 1 : 0) == 0 && !problem.zero_unassigned)) return;
         passed_over = forward_window_layout<D>::capacity;
+        blocks = 1 << shift;
       }
-      blocks = problem.window_slots / layout::rows;
     }
 #pragma unroll 1
   for (int i = 0; i < blocks; ++i) {
     if (i > 0) __syncthreads();
-    attend_block<T, D, Position, Vectors>(problem, group, first_head, heads, number * blocks + i,
+    attend_block<T, D, Position, Vectors>(problem, group, first_head, heads, number + i,
                                           passed_over, memory);
   }
 }

@@ -151,7 +151,7 @@ template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
   using layout = forward_layout<sizeof(T), D, Position>;
-  std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
+  const std::int64_t blocks = (extent.tokens + layout::rows - 1) / layout::rows;
   forward_problem parameters = problem;
   if constexpr (Position == position_encoding::bias && sizeof(T) == 2 && D <= 32)
     if (prepare_grid<T, D>(parameters))
@@ -177,15 +177,12 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   if constexpr (layout::takes_windows) {
     using windows = forward_window_layout<D>;
     if (vectors && pack_views(sizeof(T), parameters)) {
-      // At least the rows of one block of longer windows, and no more where blocks are few.
-      constexpr int most_slots = windows::range * windows::warps;
+      // The slots of two blocks, or of one where blocks are few.
       constexpr int few_blocks = 1000;
-      const bool divided =
-          parameters.heads_per_block > windows::heads || columns * blocks < few_blocks;
-      static_assert(most_slots == 2 * layout::rows);
-      parameters.window_part_bits = divided ? 1 : 0;
-      parameters.window_slots = most_slots >> parameters.window_part_bits;
-      blocks = (extent.tokens + parameters.window_slots - 1) / parameters.window_slots;
+      static_assert(windows::range * windows::warps == 2 * layout::rows);
+      parameters.takes_windows = true;
+      parameters.window_part_bits =
+          parameters.heads_per_block > windows::heads || columns * blocks < few_blocks ? 1 : 0;
       bytes = std::max<std::size_t>(bytes, windows::bytes);
     }
   }

@@ -15,8 +15,9 @@
 /// through `order` in the background; the rest in registers. Results go back through the place of q,
 /// so that they leave as vectors.
 ///
-/// Windows longer than the capacity are left to forward_block.cuh, row by row, as the partition on the
-/// device says: where a block has none it ends here.
+/// Groups whose windows fit, all or nearly all, are computed this way, as the partition's counts on the
+/// device say; the few longer windows are left to forward_block.cuh, row by row. Where longer windows are
+/// common that second pass costs more than this one gains, so such groups have it alone.
 ///
 /// Bound: memory traffic and its latency, two dependent trips a warp: bounds and order, then rows.
 /// Instructions: about 75 a chunk of 16 rows and head at D = 16, 80 a chunk for all heads, and 250 a
@@ -34,8 +35,19 @@
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/partition.hpp"
 
 namespace winnow::detail {
+
+/// Do a group's windows fit, or nearly so? How many do not is unknown: a largest one that is hardly
+/// longer, and a mean that is clearly shorter, stand for few.
+template <int D>
+__device__ __forceinline__ bool has_short_windows(const partition_counts& counts) {
+  constexpr int capacity = forward_window_layout<D>::capacity;
+  return counts.largest <= capacity ||
+         (counts.largest <= capacity + capacity / 8 &&
+          counts.assigned <= std::int64_t{counts.windows} * (capacity - capacity / 4));
+}
 
 template <class T, int D>
 struct window_attender {
@@ -264,12 +276,13 @@ struct window_attender {
   }
 
   /// All windows that start in slots [from, from + range).
-  /// \return whether this lane's slot lies in a longer one.
+  /// \return whether this lane's slot lies in a longer one; in a group without short windows, true.
   __device__ __forceinline__ bool run(int from) const {
     static_assert(range == 32 && capacity == 48);
     const int slot = from + place.lane;
     const auto limit = static_cast<int>(group.max_tokens);
     // All loads at once, so that one latency serves them. The last window may end 47 slots further.
+    const bool has_short = has_short_windows<D>(*group.counts);
     const int assigned = group.counts->assigned;
     int2 window = {-1, -1};
     std::int32_t tokens[3];
@@ -280,6 +293,7 @@ struct window_attender {
     };
     if (slot < limit) window = reinterpret_cast<const int2*>(group.bounds)[slot];
     load_tokens(slot);
+    if (!has_short) return true;
 
     const std::uint32_t starts = __ballot_sync(all, slot < assigned && window.x == slot);
     const bool longer = slot < assigned && window.y - window.x > capacity;

@@ -76,10 +76,12 @@ struct forward_problem {
   float scale = 1.0f;
   int head_dim = 0;
   bool zero_unassigned = false;
-  int heads_per_block = 1;   ///< the launch sets it, and first_index to the group's first column
-  int window_slots = 0;      ///< slots of a block that takes short windows first; 0: none does
-  int window_part_bits = 0;  ///< log2 of the parts of its heads among which it divides its warps
-  packed_view packed[4];     ///< q, k, v and out, for short windows
+  int heads_per_block = 1;  ///< the launch sets it, and first_index to the group's first column
+  /// Blocks take short windows first: those that start in the slots of two blocks, or, divided into
+  /// 2^window_part_bits parts of their heads, of one.
+  bool takes_windows = false;
+  int window_part_bits = 0;
+  packed_view packed[4];  ///< q, k, v and out, for short windows
   int group_count = 0;
   group_problem groups[max_head_groups];
 };
