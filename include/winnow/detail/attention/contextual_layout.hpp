@@ -15,8 +15,8 @@ namespace winnow::detail {
 /// One value serves all architectures: tiles fit the 99 KB that a block may have on each.
 struct contextual_tuning {
   int warps;          ///< a warp owns 16 query rows
-  int keys;           ///< keys of a turn; with a radial axis `radial_keys`
-  int radial_keys;    ///< fewer, as their products are longer
+  int keys;           ///< keys of a turn
+  int radial_keys;    ///< the same with a radial axis, whose products are longer
   int radial_stages;  ///< turns whose rows are held: two, unless that makes turns too short
   bool staged;        ///< Tq and Tk live in shared memory, in the order of the products' factors
   int value_axes;  ///< axes of Tv in shared memory: all three stay, one is loaded when it is needed
@@ -40,7 +40,7 @@ constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_
     return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2, 2}
                           : contextual_tuning{1, 16, 16, 2, false, 1, 2, 2};
   }
-  if (head_dim == 16) return {4, 96, 112, 1, true, 3, 4, 3};
+  if (head_dim == 16) return {4, 96, 112, 1, true, 3, 3, 3};
   if (head_dim == 32) return {4, 64, 32, 2, true, 3, 2, 2};
   return head_dim == 64 ? contextual_tuning{4, 32, 32, 2, false, 3, 2, 2}
                         : contextual_tuning{4, 16, 16, 2, false, 1, 2, 2};
