@@ -56,8 +56,8 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::run_stretch(
   for (int j = 0; j < fragments; ++j) {
     std::uint32_t k[4], v[4];
     if constexpr (Scores) {
-      load_matrices_at(k, key_row + 32 * j);
-      load_matrices_at(v, value_row + 32 * j);
+      load_matrices(k, key_row + 32 * j);
+      load_matrices(v, value_row + 32 * j);
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::run_stretch(
 #pragma unroll
     for (int block = 0; block < math::blocks; block += 2) {
       std::uint32_t b[4];
-      load_transposed_at(b, last_row + 16 * block);
+      load_matrices_transposed(b, last_row + 16 * block);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         multiply_add_16<T>(first_sum[m][block], differences[m], b[0], b[1]);
@@ -189,7 +189,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
 #pragma unroll
   for (int j = 0; j < fragments; ++j) {
     std::uint32_t b[4];
-    load_matrices_at(b, query_row + 32 * j);
+    load_matrices(b, query_row + 32 * j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       multiply_add_16<T>(p[m][0], first_factor[m].a[j], b[0], b[1]);
@@ -219,7 +219,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
 #pragma unroll
   for (int j = 0; j < fragments; ++j) {
     std::uint32_t b[4];
-    load_matrices_at(b, grad_row + 32 * j);
+    load_matrices(b, grad_row + 32 * j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       multiply_add_16<T>(dp[m][0], second_factor[m].a[j], b[0], b[1]);
@@ -242,7 +242,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
 #pragma unroll
   for (int j = 0; j < fragments; ++j) {
     std::uint32_t b[4];
-    load_transposed_at(b, grad_row + to_transposed + 32 * j);
+    load_matrices_transposed(b, grad_row + to_transposed + 32 * j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       multiply_add_16<T>(second_sum[m][2 * j], weights[m], b[0], b[1]);
@@ -265,7 +265,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
 #pragma unroll
   for (int j = 0; j < fragments; ++j) {
     std::uint32_t b[4];
-    load_transposed_at(b, query_row + to_transposed + 32 * j);
+    load_matrices_transposed(b, query_row + to_transposed + 32 * j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       multiply_add_16<T>(first_sum[m][2 * j], differences[m], b[0], b[1]);

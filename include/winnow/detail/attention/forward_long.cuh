@@ -208,8 +208,8 @@ struct long_attention {
 #pragma unroll
     for (int j = 0; j < fragments; ++j) {
       std::uint32_t k[4], v[4];
-      if constexpr (Scores) load_matrices_at(k, row + 32 * j);
-      if constexpr (Values) load_transposed_at(v, value_row + 32 * j);
+      if constexpr (Scores) load_matrices(k, row + 32 * j);
+      if constexpr (Values) load_matrices_transposed(v, value_row + 32 * j);
       constexpr int pairs = 8 / fragments;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
