@@ -104,19 +104,9 @@ struct contextual_memory {
         int row = column % tile_rows;
         if (which != of_keys && linear(axis)) row = 2 * (length - 1) - row;
         uint4 bits = {0, 0, 0, 0};
-        if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim) {
-          const std::int64_t offset =
-              row * view.row_stride + axis * view.axis_stride + group_head * view.head_stride + d;
-          if (view.vectors && !view.is_float) {
-            bits = *reinterpret_cast<const uint4*>(static_cast<const T*>(view.data) + offset);
-          } else {
-            T elements[width];
-#pragma unroll
-            for (int e = 0; e < width; ++e)
-              elements[e] = narrow<T>(load_element<T>(view.data, view.is_float, offset + e));
-            memcpy(&bits, elements, sizeof bits);
-          }
-        }
+        if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim)
+          bits = load_table_vector<T>(view, row * view.row_stride + axis * view.axis_stride +
+                                                group_head * view.head_stride + d);
         *reinterpret_cast<uint4*>(target + column * math::stride + d) = bits;
       }
     }

@@ -29,17 +29,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_va
     const std::int64_t offset = source * table.row_stride + axis * table.axis_stride +
                                 group_head * table.head_stride + column;
     uint4 bits = {0, 0, 0, 0};
-    if (source >= 0 && source <= (radial_axis ? last + 1 : last) && column < problem.head_dim) {
-      if (table.vectors && !table.is_float) {
-        bits = *reinterpret_cast<const uint4*>(static_cast<const T*>(table.data) + offset);
-      } else {
-        T elements[width];
-#pragma unroll
-        for (int e = 0; e < width; ++e)
-          elements[e] = narrow<T>(load_element<T>(table.data, table.is_float, offset + e));
-        memcpy(&bits, elements, sizeof bits);
-      }
-    }
+    if (source >= 0 && source <= (radial_axis ? last + 1 : last) && column < problem.head_dim)
+      bits = load_table_vector<T>(table, offset);
     *reinterpret_cast<uint4*>(at<T>(layout::value_table) + i * math::stride + column) = bits;
   }
 }

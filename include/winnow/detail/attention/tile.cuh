@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
@@ -83,6 +84,20 @@ template <class T>
 __device__ __forceinline__ float load_element(const void* data, bool is_float, std::int64_t index) {
   return is_float ? static_cast<const float*>(data)[index]
                   : widen(static_cast<const T*>(data)[index]);
+}
+/// 16 bytes of a table from `offset` on, as elements of T.
+template <class T>
+__device__ __forceinline__ uint4 load_table_vector(const table_view& table, std::int64_t offset) {
+  constexpr int width = 16 / static_cast<int>(sizeof(T));
+  if (table.vectors && !table.is_float)
+    return *reinterpret_cast<const uint4*>(static_cast<const T*>(table.data) + offset);
+  T elements[width];
+#pragma unroll
+  for (int e = 0; e < width; ++e)
+    elements[e] = narrow<T>(load_element<T>(table.data, table.is_float, offset + e));
+  uint4 bits;
+  memcpy(&bits, elements, sizeof bits);
+  return bits;
 }
 
 }  // namespace winnow::detail
