@@ -131,20 +131,7 @@ struct grid_differentiator {
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = pass * pass_rows + static_cast<int>(threadIdx.x) / chunks;
-      const std::uint32_t x[4] = {grad[pass].x, grad[pass].y, grad[pass].z, grad[pass].w};
-      const std::uint32_t y[4] = {out[pass].x, out[pass].y, out[pass].z, out[pass].w};
-      float dot = 0.0f;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 g = unpack<T>(x[w]);
-        const float2 o = unpack<T>(y[w]);
-        dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
-#pragma unroll
-        for (const float element : {g.x, g.y}) {
-          const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
-          if (bits < 0x7f800000u) largest = max(largest, bits);
-        }
-      }
+      float dot = measure_vectors<T>(grad[pass], out[pass], largest);
 #pragma unroll
       for (int step = chunks / 2; step > 0; step /= 2) dot += __shfl_xor_sync(all_lanes, dot, step);
       if (row >= rows) continue;

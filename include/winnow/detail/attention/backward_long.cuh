@@ -233,21 +233,7 @@ struct long_differentiator {
       const int row = row_of_pass(pass);
       const uint4 grads =
           *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
-      const std::uint32_t x[4] = {grads.x, grads.y, grads.z, grads.w};
-      const std::uint32_t y[4] = {outs[pass].x, outs[pass].y, outs[pass].z, outs[pass].w};
-      float dot = 0.0f;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 g = unpack<T>(x[w]);
-        const float2 o = unpack<T>(y[w]);
-        dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
-#pragma unroll
-        for (const float element : {g.x, g.y}) {
-          const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
-          unsigned& most = largest[pass * rows_a_pass / 16];
-          if (bits < 0x7f800000u) most = max(most, bits);
-        }
-      }
+      float dot = measure_vectors<T>(grads, outs[pass], largest[pass * rows_a_pass / 16]);
 #pragma unroll
       for (int step = chunks / 2; step > 0; step /= 2) dot += __shfl_xor_sync(all_lanes, dot, step);
       if (place.lane % chunks == 0) {

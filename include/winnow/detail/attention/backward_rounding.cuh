@@ -32,4 +32,25 @@ struct rounding_scale {
   }
 };
 
+/// dO·O of one vector, and the largest of `largest` and the bits of |dO|'s finite elements.
+template <class T>
+__device__ __forceinline__ float measure_vectors(const uint4& grads, const uint4& outs,
+                                                 unsigned& largest) {
+  const std::uint32_t x[4] = {grads.x, grads.y, grads.z, grads.w};
+  const std::uint32_t y[4] = {outs.x, outs.y, outs.z, outs.w};
+  float dot = 0.0f;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const float2 g = unpack<T>(x[w]);
+    const float2 o = unpack<T>(y[w]);
+    dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
+#pragma unroll
+    for (const float element : {g.x, g.y}) {
+      const unsigned bits = __float_as_uint(element) & 0x7fffffffu;
+      if (bits < 0x7f800000u) largest = max(largest, bits);
+    }
+  }
+  return dot;
+}
+
 }  // namespace winnow::detail
