@@ -84,17 +84,8 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, columns * tiles)));
-  config.blockDim = dim3(32 * layout::warps);
-  config.dynamicSmemBytes = layout::bytes;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = can_overlap_launches() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, parameters, tiles, columns);
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
+                       32 * layout::warps, layout::bytes, stream, parameters, tiles, columns);
 }
 
 /// Sets `packed`. \return false: a step does not fit 32 bits.

@@ -43,21 +43,30 @@ inline bool can_overlap_launches() noexcept {
 #endif
 }
 
-/// Submits a kernel. A refused launch becomes a status.
+/// Submits a kernel, which has to begin with `wait_for_predecessor`.
 template <class... Parameters, class... Arguments>
-status launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
-              cudaStream_t stream, Arguments&&... arguments) noexcept {
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 blocks, int threads,
+                          std::size_t shared_bytes, cudaStream_t stream,
+                          Arguments&&... arguments) noexcept {
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = can_overlap_launches() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+/// The same without dynamic shared memory. A refused launch becomes a status.
+template <class... Parameters, class... Arguments>
+status launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
+              cudaStream_t stream, Arguments&&... arguments) noexcept {
   const cudaError_t error =
-      cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+      launch_kernel(kernel, blocks, threads, 0, stream, std::forward<Arguments>(arguments)...);
   if (error != cudaSuccess)
     return status::failure(status_code::cuda_error, "%s: %s", name, cudaGetErrorString(error));
   return {};
