@@ -22,6 +22,26 @@ attention_case<T> make_problem(scene kind, int dim, std::uint64_t seed) {
   return problem;
 }
 
+/// As `prepare_forward`, by the device's forward, where the reference takes minutes.
+template <class T>
+void prepare_forward_on_device(attention_case<T>& problem) {
+  device_attention<T> forward(problem);
+  WINNOW_ASSERT_OK(attention_forward(forward.forward(), nullptr, 0, nullptr));
+  synchronize();
+  problem.out = forward.out.to_host();
+  problem.lse = forward.lse.to_host();
+}
+
+/// Two runs agree in every bit of every gradient.
+template <class T>
+void run_twice(device_gradients<T>& device) {
+  WINNOW_ASSERT_OK(device.run());
+  const auto first = device.bytes();
+  device.poison();
+  WINNOW_ASSERT_OK(device.run());
+  EXPECT_TRUE(first == device.bytes());
+}
+
 template <class T>
 class AttentionBackwardDevice : public ::testing::Test {};
 using storage_types = ::testing::Types<float, half, bfloat16>;
@@ -341,18 +361,9 @@ TYPED_TEST(AttentionBackwardDevice, WorksInAWindowOfFiftyThousand) {
   WINNOW_SKIP_WITHOUT_GPU();
   const std::int64_t tokens = 50000, dim = 16;
   attention_case<TypeParam> problem({{1, share(partition_sizes({50000}))}}, dim, 41);
-  // The reference takes minutes for all rows: out, LSE and the sums come from the device's forward.
-  device_attention<TypeParam> forward(problem);
-  WINNOW_ASSERT_OK(attention_forward(forward.forward(), nullptr, 0, nullptr));
-  synchronize();
-  problem.out = forward.out.to_host();
-  problem.lse = forward.lse.to_host();
+  ASSERT_NO_FATAL_FAILURE(prepare_forward_on_device(problem));
   device_gradients<TypeParam> device(problem);
-  WINNOW_ASSERT_OK(device.run());
-  const auto first = device.bytes();
-  device.poison();
-  WINNOW_ASSERT_OK(device.run());
-  EXPECT_TRUE(first == device.bytes());
+  ASSERT_NO_FATAL_FAILURE(run_twice(device));
 
   const auto dot = [&](const std::vector<TypeParam>& a, std::int64_t i,
                        const std::vector<TypeParam>& b, std::int64_t j) {
@@ -438,17 +449,9 @@ TYPED_TEST(AttentionBackwardDevice, RepeatsTablesOfAScanBitForBit) {
   for (const bool radius : {false, true}) {
     SCOPED_TRACE(radius ? "spherical" : "cubic");
     attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 48))}, 16, 48);
-    device_attention<TypeParam> forward(problem);
-    WINNOW_ASSERT_OK(attention_forward(forward.forward(), nullptr, 0, nullptr));
-    synchronize();
-    problem.out = forward.out.to_host();
-    problem.lse = forward.lse.to_host();
+    ASSERT_NO_FATAL_FAILURE(prepare_forward_on_device(problem));
     device_gradients<TypeParam> device(problem);
-    WINNOW_ASSERT_OK(device.run());
-    const auto first = device.bytes();
-    device.poison();
-    WINNOW_ASSERT_OK(device.run());
-    EXPECT_TRUE(first == device.bytes());
+    ASSERT_NO_FATAL_FAILURE(run_twice(device));
   }
 }
 
