@@ -14,6 +14,7 @@
 #include "swin/kernels.hpp"
 #include "swin/mma.cuh"
 #include "swin/token_update.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
 namespace {
@@ -94,6 +95,8 @@ __global__ void __launch_bounds__(threads, blocks_per_processor)
   norms.fill(1, work.norm_bias);
   norms.fill(2, work.tokens.norm_weight);
   norms.fill(3, work.tokens.norm_bias);
+  // Weights are nobody's result.
+  detail::wait_for_predecessor();
   __syncthreads();
 
   using row_type = token_row<T, quad_lanes>;
@@ -142,8 +145,7 @@ cudaError_t launch(const patch_embedding& embedding, const token_update& update,
   if (error != cudaSuccess) return error;
   const unsigned blocks = std::min((tiles + warps - 1) / warps,
                                    static_cast<unsigned>(processors * blocks_per_processor));
-  embedding_kernel<<<blocks, threads, 0, stream>>>(work, tiles);
-  return cudaGetLastError();
+  return detail::launch_kernel(embedding_kernel<T>, blocks, threads, 0, stream, work, tiles);
 }
 
 }  // namespace

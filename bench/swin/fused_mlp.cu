@@ -17,6 +17,7 @@
 #include "swin/kernels.hpp"
 #include "swin/mma.cuh"
 #include "swin/row_map.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
 namespace {
@@ -74,6 +75,8 @@ __global__ void __launch_bounds__(threads)
     matrices[i] = work.matrices[i];
   for (int i = static_cast<int>(threadIdx.x); i < hidden; i += threads)
     hidden_bias[i] = static_cast<float>(work.hidden_bias[i]);
+  // Weights are nobody's result.
+  detail::wait_for_predecessor();
   __syncthreads();
 
   using row_type = token_row<T, quad_lanes>;
@@ -179,9 +182,9 @@ cudaError_t launch(const fused_mlp& work, cudaStream_t stream) {
                                  static_cast<int>(shared_bytes));
   if (error != cudaSuccess) return error;
   const int wanted = round_up_div(work.block.count(), pair_rows * warps);
-  fused_mlp_kernel<<<static_cast<unsigned>(std::min(wanted, processors)), threads, shared_bytes,
-                     stream>>>(mlp_arguments<T>(work));
-  return cudaGetLastError();
+  return detail::launch_kernel(fused_mlp_kernel<T>,
+                               static_cast<unsigned>(std::min(wanted, processors)), threads,
+                               shared_bytes, stream, mlp_arguments<T>(work));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 
 #include "swin/kernels.hpp"
 #include "swin/token_update.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
 namespace {
@@ -24,6 +25,7 @@ constexpr int end_threads = 128;
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
     token_update_kernel(const __grid_constant__ token_arguments<T> work) {
+  detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   const token_spot spot = locate(work, (blockIdx.x * threads + threadIdx.x) / Lanes);
@@ -60,6 +62,7 @@ struct row_arguments {
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
     row_update_kernel(const __grid_constant__ row_arguments<T> work) {
+  detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   const int row = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
@@ -153,6 +156,7 @@ __device__ __forceinline__ stored_token<T> finish_token(const end_arguments<T>& 
 template <class T, int Lanes>
 __global__ void __launch_bounds__(end_threads, 3)
     stage_end_kernel(const __grid_constant__ end_arguments<T> work) {
+  detail::wait_for_predecessor();
   constexpr int channels = token_row<T, Lanes>::channels;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   const unsigned index = (blockIdx.x * end_threads + threadIdx.x) / Lanes;
@@ -225,8 +229,8 @@ cudaError_t launch_token_update(dtype type, const token_update& update, cudaStre
     using T = decltype(element);
     const token_arguments<T> work(update);
     const std::int64_t places = std::int64_t{work.batch} * work.scan_height * work.scan_width;
-    token_update_kernel<T, lanes><<<blocks_for(places, lanes), threads, 0, stream>>>(work);
-    return cudaGetLastError();
+    return detail::launch_kernel(token_update_kernel<T, lanes>, blocks_for(places, lanes), threads,
+                                 0, stream, work);
   });
 }
 
@@ -234,8 +238,8 @@ cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t
   return with_shape(type, update.channels, [&](auto element, auto lanes) {
     using T = decltype(element);
     const row_arguments<T> work(update);
-    row_update_kernel<T, lanes><<<blocks_for(work.count, lanes), threads, 0, stream>>>(work);
-    return cudaGetLastError();
+    return detail::launch_kernel(row_update_kernel<T, lanes>, blocks_for(work.count, lanes),
+                                 threads, 0, stream, work);
   });
 }
 
@@ -245,9 +249,8 @@ cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stre
     const end_arguments<T> work(end);
     const std::int64_t places =
         std::int64_t{work.batch} * round_up_div(work.height, 2) * round_up_div(work.width, 2);
-    stage_end_kernel<T, lanes>
-        <<<blocks_for(places, lanes, end_threads), end_threads, 0, stream>>>(work);
-    return cudaGetLastError();
+    return detail::launch_kernel(stage_end_kernel<T, lanes>, blocks_for(places, lanes, end_threads),
+                                 end_threads, 0, stream, work);
   });
 }
 

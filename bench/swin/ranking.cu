@@ -11,6 +11,7 @@
 #include <cooperative_groups.h>
 
 #include "swin/kernels.hpp"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
 namespace {
@@ -52,6 +53,7 @@ __device__ float window_norm(const ranking& work, int shift, int image, int wind
 /// Grid: x the blocks of a cluster, y the images, z the shifts.
 __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(threads)
     ranking_kernel(const __grid_constant__ ranking work) {
+  detail::wait_for_predecessor();
   extern __shared__ std::uint32_t keys[];
   const auto cluster = cooperative_groups::this_cluster();
   const int shifted = static_cast<int>(blockIdx.z);
@@ -93,8 +95,8 @@ cudaError_t launch_ranking(const ranking& work, cudaStream_t stream) {
   const auto windows = static_cast<std::size_t>(work.windows);
   if (windows > max_ranked_windows) return cudaErrorInvalidValue;
   const dim3 grid(cluster_blocks, static_cast<unsigned>(work.map.batch), 2);
-  ranking_kernel<<<grid, threads, windows * sizeof(std::uint32_t), stream>>>(work);
-  return cudaGetLastError();
+  return detail::launch_kernel(ranking_kernel, grid, threads, windows * sizeof(std::uint32_t),
+                               stream, work);
 }
 
 }  // namespace winnow::swin

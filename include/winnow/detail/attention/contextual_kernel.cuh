@@ -40,6 +40,7 @@
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -91,6 +92,7 @@ template <class T, int D, bool Radial, bool Vectors>
 __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                   contextual_layout<sizeof(T), D, Radial>::min_blocks)
     contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
+  wait_for_predecessor();
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
@@ -157,9 +159,8 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     group.shares = static_cast<int>(shares);
     blocks += group.heads * shares;
   }
-  void* arguments[] = {&parameters};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)),
-                          dim3(layout::tuning.threads()), arguments, layout::bytes, stream);
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::tuning.threads(),
+                       layout::bytes, stream, parameters);
 }
 
 /// Two launches where there are both kinds of windows: side by side on a multiprocessor they took a

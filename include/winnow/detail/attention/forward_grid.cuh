@@ -33,6 +33,7 @@
 #include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/attention/zero_rows.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -345,6 +346,7 @@ template <class T, int D>
 __global__ void __launch_bounds__(32 * forward_grid_layout<D>::tiles,
                                   forward_grid_layout<D>::min_blocks)
     attend_grid_kernel(const __grid_constant__ forward_problem problem) {
+  wait_for_predecessor();
   extern __shared__ __align__(128) std::byte aligned_memory[];
   int g = 0;
   while (g + 1 < problem.group_count &&

@@ -44,6 +44,7 @@
 #include "winnow/detail/attention/layout.hpp"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/zero_rows.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -139,6 +140,7 @@ template <class T, int D, position_encoding Position, bool Vectors>
 __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
                                   forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
     attention_forward_kernel(const __grid_constant__ forward_problem problem) {
+  wait_for_predecessor();
   using layout = forward_layout<sizeof(T), D, Position>;
   extern __shared__ __align__(128) std::byte aligned_memory[];
   std::byte* const memory = aligned_memory;

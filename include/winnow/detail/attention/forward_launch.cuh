@@ -132,10 +132,8 @@ cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
   const std::int64_t turns = (windows * heads + layout::most_blocks - 1) / layout::most_blocks;
   const dim3 grid(static_cast<unsigned>(heads),
                   static_cast<unsigned>((windows + turns - 1) / turns));
-  forward_problem parameters = problem;
-  void* arguments[] = {&parameters};
-  return cudaLaunchKernel(attend_grid_kernel<T, D>, grid, dim3(32 * layout::tiles), arguments,
-                          layout::bytes, stream);
+  return launch_kernel(attend_grid_kernel<T, D>, grid, 32 * layout::tiles, layout::bytes, stream,
+                       problem);
 }
 
 template <class T, int D, position_encoding Position>
@@ -185,9 +183,8 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   const std::int64_t limit = 65535;
   const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
                   static_cast<unsigned>((blocks + limit - 1) / limit));
-  void* arguments[] = {&parameters};
   const cudaError_t error =
-      cudaLaunchKernel(kernel, grid, dim3(layout::tuning.threads()), arguments, bytes, stream);
+      launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
   if constexpr (sizeof(T) == 2 && forward_long_layout<D>::exists &&
                 Position == position_encoding::none)
     if (error == cudaSuccess && has_long_tiles)
