@@ -7,12 +7,16 @@
 #include <string>
 #include <vector>
 
+#include "swin/graph.hpp"
+
 namespace winnow::swin {
 namespace {
 
 constexpr std::size_t workspace_size = std::size_t{32} << 20;
-constexpr int most_candidates = 12;
-constexpr int timed_runs = 5;
+constexpr int most_candidates = 32;
+/// A graph of several, because launching one takes longer than many a product.
+constexpr int products_of_graph = 20;
+constexpr int timed_runs = 3;
 
 void check_blas(cublasStatus_t result, const char* what) {
   if (result != CUBLAS_STATUS_SUCCESS)
@@ -30,18 +34,6 @@ cublasLtEpilogue_t epilogue_of(epilogue end) {
   }
   return CUBLASLT_EPILOGUE_DEFAULT;
 }
-
-class timing_event {
- public:
-  timing_event() { support::check_cuda(cudaEventCreate(&event_), "cudaEventCreate"); }
-  timing_event(const timing_event&) = delete;
-  timing_event& operator=(const timing_event&) = delete;
-  ~timing_event() { cudaEventDestroy(event_); }
-  [[nodiscard]] cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 }  // namespace
 
@@ -127,24 +119,21 @@ void matrix_products::prepare(const product& work) {
   cublasLtMatmulPreferenceDestroy(preference);
   check_blas(result, "cublasLtMatmulAlgoGetHeuristic");
 
-  const timing_event begin, end;
-  float best = std::numeric_limits<float>::infinity();
+  const graph_timer timer;
+  double best = std::numeric_limits<double>::infinity();
   for (int c = 0; c < found; ++c) {
     const cublasLtMatmulAlgo_t& how = candidates[static_cast<std::size_t>(c)].algo;
     if (submit(work, as, how, nullptr) != CUBLAS_STATUS_SUCCESS) continue;
-    float least = std::numeric_limits<float>::infinity();
+    support::check_cuda(cudaStreamSynchronize(nullptr), "a matrix product");
+    const own_graph graph([&](cudaStream_t stream) {
+      for (int i = 0; i < products_of_graph; ++i)
+        check_blas(submit(work, as, how, stream), "cublasLtMatmul");
+    });
+    graph.launch();  // to warm up
     for (int i = 0; i < timed_runs; ++i) {
-      support::check_cuda(cudaEventRecord(begin.get(), nullptr), "cudaEventRecord");
-      check_blas(submit(work, as, how, nullptr), "cublasLtMatmul");
-      support::check_cuda(cudaEventRecord(end.get(), nullptr), "cudaEventRecord");
-      support::check_cuda(cudaEventSynchronize(end.get()), "a matrix product");
-      float milliseconds = 0.0f;
-      support::check_cuda(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()),
-                          "cudaEventElapsedTime");
-      least = std::min(least, milliseconds);
-    }
-    if (least < best) {
-      best = least;
+      const double time = timer.time(graph);
+      if (time >= best) continue;
+      best = time;
       chosen_[key_of(work)] = how;
     }
   }
