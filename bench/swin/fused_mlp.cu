@@ -22,15 +22,16 @@
 namespace winnow::swin {
 namespace {
 
-constexpr int threads = 256;
-constexpr int warps = threads / 32;
+constexpr int tiles = 1;  // of 16 rows, of a warp at a time
+constexpr int rows = 16 * tiles;
+constexpr int warps = 11;
+constexpr int threads = 32 * warps;
 constexpr int hidden = mlp_ratio * quad_channels;
 constexpr int chunk = 16;  // hidden channels at a time
 constexpr int chunks = hidden / chunk;
 constexpr int steps = quad_channels / 16;    // of the first product
 constexpr int fragments = 2 * column_tiles;  // of both matrices for a chunk, two in a piece
 constexpr int chunk_pieces = fragments / 2;  // of 16 bytes a lane
-constexpr int pair_rows = 32;                // of a warp, as two tiles of 16
 constexpr std::size_t matrix_bytes = std::size_t{chunks} * chunk_pieces * 32 * 16;
 static_assert(matrix_bytes == packed_mlp_elements * 2);
 constexpr std::size_t shared_bytes = matrix_bytes + hidden * sizeof(float);
@@ -66,6 +67,32 @@ __device__ __forceinline__ float gelu(float x) {
   return 0.5f * x * (1.0f + tanh);
 }
 
+/// The hidden layer of a chunk, before GELU.
+/// \param bias of the lane's first hidden channel
+template <class T>
+__device__ __forceinline__ void multiply_first(T, const std::uint32_t (&normed)[tiles][steps][4],
+                                               const uint4* piece_of_lane, const float* bias,
+                                               float (&inner)[tiles][2][4]) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float2 start = *reinterpret_cast<const float2*>(bias + n * 8);
+#pragma unroll
+    for (int m = 0; m < tiles; ++m) {
+      inner[m][n][0] = inner[m][n][2] = start.x;
+      inner[m][n][1] = inner[m][n][3] = start.y;
+    }
+#pragma unroll
+    for (int pair = 0; pair < steps / 2; ++pair) {
+      const uint4 b = piece_of_lane[(n * (steps / 2) + pair) * 32];
+#pragma unroll
+      for (int m = 0; m < tiles; ++m) {
+        multiply(T(), inner[m][n], normed[m][2 * pair], b.x, b.y);
+        multiply(T(), inner[m][n], normed[m][2 * pair + 1], b.z, b.w);
+      }
+    }
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(threads)
     fused_mlp_kernel(const __grid_constant__ mlp_arguments<T> work) {
@@ -77,21 +104,22 @@ __global__ void __launch_bounds__(threads)
     hidden_bias[i] = static_cast<float>(work.hidden_bias[i]);
   // Weights are nobody's result.
   detail::wait_for_predecessor();
+  detail::admit_successor();
   __syncthreads();
 
   using row_type = token_row<T, quad_lanes>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int quad = lane % quad_lanes;
-  const int step_rows = static_cast<int>(gridDim.x) * warps * pair_rows;
+  const int step_rows = static_cast<int>(gridDim.x) * warps * rows;
   for (int first =
-           (static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / 32) * pair_rows;
+           (static_cast<int>(blockIdx.x) * warps + static_cast<int>(threadIdx.x) / 32) * rows;
        first < work.count; first += step_rows) {
-    std::uint32_t normed[2][steps][4];
-    float sums[2][column_tiles][4];
-    T* places[4];
-    // Row r of the lane: lane / 4 + 8 r of the 32.
+    std::uint32_t normed[tiles][steps][4];
+    float sums[tiles][column_tiles][4];
+    T* places[2 * tiles];
+    // Row r of the lane: lane / 4 + 8 r.
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < 2 * tiles; ++r) {
       const int row = first + r * 8 + lane / quad_lanes;
       const bool present = row < work.count;
       const place where = place_of(work.block, present ? row : 0);
@@ -110,61 +138,54 @@ __global__ void __launch_bounds__(threads)
         value.add(work.change + std::int64_t{row} * quad_channels, quad);
       }
       const row_type factor = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, quad);
-      row_type bias;
-      bias.load(work.bias, quad);
 #pragma unroll
       for (int t = 0; t < column_tiles; ++t) {
         normed[r / 2][t / 2][t % 2 * 2 + r % 2] = two(T(), factor.x[2 * t], factor.x[2 * t + 1]);
-        sums[r / 2][t][r % 2 * 2] = value.x[2 * t] + bias.x[2 * t];
-        sums[r / 2][t][r % 2 * 2 + 1] = value.x[2 * t + 1] + bias.x[2 * t + 1];
+        sums[r / 2][t][r % 2 * 2] = value.x[2 * t];
+        sums[r / 2][t][r % 2 * 2 + 1] = value.x[2 * t + 1];
       }
     }
-    const uint4* piece_of_lane = matrices + lane;
+    // A chunk's first product comes a chunk ahead, so that tensor cores have work during the GELU.
+    float inner[tiles][2][4];  // by tile of hidden channels
+    const uint4* own = matrices + lane;
+    multiply_first(T(), normed, own, hidden_bias + quad * 2, inner);
 #pragma unroll 1
-    for (int c = 0; c < chunks; ++c, piece_of_lane += chunk_pieces * 32) {
-      float inner[2][2][4];  // by tile of rows, tile of hidden channels
+    for (int c = 0; c < chunks; ++c, own += chunk_pieces * 32) {
+      std::uint32_t activated[tiles][4];
+      float next[tiles][2][4];
+      // The last one multiplies the first chunk again.
+      const int ahead = c + 1 < chunks ? c + 1 : 0;
+      multiply_first(T(), normed, matrices + lane + ahead * chunk_pieces * 32,
+                     hidden_bias + ahead * chunk + quad * 2, next);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const float2 bias =
-            *reinterpret_cast<const float2*>(hidden_bias + c * chunk + n * 8 + quad * 2);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          inner[m][n][0] = inner[m][n][2] = bias.x;
-          inner[m][n][1] = inner[m][n][3] = bias.y;
-        }
-#pragma unroll
-        for (int pair = 0; pair < steps / 2; ++pair) {
-          const uint4 b = piece_of_lane[(n * (steps / 2) + pair) * 32];
-#pragma unroll
-          for (int m = 0; m < 2; ++m) {
-            multiply(T(), inner[m][n], normed[m][2 * pair], b.x, b.y);
-            multiply(T(), inner[m][n], normed[m][2 * pair + 1], b.z, b.w);
-          }
-        }
-      }
-      std::uint32_t activated[2][4];
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
+      for (int m = 0; m < tiles; ++m)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           activated[m][i] =
               two(T(), gelu(inner[m][i / 2][i % 2 * 2]), gelu(inner[m][i / 2][i % 2 * 2 + 1]));
 #pragma unroll
       for (int pair = 0; pair < column_tiles / 2; ++pair) {
-        const uint4 b = piece_of_lane[(steps + pair) * 32];
+        const uint4 b = own[(steps + pair) * 32];
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
+        for (int m = 0; m < tiles; ++m) {
           multiply(T(), sums[m][2 * pair], activated[m], b.x, b.y);
           multiply(T(), sums[m][2 * pair + 1], activated[m], b.z, b.w);
         }
       }
+#pragma unroll
+      for (int m = 0; m < tiles; ++m)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) inner[m][n][e] = next[m][n][e];
     }
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < 2 * tiles; ++r) {
       if (places[r] == nullptr) continue;
       row_type value;
+      value.load(work.bias, quad);
 #pragma unroll
-      for (int i = 0; i < lane_channels; ++i) value.x[i] = sums[r / 2][i / 2][r % 2 * 2 + i % 2];
+      for (int i = 0; i < lane_channels; ++i) value.x[i] += sums[r / 2][i / 2][r % 2 * 2 + i % 2];
       value.store(places[r], quad);
     }
   }
@@ -181,7 +202,7 @@ cudaError_t launch(const fused_mlp& work, cudaStream_t stream) {
     error = cudaFuncSetAttribute(fused_mlp_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   if (error != cudaSuccess) return error;
-  const int wanted = round_up_div(work.block.count(), pair_rows * warps);
+  const int wanted = round_up_div(work.block.count(), rows * warps);
   return detail::launch_kernel(fused_mlp_kernel<T>,
                                static_cast<unsigned>(std::min(wanted, processors)), threads,
                                shared_bytes, stream, mlp_arguments<T>(work));

@@ -30,6 +30,14 @@ __device__ inline void wait_for_predecessor() {
 #endif
 }
 
+/// From here on the kernel's successor may be launched, as soon as all blocks have come here: for kernels
+/// whose blocks run all at once, so that those of the successor take nobody's place.
+__device__ inline void admit_successor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (overlap_launches) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// Can the current device overlap kernels? From compute capability 9.0.
 inline bool can_overlap_launches() noexcept {
 #if CUDART_VERSION >= 12030  // earlier ones cannot capture such launches
