@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(threads, blocks_per_processor)
   norms.fill(3, work.tokens.norm_bias);
   // Weights are nobody's result.
   detail::wait_for_predecessor();
+  detail::admit_successor();
   __syncthreads();
 
   using row_type = token_row<T, quad_lanes>;

@@ -8,6 +8,10 @@
 /// belongs to a token, and where a token's row is follows from its place and the ranks of windows. So
 /// features are never gathered, scattered or rolled on their own.
 ///
+/// What is added comes from a matrix product, which begins when all kernels before it have ended. So where
+/// something is added, the stream and the ranks are older than the predecessor and are read before it
+/// ends, as long as another kernel does not come between.
+///
 /// What bounds it: traffic, 8 bytes a channel and token; rows are at least 192 bytes, so that scattered
 /// ones cost as much as neighbouring ones. All of a lane's loads are in flight before the first sum.
 #include <algorithm>
@@ -20,12 +24,13 @@ namespace winnow::swin {
 namespace {
 
 constexpr int threads = 256;
-constexpr int end_threads = 128;
+constexpr int end_threads = 64;
 
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
     token_update_kernel(const __grid_constant__ token_arguments<T> work) {
-  detail::wait_for_predecessor();
+  const bool adds = work.change != nullptr;
+  if (!adds) detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   const token_spot spot = locate(work, (blockIdx.x * threads + threadIdx.x) / Lanes);
@@ -34,6 +39,8 @@ __global__ void __launch_bounds__(threads)
   value.clear();
   if (spot.inside && (renewed || spot.to >= 0 || work.magnitude != nullptr))
     value.load(work.stream + spot.token * row_type::channels, lane);
+  if (adds) detail::wait_for_predecessor();
+  detail::admit_successor();
   if (renewed) value.add(work.change + std::int64_t{spot.from} * row_type::channels, lane);
   finish(work, spot, value, renewed, work.norm_weight, work.norm_bias, lane);
 }
@@ -62,7 +69,8 @@ struct row_arguments {
 template <class T, int Lanes>
 __global__ void __launch_bounds__(threads)
     row_update_kernel(const __grid_constant__ row_arguments<T> work) {
-  detail::wait_for_predecessor();
+  const bool adds = work.change != nullptr;
+  if (!adds) detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   const int row = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
@@ -75,13 +83,12 @@ __global__ void __launch_bounds__(threads)
 
   row_type value;
   value.clear();
-  if (inside) {
-    value.load(work.stream + token * row_type::channels, lane);
-    if (work.change != nullptr) {
-      value.add(work.change + std::int64_t{row} * row_type::channels, lane);
-      value.round();
-      value.store(work.stream + token * row_type::channels, lane);
-    }
+  if (inside) value.load(work.stream + token * row_type::channels, lane);
+  if (adds) detail::wait_for_predecessor();
+  if (inside && adds) {
+    value.add(work.change + std::int64_t{row} * row_type::channels, lane);
+    value.round();
+    value.store(work.stream + token * row_type::channels, lane);
   }
   row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
   if (!present) return;
@@ -131,30 +138,36 @@ struct stored_token {
   }
 };
 
-/// Writes the output of one token and returns the token; zeros outside the map.
+/// A token of the map with what its last block changes; zeros outside the map.
 template <class T, int Lanes>
-__device__ __forceinline__ stored_token<T> finish_token(const end_arguments<T>& work, bool present,
-                                                        int image, int y, int x, int lane) {
+__device__ __forceinline__ stored_token<T> read_token(const end_arguments<T>& work, bool inside,
+                                                      int image, int y, int x, int lane) {
   constexpr int channels = token_row<T, Lanes>::channels;
-  const bool inside = present && y < work.height && x < work.width;
   const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
   const int from = inside && work.change != nullptr ? work.changed.row_of(image, y, x) : -1;
   token_row<T, Lanes> value;
   value.clear();
   if (inside) value.load(work.stream + token * channels, lane);
   if (from >= 0) value.add(work.change + std::int64_t{from} * channels, lane);
-  const token_row<T, Lanes> normed =
-      value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
-  if (inside) normed.store(work.output + token * channels, lane);
   stored_token<T> result;
 #pragma unroll
   for (int p = 0; p < pieces; ++p) result.values[p] = value.packed(p);
   return result;
 }
 
+template <class T, int Lanes>
+__device__ __forceinline__ void write_output(const end_arguments<T>& work,
+                                             const stored_token<T>& token, bool inside, int image,
+                                             int y, int x, int lane) {
+  const token_row<T, Lanes> normed =
+      token.template row<Lanes>().normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
+  const std::int64_t at = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
+  if (inside) normed.store(work.output + at * token_row<T, Lanes>::channels, lane);
+}
+
 /// The lanes of a row hold the four tokens of a place of the next map.
 template <class T, int Lanes>
-__global__ void __launch_bounds__(end_threads, 3)
+__global__ void __launch_bounds__(end_threads, 8)
     stage_end_kernel(const __grid_constant__ end_arguments<T> work) {
   detail::wait_for_predecessor();
   constexpr int channels = token_row<T, Lanes>::channels;
@@ -168,11 +181,18 @@ __global__ void __launch_bounds__(end_threads, 3)
   const int y = static_cast<int>(rest / across) * 2;
   const int x = static_cast<int>(rest % across) * 2;
 
-  // Four variables: of an array, the compiler would keep a copy in memory.
-  const auto north_west = finish_token<T, Lanes>(work, present, image, y, x, lane);
-  const auto north_east = finish_token<T, Lanes>(work, present, image, y, x + 1, lane);
-  const auto south_west = finish_token<T, Lanes>(work, present, image, y + 1, x, lane);
-  const auto south_east = finish_token<T, Lanes>(work, present, image, y + 1, x + 1, lane);
+  // Four variables: of an array, the compiler would keep a copy in memory. All are read before the
+  // first is written, which no later load could pass.
+  const bool east = present && x + 1 < work.width;
+  const bool south = present && y + 1 < work.height;
+  const auto north_west = read_token<T, Lanes>(work, present, image, y, x, lane);
+  const auto north_east = read_token<T, Lanes>(work, east, image, y, x + 1, lane);
+  const auto south_west = read_token<T, Lanes>(work, south, image, y + 1, x, lane);
+  const auto south_east = read_token<T, Lanes>(work, east && south, image, y + 1, x + 1, lane);
+  write_output<T, Lanes>(work, north_west, present, image, y, x, lane);
+  write_output<T, Lanes>(work, north_east, east, image, y, x + 1, lane);
+  write_output<T, Lanes>(work, south_west, south, image, y + 1, x, lane);
+  write_output<T, Lanes>(work, south_east, east && south, image, y + 1, x + 1, lane);
   if (work.merged == nullptr) return;
   const float total =
       north_west.template row<Lanes>().sum() + north_east.template row<Lanes>().sum() +

@@ -53,9 +53,11 @@ __device__ float window_norm(const ranking& work, int shift, int image, int wind
 /// Grid: x the blocks of a cluster, y the images, z the shifts.
 __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(threads)
     ranking_kernel(const __grid_constant__ ranking work) {
-  detail::wait_for_predecessor();
   extern __shared__ std::uint32_t keys[];
   const auto cluster = cooperative_groups::this_cluster();
+  cluster.sync();  // all blocks have started, so their memory is there
+  detail::wait_for_predecessor();
+  detail::admit_successor();
   const int shifted = static_cast<int>(blockIdx.z);
   if (work.ids[shifted] == nullptr) return;  // the whole cluster
   const int image = static_cast<int>(blockIdx.y);
@@ -67,7 +69,6 @@ __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(threads
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row = static_cast<std::int64_t>(image) * windows;
 
-  cluster.sync();  // all blocks have started, so their memory is there
 #pragma unroll 4
   for (int w = first + warp; w < last; w += threads / 32) {
     const float importance = window_norm(work, shifted ? shift_of_odd_blocks : 0, image, w, lane);
