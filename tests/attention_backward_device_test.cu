@@ -429,6 +429,21 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInLongWindows) {
   }
 }
 
+/// Sizes around those where a window takes one tile more, another kernel, or its turns in more chunks.
+TYPED_TEST(AttentionBackwardDevice, ServesTablesInWindowsOfEverySize) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  for (const bool radius : {false, true}) {
+    SCOPED_TRACE(radius ? "spherical" : "cubic");
+    const std::vector<int> sizes = {1,  64, 65,  5,   80,  97, 16,  128, 48,  129, 17,
+                                    30, 70, 143, 200, 257, 33, 320, 2,   321, 112, 81};
+    attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 49))}, 16, 49);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    ASSERT_NO_FATAL_FAILURE(run_twice(device));
+    expect_gradients_match(exact_gradients(problem), device);
+  }
+}
+
 TEST(AttentionBackwardDevice, ServesTablesInAWindowOfFiveThousand) {
   WINNOW_SKIP_WITHOUT_GPU();
   attention_case<half> problem({contextual(1, sized_labels({5000}, true, 47))}, 16, 47);

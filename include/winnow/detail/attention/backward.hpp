@@ -44,8 +44,8 @@ inline constexpr int summing_blocks = 528;
 inline constexpr int contextual_blocks = 264;
 /// The same for short contextual windows.
 constexpr int contextual_window_blocks(bool radial) {
-  return 132 * (radial ? contextual_window_layout<true>::min_blocks
-                       : contextual_window_layout<false>::min_blocks);
+  return 132 * (radial ? contextual_window_layout<true, false>::min_blocks
+                       : contextual_window_layout<false, false>::min_blocks);
 }
 /// The same for row blocks, which are one warp.
 inline constexpr int summing_rows = 4224;
@@ -120,10 +120,12 @@ inline int one_pass_of(const head_group<void>& group,
     return relative.quant_length * relative.quant_length <= capacity ? capacity : 0;
   }
   if (group.position == position_encoding::contextual) {
-    const std::size_t needed = relative.kind == relative_kind::spherical
-                                   ? contextual_window_layout<true>::bytes
-                                   : contextual_window_layout<false>::bytes;
-    return needed <= memory_limit ? contextual_window_capacity(bytes, instance.head_dim) : 0;
+    const bool radial = relative.kind == relative_kind::spherical;
+    const int capacity = contextual_window_capacity(bytes, instance.head_dim);
+    if (contextual_window_bytes(radial, true) <= memory_limit) return capacity;
+    return contextual_window_bytes(radial, false) <= memory_limit
+               ? std::min(capacity, contextual_short_capacity)
+               : 0;
   }
   if (relative.kind == relative_kind::grid) return 0;
   return one_pass_capacity(bytes, instance.head_dim);

@@ -28,6 +28,7 @@
 #include "winnow/detail/attention/backward_contextual_exact.cuh"
 #include "winnow/detail/attention/backward_contextual_tables.cuh"
 #include "winnow/detail/attention/backward_tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -565,6 +566,7 @@ struct contextual_differentiator {
   __device__ __forceinline__ void run(int part) {
     const bool zeroes = problem.zero_unassigned && !problem.accumulate;
     const int limit = zeroes ? group.counts->tokens : assigned;
+    if (problem.one_pass > 0 && !zeroes && group.counts->largest <= problem.one_pass) return;
     bool begun = problem.one_pass == 0;
     if (begun) tables.begin_block(part);
     unsigned wanted = 0;
@@ -594,6 +596,7 @@ __global__ void __launch_bounds__(
     contextual_gradient_layout<sizeof(T), D, Side, Radial>::min_blocks)
     differentiate_contextual_kernel(const __grid_constant__ backward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
+  wait_for_predecessor();
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
   contextual_differentiator<T, D, Side, Radial>(problem, entry, where.group_head, memory)

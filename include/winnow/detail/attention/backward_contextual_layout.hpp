@@ -10,13 +10,12 @@
 
 namespace winnow::detail {
 
-/// The longest window that backward_contextual_window.cuh takes; 0: none.
+/// The longest window that backward_contextual_window.cuh takes; 0: none. Four tiles of 16 rows share
+/// windows of up to `contextual_short_capacity` tokens, eight those of up to this.
 constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim) {
-  return element_bytes == 2 && head_dim == 16 ? 64 : 0;
+  return element_bytes == 2 && head_dim == 16 ? 320 : 0;
 }
-/// Slots in which the windows of a block start, at most, before it goes on elsewhere.
-inline constexpr int contextual_window_range = 512;
-
+inline constexpr int contextual_short_capacity = 64;
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.
 template <int Bytes, int D, backward_side Side, bool Radial>
@@ -104,13 +103,20 @@ struct contextual_gradient_layout {
   static_assert(Bytes != 2 || D != 16 || bytes <= 99 * 1024, "every device serves these");
 };
 
-/// What backward_contextual_window.cuh works on: four tiles of 16 rows of 16 elements of 16 bits.
+/// What backward_contextual_window.cuh works on: four or eight tiles of 16 rows of 16 elements of 16 bits.
 /// Rows of elements lie in 32 bytes, whose halves change places in every other four rows: so eight rows
 /// of one half lie in different banks.
-template <bool Radial>
+/// \tparam Long for windows of more than `contextual_short_capacity` tokens.
+template <bool Radial, bool Long>
 struct contextual_window_layout {
-  static constexpr int tiles = 4;  ///< one a warp
-  static constexpr int min_blocks = Radial ? 2 : 3;
+  static constexpr int tiles = Long ? 8 : 4;  ///< one a warp
+  static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
+  static constexpr int capacity =
+      Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
+  /// Slots that a block looks at to find its share of short windows.
+  static constexpr int most_probes = 4096;
+  /// Pieces of its queries that a warp holds at a time.
+  static constexpr int held_pieces = 4;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
@@ -126,7 +132,7 @@ struct contextual_window_layout {
   static constexpr int deltas = 64;                              // float [tiles][16]
   static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
   static constexpr int plan = radius + 4 * 16 * tiles;           // int4 [tiles]: the next turn's
-  static constexpr int plan_used = plan + 16 * tiles;            // int2: tiles, are windows long?
+  static constexpr int plan_used = plan + 16 * tiles;            // int: tiles
   static constexpr int tables = plan_used + 16;                  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
   static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
@@ -135,10 +141,10 @@ struct contextual_window_layout {
   static constexpr int hot = values + tile_bytes;          // half [16][cell_bytes]: one-hot cells
   static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
   static constexpr int piece_bytes = 512;
-  static constexpr int pieces = key_cells + 16 * cell_bytes;  // [dS, P][tiles][piece_bytes]
+  static constexpr int pieces = key_cells + 16 * cell_bytes;  // [held_pieces][dS, P][piece_bytes]
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
-  static constexpr int query_cells = pieces + 2 * tiles * piece_bytes;
+  static constexpr int query_cells = pieces + 2 * held_pieces * piece_bytes;
   static constexpr int value_cells = query_cells + (own_cells ? 16 * cell_bytes : 0);
   static constexpr int query_radial =  // half2 [16][query_radial_stride]
       value_cells + (own_cells ? 16 * cell_bytes : 0);
@@ -151,11 +157,27 @@ struct contextual_window_layout {
   static constexpr int key_sums = Radial ? radial_sums : 2 * sums_bytes;
   static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;
   static constexpr int region_bytes = Radial ? radial_sums + radial_bytes : 3 * sums_bytes;
-  static constexpr std::size_t bytes = regions + tiles * region_bytes;
+  /// Of queries that are not the tile's keys, uint32 [tiles][16].
+  static constexpr int query_codes = regions + tiles * region_bytes;
+  /// Sums of dq of a window that takes several turns, float [tiles of the window][dq_bytes].
+  static constexpr int dq = query_codes + (Long ? 4 * 16 * tiles : 0);
+  static constexpr int dq_bytes = 32 * 8 * 4;
+  static constexpr std::size_t bytes = dq + (Long ? capacity / 16 * dq_bytes : 0);
+  static_assert(bytes <= 227 * 1024);
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(2 * sums_bytes <= (Radial ? radial_sums : 3 * sums_bytes));
   static_assert(sums_bytes <= radial_bytes && query_radial <= region_bytes);
 };
+
+constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {
+  if (radial)
+    return long_windows ? contextual_window_layout<true, true>::bytes
+                        : contextual_window_layout<true, false>::bytes;
+  return long_windows ? contextual_window_layout<false, true>::bytes
+                      : contextual_window_layout<false, false>::bytes;
+}
+/// Blocks of the kernel of long windows, of all heads together: they fill the largest GPU of today.
+inline constexpr int contextual_long_window_blocks = 132;
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.
 template <int Bytes, int D>

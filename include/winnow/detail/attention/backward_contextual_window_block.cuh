@@ -15,12 +15,11 @@
 
 namespace winnow::detail {
 
-template <class T, bool Radial>
+template <class T, bool Radial, bool Long>
 struct contextual_window_block {
-  using layout = contextual_window_layout<Radial>;
+  using layout = contextual_window_layout<Radial, Long>;
   static constexpr int tiles = layout::tiles;
   static constexpr int threads = 32 * tiles;
-  static constexpr int capacity = 16 * tiles;
   static constexpr int words = layout::cell_axes * cell_words;  ///< of a lane for a row of cells
   static constexpr int width = 8;                               ///< elements of a vector
   static constexpr unsigned all_lanes = 0xffffffffu;
@@ -112,27 +111,26 @@ struct contextual_window_block {
   [[nodiscard]] __device__ __forceinline__ int first_block(int which) const {
     return (warp + which) % tiles;
   }
-  /// Row g + 8·i of a block of sums, in the table's axis; there may be no such row.
-  [[nodiscard]] __device__ __forceinline__ int row_of_sums(int which, int block, int i) const {
+  /// Of which row of its block's 16 row g + 8·i of a product is the sum.
+  [[nodiscard]] __device__ __forceinline__ int row_of_product(bool by_cell, int i) const {
     const int g = place.g;
-    const bool by_cell = linear(block / axis_blocks);
-    const int row = block % axis_blocks * 16 + 8 * (g >> 1 & 1) +
-                    (by_cell ? 4 * (g & 1) + (g >> 2) + 2 * i : 2 * (g >> 2) + (g & 1) + 4 * i);
-    return which < 2 && by_cell ? 2 * (length - 1) - row : row;
+    return 8 * (g >> 1 & 1) +
+           (by_cell ? 4 * (g & 1) + (g >> 2) + 2 * i : 2 * (g >> 2) + (g & 1) + 4 * i);
   }
   __device__ __forceinline__ float* part_of(int which) const {
     float* base = which == 0   ? entry.parts.table_q
                   : which == 1 ? entry.parts.table_v
                                : entry.parts.table_k;
     if (base == nullptr) return nullptr;
-    return base + (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * table_rows *
-                      problem.head_dim;
+    // All parts of a launch together take at most `table_parts_limit`.
+    return base + (group_head * problem.parts_per_head + part) * 3 * table_rows * problem.head_dim;
   }
   __device__ __forceinline__ void begin_block() const {
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);
-    for (int which = 0; which < 3; ++which) {
+    // Where windows are long the parts have what short ones gave.
+    for (int which = Long ? 3 : 0; which < 3; ++which) {
       float* target = part_of(which);
       if (target == nullptr) continue;
       for (int i = static_cast<int>(threadIdx.x); i < 3 * table_rows * problem.head_dim;
@@ -143,22 +141,35 @@ struct contextual_window_block {
 
   // --- Which rows ------------------------------------------------------------------------------
 
-  /// Four tiles, and this warp's.
+  /// What the block's warps work on at a time, and this warp's share of it. Short windows: its queries
+  /// are also its keys. Long windows: of one window up to eight tiles of queries and as many of keys, and a
+  /// warp has a tile of both.
   struct turn {
     int first = 0;  ///< slot of the tile's first row
     int count = 0;  ///< its rows; 0: the warp has none
-    int base = 0;   ///< the tiles [base, base + width) hold its windows
+    int base = 0;   ///< the tiles [base, base + width) hold its windows' keys
     int width = 0;
-    int used = 0;               ///< tiles that hold rows; 0: the block has done all
-    bool long_windows = false;  ///< some window takes several tiles
+    int used = 0;  ///< tiles that hold queries; 0: the block has done all
+    // Of long windows:
+    int first_key = 0, key_count = 0;                      ///< this warp's keys
+    int number = 0;                                        ///< of the tile of queries in its window
+    bool first_of_queries = true, last_of_queries = true;  ///< among the turns of these queries
+    bool first_of_keys = true, last_of_keys = true;
+    [[nodiscard]] __device__ __forceinline__ int used_by_keys() const {
+      return Long ? width : used;
+    }
   };
-  /// Which windows are next: those from slot `from` on that start before slot `until`.
+  /// Which windows are next: those that start in slots [from, until), or long ones whose first probe lies
+  /// there. Every 64th slot is a probe, so that a long window has one.
   struct cursor {
-    int number;  ///< of the range
     int from, until;
+    // The long window whose turns are under way:
+    int window = 0, length = 0;
+    int query_chunk = 0, key_chunk = 0;
   };
-  /// Plans a turn with the next windows of the range, by one warp. \return tiles with rows
-  __device__ __forceinline__ int fill_tiles(cursor& next) const {
+  /// Adds windows that start in the next 64 slots to a turn of short windows, by one warp. `tile` is the one
+  /// that this lane writes down. \return does the next window not fit?
+  __device__ __forceinline__ bool fill_tiles(cursor& next, int& used, int4& tile) const {
     const int from = next.from;
     const int until = next.until;
     // Bit s: in slot from + 1 + s starts a window, or the last has ended there.
@@ -176,9 +187,7 @@ struct contextual_window_block {
       starts = (starts ^ behind) | (behind & (0 - behind));
     }
     int done = 0;
-    int used = 0;
-    bool long_windows = false;
-    int4 tile = {0, 0, 0, 0};  // the one that this lane writes down
+    bool full = false;
     while (used < tiles && done < 64 && from + done < until) {
       const unsigned near = static_cast<unsigned>(starts >> done) & 0xffffu;
       int count = 32 - __clz(static_cast<int>(near));
@@ -186,12 +195,12 @@ struct contextual_window_block {
       if (near == 0) {
         count = bounds[from + done].y - (from + done);
         needed = (count + 15) / 16;
-        if (count > capacity) {
+        if (count > layout::capacity) {
           done += count;
           continue;
         }
-        if (used + needed > tiles) break;
-        long_windows = true;
+        full = used + needed > tiles;
+        if (full) break;
       }
       const int own = place.lane - used;
       if (own >= 0 && own < needed)
@@ -199,32 +208,173 @@ struct contextual_window_block {
       used += needed;
       done += count;
     }
-    if (place.lane < tiles) at<int4>(layout::plan)[place.lane] = tile;
-    if (place.lane == 0) *at<int2>(layout::plan_used) = {used, long_windows ? 1 : 0};
     next.from = from + done;
-    return used;
+    return full;
+  }
+  /// Long windows go in chunks of up to eight tiles.
+  struct chunks {
+    int count, tiles;  ///< tiles of all but the last
+  };
+  static __device__ __forceinline__ chunks chunks_of(int length) {
+    const int all = (length + 15) / 16;
+    const int count = (all + tiles - 1) / tiles;
+    return {count, (all + count - 1) / count};
+  }
+  /// Goes on to the next pair of chunks, or to the range's next long window. \return is there one?
+  __device__ __forceinline__ bool next_chunks(cursor& next) const {
+    if (next.length > 0) {
+      const int count = chunks_of(next.length).count;
+      if (++next.query_chunk == count) {
+        next.query_chunk = 0;
+        ++next.key_chunk;
+      }
+      if (next.key_chunk < count) return true;
+      next.length = 0;
+    }
+    constexpr int step = contextual_short_capacity;
+    for (; next.from < next.until; next.from += 32 * step) {
+      const int slot = next.from + step * place.lane;
+      const int2 window = slot < next.until ? bounds[slot] : int2{0, 0};
+      const unsigned found = __ballot_sync(all_lanes, is_first_probe(slot, window));
+      if (found == 0) continue;
+      const int lane = __ffs(static_cast<int>(found)) - 1;
+      next.window = __shfl_sync(all_lanes, window.x, lane);
+      next.length = __shfl_sync(all_lanes, window.y - window.x, lane);
+      next.query_chunk = next.key_chunk = 0;
+      next.from += step * (lane + 1);
+      return true;
+    }
+    return false;
   }
   /// Plans the next turn, by one warp.
-  __device__ __forceinline__ void plan_turn(cursor& next, int range) const {
-    do {
-      while (next.from >= next.until) {
-        next.number += problem.parts_per_head;
-        const std::int64_t first = std::int64_t{next.number} * range;
-        if (first >= assigned) {
-          if (place.lane == 0) *at<int2>(layout::plan_used) = {0, 0};
-          return;
-        }
-        next.until = static_cast<int>(min(first + range, std::int64_t{assigned}));
-        const int2 window = bounds[first];
-        next.from = window.x == first ? window.x : window.y;
-      }
-    } while (fill_tiles(next) == 0);
+  __device__ __forceinline__ void plan_turn(cursor& next) const {
+    int used = 0;
+    if constexpr (Long) {
+      used = next_chunks(next) ? 1 : 0;
+      if (place.lane == 0)
+        *at<int4>(layout::plan) = {next.window, next.length, next.query_chunk, next.key_chunk};
+    } else {
+      int4 tile = {0, 0, 0, 0};
+      bool full = false;
+      while (!full && used < tiles && next.from < next.until) full = fill_tiles(next, used, tile);
+      if (place.lane < tiles) at<int4>(layout::plan)[place.lane] = tile;
+    }
+    if (place.lane == 0) *at<int>(layout::plan_used) = used;
+  }
+  /// Is the window in `slot` long, and the slot its first probe?
+  [[nodiscard]] __device__ __forceinline__ static bool is_first_probe(int slot,
+                                                                      const int2& window) {
+    const int length = window.y - window.x;
+    return length > contextual_short_capacity && length <= layout::capacity &&
+           slot - window.x < contextual_short_capacity;
+  }
+  /// About the time that the window in a probed slot takes: all of it for its first probe, or where short
+  /// windows are probed here and there, its share for a token.
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t cost_at(int slot) const {
+    const int2 window = bounds[slot];
+    const int length = window.y - window.x;
+    const int tiles_of_window = (length + 15) / 16;
+    if constexpr (Long) {
+      constexpr int cost_of_turn = 5;  // in pieces
+      if (!is_first_probe(slot, window)) return 0;
+      const int count = chunks_of(length).count;
+      return static_cast<std::uint32_t>(count * (count * cost_of_turn + tiles_of_window));
+    } else {
+      // Instructions of a warp, of the share of a turn that the window takes.
+      if (length > contextual_short_capacity) return 4;
+      if (tiles_of_window == 1) return 59;
+      const int cost = tiles_of_window == 2 ? 1860 : tiles_of_window == 3 ? 3800 : 4840;
+      return static_cast<std::uint32_t>(cost / length);
+    }
+  }
+  /// Which windows are this block's: all blocks of a head get neighbouring slots of the same cost. All threads
+  /// take part.
+  [[nodiscard]] __device__ __forceinline__ cursor share_of_block(int blocks_of_head) const {
+    const int step =
+        Long ? contextual_short_capacity : max(16, divide_up(assigned, layout::most_probes));
+    const int probes = divide_up(assigned, step);
+    const int each = divide_up(probes, threads);
+    const int first = static_cast<int>(threadIdx.x) * each;
+    auto* costs = at<std::uint16_t>(layout::regions) + first;
+    std::uint32_t own = 0;
+#pragma unroll 8
+    for (int i = 0; i < each; ++i) {
+      const std::uint32_t cost = first + i < probes ? cost_at((first + i) * step) : 0;
+      if constexpr (!Long) costs[i] = static_cast<std::uint16_t>(cost);
+      own += cost;
+    }
+    const std::uint32_t through = warp_inclusive_sum(own);
+    auto* totals = at<std::uint32_t>(layout::deltas);
+    int* counts = at<int>(layout::plan);  // of probes before this block's share, and before its end
+    if (place.lane == 31) totals[warp] = through;
+    if (threadIdx.x < 2) counts[threadIdx.x] = 0;
+    __syncthreads();
+    std::uint32_t before = through - own;
+    std::uint64_t all = 0;
+#pragma unroll
+    for (int w = 0; w < tiles; ++w) {
+      if (w < warp) before += totals[w];
+      all += totals[w];
+    }
+    const std::uint64_t start = all * static_cast<unsigned>(part);
+    const std::uint64_t end = start + all;
+    int before_start = 0, before_end = 0;
+    for (int i = 0; i < each && first + i < probes; ++i) {
+      const std::uint32_t cost = Long ? cost_at((first + i) * step) : costs[i];
+      const std::uint64_t middle =
+          std::uint64_t{before + cost / 2} * static_cast<unsigned>(blocks_of_head);
+      before += cost;
+      before_start += middle < start ? 1 : 0;
+      before_end += middle < end ? 1 : 0;
+    }
+    before_start = __reduce_add_sync(all_lanes, before_start);
+    before_end = __reduce_add_sync(all_lanes, before_end);
+    if (place.lane == 0) {
+      atomicAdd(counts, before_start);
+      atomicAdd(counts + 1, before_end);
+    }
+    __syncthreads();
+    cursor result{min(counts[0] * step, assigned), min(counts[1] * step, assigned)};
+    if (!Long && result.from < result.until) {
+      const int2 window = bounds[result.from];
+      if (window.x < result.from) result.from = window.y;
+    }
+    __syncthreads();
+    return result;
   }
   [[nodiscard]] __device__ __forceinline__ turn planned_turn() const {
-    const int2 all = *at<int2>(layout::plan_used);
-    if (all.x == 0) return {};
-    const int4 tile = at<int4>(layout::plan)[warp];
-    return {tile.x, tile.y, tile.z, tile.w, all.x, all.y != 0};
+    const int used = *at<int>(layout::plan_used);
+    if (used == 0) return {};
+    if constexpr (!Long) {
+      const int4 tile = at<int4>(layout::plan)[warp];
+      return {tile.x, tile.y, tile.z, tile.w, used};
+    } else {
+      const int4 plan = *at<int4>(layout::plan);
+      const chunks parts = chunks_of(plan.y);
+      const int end = plan.x + plan.y;
+      const int chunk = 16 * parts.tiles;
+      const int queries_from = plan.x + plan.z * chunk;
+      const int keys_from = plan.x + plan.w * chunk;
+      const int queries_end = min(queries_from + chunk, end);
+      const int keys_end = min(keys_from + chunk, end);
+      turn result;
+      result.first = queries_from + 16 * warp;
+      result.count = min(max(queries_end - result.first, 0), 16);
+      result.used = (queries_end - queries_from + 15) / 16;
+      result.width = (keys_end - keys_from + 15) / 16;
+      result.first_key = keys_from + 16 * warp;
+      result.key_count = min(max(keys_end - result.first_key, 0), 16);
+      result.number = plan.z * parts.tiles + warp;
+      result.first_of_queries = plan.w == 0;
+      result.last_of_queries = plan.w == parts.count - 1;
+      result.first_of_keys = plan.z == 0;
+      result.last_of_keys = plan.z == parts.count - 1;
+      return result;
+    }
+  }
+  /// Has this warp rows in a turn?
+  [[nodiscard]] __device__ __forceinline__ bool takes_part(const turn& now) const {
+    return Long ? warp < max(now.used, now.width) : now.count > 0;
   }
 
   /// What a warp knows of its rows before they are there.
@@ -235,16 +385,15 @@ struct contextual_window_block {
     int begin[2], end[2];  ///< columns of their windows, from the first row of tile `base` on
     float radius[2];
   };
-  __device__ __forceinline__ tile_tokens load_tokens(const turn& now) const {
+  __device__ __forceinline__ tile_tokens load_tokens(int first, int count, int origin) const {
     tile_tokens result;
     const int copied = place.lane / 2;
-    result.copied = copied < now.count ? order[now.first + copied] : -1;
-    const int origin = now.first - 16 * (warp - now.base);
+    result.copied = copied < count ? order[first + copied] : -1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = place.g + 8 * i;
-      const bool there = row < now.count;
-      const int slot = now.first + row;
+      const bool there = row < count;
+      const int slot = first + row;
       result.token[i] = there ? order[slot] : -1;
       result.code[i] = there ? group.positions[slot] : 0;
       const int2 window = there ? bounds[slot] : int2{origin, origin};
@@ -254,19 +403,28 @@ struct contextual_window_block {
     }
     return result;
   }
-  __device__ __forceinline__ void copy_rows(const tile_tokens& rows) const {
+  __device__ __forceinline__ tile_tokens load_queries(const turn& now) const {
+    return load_tokens(now.first, now.count,
+                       Long ? now.first_key - 16 * warp : now.first - 16 * (warp - now.base));
+  }
+  __device__ __forceinline__ tile_tokens load_keys(const turn& now) const {
+    return load_tokens(now.first_key, now.key_count, 0);
+  }
+  /// Starts loading the rows of queries and keys, which may be the same.
+  __device__ __forceinline__ void copy_rows(const tile_tokens& rows,
+                                            const tile_tokens& others) const {
     const int row = place.lane / 2;
     const int column = place.lane % 2 * width;
-    const bool there = rows.copied >= 0 && column < problem.head_dim;
-    const std::int64_t token = max(rows.copied, 0);
     const int target = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
-    const auto copy = [&](std::byte* tile, const row_view& view) {
-      copy_async(tile + target, row_of<T>(view, token, head) + (there ? column : 0), there);
+    const auto copy = [&](std::byte* tile, const row_view& view, std::int32_t token) {
+      const bool there = token >= 0 && column < problem.head_dim;
+      copy_async(tile + target,
+                 row_of<T>(view, std::int64_t{max(token, 0)}, head) + (there ? column : 0), there);
     };
-    copy(rows_of_tile(queries, warp), problem.q);
-    copy(rows_of_tile(keys, warp), problem.k);
-    copy(rows_of_tile(grads, warp), problem.grad_out);
-    copy(region(warp) + layout::values, problem.v);
+    copy(rows_of_tile(queries, warp), problem.q, rows.copied);
+    copy(rows_of_tile(keys, warp), problem.k, others.copied);
+    copy(rows_of_tile(grads, warp), problem.grad_out, rows.copied);
+    copy(region(warp) + layout::values, problem.v, others.copied);
     commit_copies();
   }
 };

@@ -22,9 +22,14 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], 
                : "memory");
 }
 
-template <class T, bool Radial>
-struct contextual_window_pieces : contextual_window_block<T, Radial> {
-  using base = contextual_window_block<T, Radial>;
+/// Adds to a word of shared memory. Also what is 0: a branch around each addition costs more.
+__device__ __forceinline__ void add_in_shared(const int* word, int more) {
+  asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(shared_address(word)), "r"(more) : "memory");
+}
+
+template <class T, bool Radial, bool Long>
+struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
+  using base = contextual_window_block<T, Radial, Long>;
   using base::all_lanes;
   using base::gradient_points;
   using base::grads;
@@ -184,6 +189,30 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
+  /// The same by the cells of the queries of tile `i`, whose one-hot rows are in no memory: a lane makes its
+  /// column for queries 2t, 2t + 1, 2t + 8 and 2t + 9.
+  __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4], int i,
+                                                  float (&sums)[words][4]) const {
+    const auto* codes = at<uint2>(layout::query_codes) + 8 * i + place.t;
+    const uint2 low = codes[0];
+    const uint2 high = codes[4];
+    const int cell = spread(place.g);
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis) {
+      const std::uint32_t positions[2] = {positions_of(low, axis), positions_of(high, axis)};
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word) {
+        const std::uint32_t column = position_pair(8 * word + cell, 8 * word + cell);
+        multiply_add_16<half>(sums[axis * cell_words + word], weights,
+                              one_hot(positions[0], column), one_hot(positions[1], column));
+      }
+    }
+  }
+  /// Two tokens' positions on an axis, as `position_pair`.
+  static __device__ __forceinline__ std::uint32_t positions_of(const uint2& codes, int axis) {
+    const unsigned select = static_cast<unsigned>(axis) * 0x0101u + 0x0400u;
+    return (__byte_perm(codes.x, codes.y, select) & 0x00ff00ffu) | position_pair(0, 0);
+  }
   static __device__ __forceinline__ void add_magnitudes(const std::uint32_t (&weights)[4],
                                                         float (&total)[4]) {
     const std::uint32_t ones = pack<half>(1.0f, 1.0f);
@@ -198,14 +227,16 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
     /// Gq and Gv, unless shared memory has room for them.
     std::uint32_t query_cells[2][layout::own_cells ? 1 : words];
     std::uint32_t value_cells[2][layout::own_cells ? 1 : words];
+    /// One-hot cells, where those in shared memory are other tokens'.
+    std::uint32_t hot[2][Long ? words : 1];
     float lse[2], delta[2];  ///< delta: -delta in units of dS
     bool single[2];
   };
 
-  /// The tile's queries against the keys of tile `j`.
+  /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, float lower, query_state& state,
-                                                      query_sums& sums) const {
+                                                      int j, int held, float lower,
+                                                      query_state& state, query_sums& sums) const {
     const std::byte* other = region(j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
@@ -233,7 +264,12 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
         }
       }
       std::uint32_t e[4], hot[4], gk[4];
-      load_matrices(e, own_hot + 16 * w);
+      if constexpr (Long) {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) e[m] = state.hot[m % 2][w + m / 2];
+      } else {
+        load_matrices(e, own_hot + 16 * w);
+      }
       load_matrices(hot, other + layout::hot + right_cells + 16 * w);
       load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
 #pragma unroll
@@ -249,7 +285,12 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
       static_assert(layout::own_cells, "or take them from the state");
       const std::byte* own_last = own_hot - place.lane / 16 * 16 + 16 * w;
       std::uint32_t e[2], gq[2], gv[2], hot[2], gk[2];
-      load_matrices(e, own_last);
+      if constexpr (Long) {
+        e[0] = state.hot[0][w];
+        e[1] = state.hot[1][w];
+      } else {
+        load_matrices(e, own_last);
+      }
       load_matrices(gq, own_last - layout::hot + layout::query_cells);
       load_matrices(gv, own_last - layout::hot + layout::value_cells);
       load_matrices(hot, last + layout::hot);
@@ -280,7 +321,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
           ds[n][e] = attends ? ds[n][e] : 0.0f;
         }
       float unit = weight_unit;
-      if (now.width == 1) {
+      if (!Long && now.width == 1) {
         // The row's window lies in this piece: delta = Σ P·dP / Σ P, not dO·O with a rounded O.
         float weights = (p[0][2 * i] + p[0][2 * i + 1]) + (p[1][2 * i] + p[1][2 * i + 1]);
         float sum = (p[0][2 * i] * ds[0][2 * i] + p[0][2 * i + 1] * ds[0][2 * i + 1]) +
@@ -318,7 +359,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
     add_cells(weights.a, other + layout::hot + turned_cells, sums.cells[1]);
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                                   2 * j * layout::piece_bytes) +
+                                                   2 * held * layout::piece_bytes) +
                   place.lane;
     const weight_fragment<T> values_left(p);
 #pragma unroll
@@ -371,19 +412,17 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
       for (int e = 0; e < 4; ++e) {
         const int row = static_cast<int>(radial_rows[n] >> (8 * e) & 0xffu);
         const int gradient = __float2int_rn(ds[n][e] * gradient_points);
-        if (gradient != 0) {
-          atomicAdd(of_rows + e / 2 * 8 * stride + row, gradient);
-          atomicAdd(of_columns + (8 * n + (e & 1)) * stride + row, gradient);
-        }
+        add_in_shared(of_rows + e / 2 * 8 * stride + row, gradient);
+        add_in_shared(of_columns + (8 * n + (e & 1)) * stride + row, gradient);
         const int weight = __float2int_rn(p[n][e] * weight_points);
-        if (weight != 0) atomicAdd(of_rows + (16 + e / 2 * 8) * stride + row, weight);
+        add_in_shared(of_rows + (16 + e / 2 * 8) * stride + row, weight);
       }
   }
 
-  /// The tile's keys against the queries of tile `i`.
-  __device__ __forceinline__ void differentiate_keys(int i, key_sums& sums) const {
+  /// The tile's keys against the queries of tile `i`, of which piece `held` is theirs.
+  __device__ __forceinline__ void differentiate_keys(int i, int held, key_sums& sums) const {
     const std::byte* piece =
-        region(i) + layout::pieces + 2 * warp * layout::piece_bytes + 16 * place.lane;
+        region(i) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
     std::uint32_t turned[4];
     load_matrices_transposed(turned, piece);
     const std::uint32_t gradients[4] = {turned[0], turned[2], turned[1], turned[3]};
@@ -405,7 +444,10 @@ struct contextual_window_pieces : contextual_window_block<T, Radial> {
     load_matrices_transposed(b, rows_of_tile(grads, i) + left_offset);
     multiply_add_16<T>(sums.dv[0], weights, b[0], b[1]);
     multiply_add_16<T>(sums.dv[1], weights, b[2], b[3]);
-    add_cells(gradients, region(i) + layout::hot + turned_cells, sums.cells);
+    if constexpr (Long)
+      add_query_cells(gradients, i, sums.cells);
+    else
+      add_cells(gradients, region(i) + layout::hot + turned_cells, sums.cells);
     if constexpr (Radial) add_magnitudes(gradients, sums.total);
   }
 };

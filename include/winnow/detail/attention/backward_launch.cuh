@@ -16,18 +16,24 @@
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/backward_tile.cuh"
 #include "winnow/detail/attention/backward_window.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
+
+template <class Kernel>
+cudaError_t allow_shared_memory(Kernel kernel, std::size_t bytes) noexcept {
+  return bytes > 48 * 1024
+             ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes))
+             : cudaSuccess;
+}
 
 template <class Kernel>
 cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& problem,
                                    std::int64_t blocks_per_head, int threads, std::size_t bytes,
                                    cudaStream_t stream) noexcept {
-  if (bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_memory(kernel, bytes);
+  if (error != cudaSuccess) return error;
   backward_problem parameters = problem;
   // Kernels of tiles take only the first.
   backward_rows rows = problem;
@@ -54,17 +60,26 @@ cudaError_t launch_backward_plain(const backward_problem& problem, backward_side
                                 problem.blocks_per_head, 32 * layout::warps, layout::bytes, stream);
 }
 
-/// Short windows of contextual encoding, both sides.
+/// Short and long windows of contextual encoding, both sides, and each by its own kernel.
 template <class T>
 cudaError_t launch_contextual_windows(const backward_problem& problem, bool radial,
                                       cudaStream_t stream) noexcept {
-  const auto launch = [&](auto is_radial) {
-    using layout = contextual_window_layout<is_radial.value>;
-    return launch_backward_kernel(differentiate_contextual_windows_kernel<T, is_radial.value>,
-                                  problem, problem.parts_per_head, 32 * layout::tiles,
-                                  layout::bytes, stream);
+  const auto launch = [&](auto is_radial, auto is_long, int blocks) {
+    using layout = contextual_window_layout<is_radial.value, is_long.value>;
+    const auto kernel = differentiate_contextual_windows_kernel<T, is_radial.value, is_long.value>;
+    const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
+    if (error != cudaSuccess) return error;
+    return launch_kernel(kernel, dim3(static_cast<unsigned>(problem.heads * blocks)),
+                         32 * layout::tiles, layout::bytes, stream, problem,
+                         static_cast<const backward_rows&>(problem));
   };
-  return radial ? launch(std::true_type{}) : launch(std::false_type{});
+  const auto launch_both = [&](auto is_radial) {
+    const cudaError_t error = launch(is_radial, std::false_type{}, problem.parts_per_head);
+    if (error != cudaSuccess || problem.one_pass <= contextual_short_capacity) return error;
+    const int blocks = std::max(1, contextual_long_window_blocks / problem.heads);
+    return launch(is_radial, std::true_type{}, std::min(blocks, problem.parts_per_head));
+  };
+  return radial ? launch_both(std::true_type{}) : launch_both(std::false_type{});
 }
 
 template <class T, int D, position_encoding Position>
@@ -111,6 +126,13 @@ cudaError_t launch_backward_tiles(const backward_problem& problem, const backwar
       choose(std::false_type{});
   } else {
     return cudaErrorNotSupported;  // the dispatch sends such groups row by row
+  }
+  if constexpr (Position == position_encoding::contextual) {
+    const cudaError_t error = allow_shared_memory(kernel, bytes);
+    if (error != cudaSuccess) return error;
+    return launch_kernel(kernel,
+                         dim3(static_cast<unsigned>(problem.heads * problem.blocks_per_head)),
+                         threads, bytes, stream, problem);
   }
   return launch_backward_kernel(kernel, problem, problem.blocks_per_head, threads, bytes, stream);
 }

@@ -15,12 +15,14 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/backward_launch.hpp"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
 template <int Warps>
 __global__ void __launch_bounds__(32 * Warps)
     sum_parts_kernel(const __grid_constant__ parts_sums all) {
+  wait_for_predecessor();
   __shared__ float partial[Warps][32];
   const parts_sum& job = all.sums[blockIdx.y];
   const std::int64_t size = std::int64_t{job.axes} * job.rows * job.dim;
@@ -60,12 +62,10 @@ cudaError_t launch_parts_sums(const parts_sums& sums, cudaStream_t stream) noexc
     const std::int64_t size = std::int64_t{job.axes} * job.rows * job.dim;
     blocks = std::max(blocks, (size + 31) / 32 * job.heads);
   }
-  parts_sums parameters = sums;
-  void* arguments[] = {&parameters};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(sum_parts_kernel<Warps>),
-                          dim3(static_cast<unsigned>(std::min<std::int64_t>(blocks, 1 << 16)),
-                               static_cast<unsigned>(sums.count)),
-                          dim3(32 * Warps), arguments, 0, stream);
+  return launch_kernel(sum_parts_kernel<Warps>,
+                       dim3(static_cast<unsigned>(std::min<std::int64_t>(blocks, 1 << 16)),
+                            static_cast<unsigned>(sums.count)),
+                       32 * Warps, 0, stream, sums);
 }
 
 }  // namespace winnow::detail
