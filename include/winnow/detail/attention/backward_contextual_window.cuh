@@ -275,12 +275,12 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
   /// A barrier that warps with and without rows reach in different places, which `__syncthreads` does not
   /// allow.
   static __device__ __forceinline__ void meet_all() {
-    asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::tiles) : "memory");
+    asm volatile("barrier.sync 1, %0;" ::"n"(32 * layout::tiles) : "memory");
   }
   /// A barrier between the tiles of a window.
   static __device__ __forceinline__ void meet(const turn& now) {
     if (now.width > 1)
-      asm volatile("bar.sync %0, %1;" ::"r"(2 + now.base), "r"(32 * now.width) : "memory");
+      asm volatile("barrier.sync %0, %1;" ::"r"(2 + now.base), "r"(32 * now.width) : "memory");
     else
       __syncwarp();
   }
