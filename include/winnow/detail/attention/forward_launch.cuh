@@ -46,17 +46,31 @@ inline int divide_heads(forward_problem& problem, int heads_per_block) noexcept 
   return columns;
 }
 
+/// Sets `packed`. \return false: a step does not fit 32 bits.
+inline bool pack_views(std::int64_t size, forward_problem& problem) noexcept {
+  const std::int64_t limit = (std::int64_t{1} << 31) / size;
+  packed_view* packed = problem.packed;
+  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out}) {
+    for (const std::int64_t stride : {rows->token_stride, rows->head_stride})
+      if (stride >= limit || stride <= -limit) return false;
+    *packed++ = {static_cast<char*>(const_cast<void*>(rows->data)),
+                 static_cast<std::int32_t>(rows->token_stride * size),
+                 static_cast<std::int32_t>(rows->head_stride * size)};
+  }
+  return true;
+}
+
 /// Marks the groups whose long tiles forward_long.cuh computes. \return are there any?
 template <class T, int D, position_encoding Position>
 bool mark_long_tiles(forward_problem& problem) noexcept {
   bool any = false;
   if constexpr (sizeof(T) == 2 && forward_long_layout<D>::exists &&
                 Position == position_encoding::none) {
-    const bool vectors =
-        problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
+    const bool packed = problem.q.vectors && problem.k.vectors && problem.v.vectors &&
+                        problem.out.vectors && pack_views(sizeof(T), problem);
     for (int g = 0; g < problem.group_count; ++g) {
       group_problem& group = problem.groups[g];
-      group.has_long_tiles = vectors && group.path == encoding_path::tiles &&
+      group.has_long_tiles = packed && group.path == encoding_path::tiles &&
                              group.kind == relative_kind::none && group.max_tokens >= long_tile;
       any = any || group.has_long_tiles;
     }
@@ -70,36 +84,26 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
                                 cudaStream_t stream) noexcept {
   using layout = forward_long_layout<D>;
   constexpr std::int64_t blocks = 132 * layout::min_blocks;
-  std::int64_t tiles = extent.tokens / long_tile;
+  const std::int64_t tiles = extent.tokens / long_tile;
   forward_problem parameters = problem;
-  int columns = divide_heads(parameters, 1);
-  for (int heads = 2; heads <= layout::most_heads; heads *= 2) {
-    forward_problem wider = problem;
-    const int fewer = divide_heads(wider, heads);
-    if (fewer * tiles < 8 * blocks || 2 * fewer > columns + 1) break;
-    parameters = wider;
-    columns = fewer;
+  int columns = 0;
+  std::int64_t least_time = INT64_MAX;
+  for (int heads = 1; heads <= layout::most_heads; heads *= 2) {
+    forward_problem divided = problem;
+    const int divisions = divide_heads(divided, heads);
+    // Blocks take items in rounds. An item's beginning takes as long as a quarter of a head.
+    const std::int64_t time = (divisions * tiles + blocks - 1) / blocks * (4 * heads + 1);
+    if (time >= least_time) continue;
+    least_time = time;
+    parameters = divided;
+    columns = divisions;
   }
-  const auto kernel = attend_long_windows_kernel<T, D>;
+  const auto kernel = attend_long_windows_kernel<T, layout>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
   if (error != cudaSuccess) return error;
   return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
                        32 * layout::warps, layout::bytes, stream, parameters, tiles, columns);
-}
-
-/// Sets `packed`. \return false: a step does not fit 32 bits.
-inline bool pack_views(std::int64_t size, forward_problem& problem) noexcept {
-  const std::int64_t limit = (std::int64_t{1} << 31) / size;
-  packed_view* packed = problem.packed;
-  for (const row_view* rows : {&problem.q, &problem.k, &problem.v, &problem.out}) {
-    for (const std::int64_t stride : {rows->token_stride, rows->head_stride})
-      if (stride >= limit || stride <= -limit) return false;
-    *packed++ = {static_cast<char*>(const_cast<void*>(rows->data)),
-                 static_cast<std::int32_t>(rows->token_stride * size),
-                 static_cast<std::int32_t>(rows->head_stride * size)};
-  }
-  return true;
 }
 
 /// Does forward_grid.cuh serve all groups of the launch? Sets what it needs to know.

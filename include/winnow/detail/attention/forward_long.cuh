@@ -8,7 +8,9 @@
 /// as fit the GPU, and each takes every n-th tile.
 ///
 /// Where things live: q, the sums, and the scores of two steps in registers; K and V in shared memory, a
-/// turn of 64 or 128 keys at a time, while the next turn's arrive by cp.async through `order`.
+/// turn of 64 or 128 keys at a time, while the next turn's arrive by cp.async. Which tokens these are
+/// is read from `order` a turn earlier, also by cp.async: loads into registers would be waited for at
+/// once, as they share a scoreboard with what was loaded before the loop.
 ///
 /// Why steps overlap: with one step after the other a warp first waits for tensor cores, then for
 /// exponentials, then for tensor cores again, and neither is busy for half of the time. Here one
@@ -19,8 +21,9 @@
 /// The softmax: weights count relative to a maximum that trails the true one by up to `slack`, as in
 /// softmax.cuh, but whether it does is seen from the weights themselves, after rounding: 7 packed maxima
 /// for 32 x 16 weights instead of 16 maxima of scores. A step whose weights are too large raises the
-/// maximum, scales what has been summed up and computes its weights again. A row that has met no key has
-/// such an offset that its first key gives an infinite weight.
+/// maximum, scales what has been summed up and computes its weights again. The first maximum is that of
+/// the first step; a row that has met no key by then has such an offset that its first key gives an
+/// infinite weight.
 ///
 /// Bound: exponentials at D <= 32 (64 cycles for 16 x 16 pairs and scheduler), tensor cores at D = 64.
 ///
@@ -32,6 +35,7 @@
 
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_long_layout.hpp"
+#include "winnow/detail/attention/forward_rows.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -40,18 +44,29 @@
 
 namespace winnow::detail {
 
-/// Does forward_long.cuh take the full tile of slots [start, start + long_tile)?
-__device__ __forceinline__ bool is_long_tile(const group_problem& group, std::int64_t start) {
-  const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
-  const int2 top = bounds[0];
-  const int2 bottom = bounds[long_tile - 1];
+/// Does forward_long.cuh take the full tile of slots with these bounds of its first and last one?
+__device__ __forceinline__ bool is_long_tile(int2 top, int2 bottom) {
   // With no other window between the two, which may be a short one that forward_window.cuh takes.
   return top.y - top.x >= long_window && bottom.y - bottom.x >= long_window && bottom.x <= top.y;
 }
+/// The same of slots [start, start + long_tile).
+__device__ __forceinline__ bool is_long_tile(const group_problem& group, std::int64_t start) {
+  const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
+  return is_long_tile(bounds[0], bounds[long_tile - 1]);
+}
 
-template <class T, int D>
+/// What a block computes at a time: `heads` heads from `first_head` on of the slots from `start` on.
+struct long_item {
+  int start;
+  int range_first, range_last;  ///< the slots of the windows that these lie in
+  int first_head, heads;
+};
+
+/// \tparam Layout a `forward_long_layout`.
+template <class T, class Layout>
 struct long_attention {
-  using layout = forward_long_layout<D>;
+  using layout = Layout;
+  static constexpr int D = layout::head_dim;
   using math = tile_math<T, D>;
   static constexpr int warps = layout::warps;
   static constexpr int threads = 32 * warps;
@@ -77,8 +92,7 @@ struct long_attention {
   lane_place place;
 
   // Of the current tile of rows:
-  int range_first, range_last;    ///< the keys that the block needs
-  int lowest, highest;            ///< those that this warp's rows need
+  int lowest, highest;            ///< the keys that this warp's rows need
   int common_first, common_last;  ///< those that all of this warp's rows attend to
   // Of the current head:
   float factor;  ///< of scores, to logits in base 2
@@ -105,11 +119,6 @@ struct long_attention {
   __device__ __forceinline__ U* at(int offset_bytes) const {
     return reinterpret_cast<U*>(memory + offset_bytes);
   }
-  /// This warp's rows of q of the h-th head.
-  __device__ __forceinline__ T* query_rows(int h) const {
-    return at<T>(layout::query + (h & 1) * rows * layout::row_bytes) + warp * 32 * math::stride;
-  }
-
   /// The weights of rows 16m + 8i + g in columns 8n + 2t and the next.
   __device__ __forceinline__ std::uint32_t weigh(const float (&scores)[2][2][4], int m, int n,
                                                  int i) const {
@@ -132,23 +141,37 @@ struct long_attention {
   }
   /// Is a weight of the step, in any lane, beyond 2^slack?
   static __device__ __forceinline__ bool exceeds(const std::uint32_t (&weights)[2][4]) {
-    // 64 is 0x5400, or 0x4280.
-    constexpr std::uint32_t past = (std::is_same_v<T, half> ? 0x5401u : 0x4281u) << 16;
+    // 64 is 0x5400, or 0x4280. What is added sets the sign of halves beyond that.
+    constexpr std::uint32_t past = std::is_same_v<T, half> ? 0x5401u : 0x4281u;
+    constexpr std::uint32_t both = 0x10001u;
     std::uint32_t top = larger(weights[0][0], weights[1][0]);
 #pragma unroll
     for (int j = 1; j < 4; ++j) top = larger(top, larger(weights[0][j], weights[1][j]));
-    return __any_sync(all_lanes, top >= past || top << 16 >= past);
+    return __any_sync(all_lanes, ((top + (0x8000u - past) * both) & (0x8000u * both)) != 0);
+  }
+  /// The largest score of row 16m + 8i + g, as a logit.
+  __device__ __forceinline__ float largest_logit(const float (&scores)[2][2][4], int m,
+                                                 int i) const {
+    return factor * quad_max(fmaxf(fmaxf(scores[m][0][2 * i], scores[m][0][2 * i + 1]),
+                                   fmaxf(scores[m][1][2 * i], scores[m][1][2 * i + 1])));
+  }
+  /// The maximum is that of the head's first scores.
+  __device__ __forceinline__ void begin_maximum() {
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float logit = largest_logit(s, m, i);
+        offset[m][i] = logit > -INFINITY ? -logit : FLT_MAX;
+      }
   }
   /// Raises the maximum of the rows that need it, and computes the step's weights again.
-  __device__ __forceinline__ void raise(const float (&scores)[2][2][4],
-                                        std::uint32_t (&weights)[2][4]) {
+  __device__ __forceinline__ void raise(const float (&scores)[2][2][4]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float logit =
-            factor * quad_max(fmaxf(fmaxf(scores[m][0][2 * i], scores[m][0][2 * i + 1]),
-                                    fmaxf(scores[m][1][2 * i], scores[m][1][2 * i + 1])));
+        const float logit = largest_logit(scores, m, i);
         float by = 1.0f;
         if (logit + offset[m][i] > slack) {
           by = exp2_fast(-logit - offset[m][i]);
@@ -162,11 +185,12 @@ struct long_attention {
         }
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) weights[m][j] = weigh(scores, m, j / 2, j % 2);
+      for (int j = 0; j < 4; ++j) p[m][j] = weigh(scores, m, j / 2, j % 2);
     }
   }
   /// Scores from slot `base` on of keys outside of a row's window become -infinity.
   __device__ __forceinline__ void mask(float (&scores)[2][2][4], int base) const {
+    if (base >= common_first && base + 16 <= common_last) return;
     const int2* windows = at<const int2>(layout::bounds) + warp * 32 + place.g;
 #pragma unroll
     for (int m = 0; m < 2; ++m)
@@ -193,9 +217,7 @@ struct long_attention {
   template <bool Scores, weighing Weights, bool Values>
   __device__ __forceinline__ void run_stretch(std::uint32_t row, std::uint32_t value_row, int base,
                                               float (&scores)[2][2][4],
-                                              float (&last_scores)[2][2][4],
-                                              std::uint32_t (&last_weights)[2][4],
-                                              const std::uint32_t (&weights)[2][4]) {
+                                              float (&last_scores)[2][2][4]) {
     constexpr bool weighs = Weights != weighing::none;
     if constexpr (Weights == weighing::masked) mask(last_scores, base);
     if constexpr (Scores)
@@ -205,11 +227,25 @@ struct long_attention {
         for (auto& block : m)
 #pragma unroll
           for (float& x : block) x = 0.0f;
+    if constexpr (Values) {
+#pragma unroll
+      for (int j = 0; j < fragments; ++j) {
+        std::uint32_t v[4];
+        load_matrices_transposed(v, value_row + 32 * j);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply_add_16<T>(o[m][2 * j], p[m], v[0], v[1]);
+          multiply_add_16<T>(o[m][2 * j + 1], p[m], v[2], v[3]);
+        }
+      }
+      const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) multiply_add_16<T>(sum[m], p[m], ones, ones);
+    }
 #pragma unroll
     for (int j = 0; j < fragments; ++j) {
-      std::uint32_t k[4], v[4];
+      std::uint32_t k[4];
       if constexpr (Scores) load_matrices(k, row + 32 * j);
-      if constexpr (Values) load_matrices_transposed(v, value_row + 32 * j);
       constexpr int pairs = 8 / fragments;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
@@ -221,67 +257,59 @@ struct long_attention {
 #pragma unroll
           for (int pair = 0; pair < pairs / 2; ++pair) {
             const int index = j * pairs + m * (pairs / 2) + pair;
-            last_weights[index / 4][index % 4] =
-                weigh(last_scores, index / 4, index % 4 / 2, index % 2);
+            p[index / 4][index % 4] = weigh(last_scores, index / 4, index % 4 / 2, index % 2);
           }
-        if constexpr (Values) {
-          multiply_add_16<T>(o[m][2 * j], weights[m], v[0], v[1]);
-          multiply_add_16<T>(o[m][2 * j + 1], weights[m], v[2], v[3]);
-        }
       }
     }
-    if constexpr (Values) {
-      const std::uint32_t ones = pack<T>(1.0f, 1.0f);
-#pragma unroll
-      for (int m = 0; m < 2; ++m) multiply_add_16<T>(sum[m], weights[m], ones, ones);
-    }
     if constexpr (weighs)
-      if (exceeds(last_weights)) raise(last_scores, last_weights);
+      if (exceeds(p)) raise(last_scores);
   }
 
+  /// Pairs of steps that need no mask, and whose predecessor needs none.
+  __device__ __forceinline__ void attend_pairs(int pairs, std::uint32_t row,
+                                               std::uint32_t value_row) {
+    float next[2][2][4];
+    do {
+      run_stretch<true, weighing::inside, true>(row, weight_values, 0, next, s);
+      run_stretch<true, weighing::inside, true>(row + step_bytes, score_values, 0, s, next);
+      weight_values = value_row;
+      score_values = value_row + step_bytes;
+      row += 2 * step_bytes;
+      value_row += 2 * step_bytes;
+    } while (--pairs > 0);
+  }
   /// The steps of this warp in a turn of keys.
   __device__ __forceinline__ void attend_turn(int tile_first, std::uint32_t key_tile,
                                               std::uint32_t value_tile) {
-    const int from = max(lowest - tile_first, 0);
-    const int to = min(highest - tile_first, keys);
-    const int end = (to + 15) >> 4;
     // All rows attend to all keys of the steps [inside, inside_end).
     const int inside = (common_first - tile_first + 15) >> 4;
     const int inside_end = (common_last - tile_first) >> 4;
-    int step = from >> 4;
-    std::uint32_t row = key_tile + step * step_bytes;
-    std::uint32_t value_row = value_tile + step * step_bytes;
+    int step = max(lowest - tile_first, 0) >> 4;
+    const int end = (min(highest - tile_first, keys) + 15) >> 4;
     while (step < end) {
-      float next[2][2][4];
-      std::uint32_t fresh[2][4];
-      if (pending == 2 && step > inside && step < inside_end && step + 2 <= end) {
-        do {
-          run_stretch<true, weighing::inside, true>(row, weight_values, 0, next, s, fresh, p);
-          run_stretch<true, weighing::inside, true>(row + step_bytes, score_values, 0, s, next, p,
-                                                    fresh);
-          weight_values = value_row;
-          score_values = value_row + step_bytes;
-          row += 2 * step_bytes;
-          value_row += 2 * step_bytes;
-          step += 2;
-        } while (step < inside_end && step + 2 <= end);
+      const std::uint32_t row = key_tile + step * step_bytes;
+      const std::uint32_t value_row = value_tile + step * step_bytes;
+      const int pairs = (min(inside_end + 1, end) - step) >> 1;
+      if (pending == 2 && step > inside && pairs > 0) {
+        attend_pairs(pairs, row, value_row);
+        step += 2 * pairs;
         score_base = tile_first + 16 * (step - 1);
         continue;
       }
+      float next[2][2][4];
       if (pending == 0) {
-        run_stretch<true, weighing::none, false>(row, 0, 0, s, s, fresh, p);
+        run_stretch<true, weighing::none, false>(row, 0, 0, s, s);
+        mask(s, tile_first + 16 * step);
+        begin_maximum();
         pending = 1;
       } else {
         if (pending == 1)
-          run_stretch<true, weighing::masked, false>(row, 0, score_base, next, s, fresh, p);
+          run_stretch<true, weighing::masked, false>(row, 0, score_base, next, s);
         else
-          run_stretch<true, weighing::masked, true>(row, weight_values, score_base, next, s, fresh,
-                                                    p);
+          run_stretch<true, weighing::masked, true>(row, weight_values, score_base, next, s);
         pending = 2;
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) p[m][j] = fresh[m][j];
 #pragma unroll
           for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -291,26 +319,22 @@ struct long_attention {
       weight_values = score_values;
       score_values = value_row;
       score_base = tile_first + 16 * step;
-      row += step_bytes;
-      value_row += step_bytes;
       ++step;
     }
-    // Now, because other warps may go on and the stages of what is pending are filled again.
-    if (pending != 0 && highest - tile_first <= keys) drain();
   }
   /// What is left in the pipeline. A warp's rows span 32 slots at least, so there were two steps.
   __device__ __forceinline__ void drain() {
-    std::uint32_t last[2][4];
-    run_stretch<false, weighing::masked, true>(0, weight_values, score_base, s, s, last, p);
-    run_stretch<false, weighing::none, true>(0, score_values, 0, s, s, p, last);
+    run_stretch<false, weighing::masked, true>(0, weight_values, score_base, s, s);
+    run_stretch<false, weighing::none, true>(0, score_values, 0, s, s);
     pending = 0;
   }
 
-  __device__ __forceinline__ void begin_head(int h) {
+  __device__ __forceinline__ void begin_head() {
     pending = 0;
+    const T* own = at<const T>(layout::query) + warp * 32 * math::stride;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      q[m].load(query_rows(h) + 16 * m * math::stride);
+      q[m].load(own + 16 * m * math::stride);
 #pragma unroll
       for (float& x : offset[m]) x = FLT_MAX;
 #pragma unroll
@@ -322,116 +346,135 @@ struct long_attention {
     }
   }
 
-  /// Stores the warp's rows through shared memory, so that they leave as vectors, and notes which are
-  /// not finite.
-  __device__ __forceinline__ void finish_head(int h, int head) {
-    // Nobody reads this warp's rows of q any more.
-    T* staged = query_rows(h);
-    const auto* tokens = at<const std::int32_t>(layout::tokens) + warp * 32;
-    unsigned broken = 0;
-    __syncwarp();
+  /// Stores the warp's rows, and notes which are not finite. \return are there any?
+  __device__ __forceinline__ bool finish_head(int h, int head) {
+    const auto* tokens = at<const std::int32_t>(layout::tokens) + warp * 32 + place.g;
+    // Neighbouring lanes trade halves, so that a row's stores fill sectors: even lanes take the left
+    // one of two blocks, odd lanes the right one.
+    const bool odd = (place.t & 1) != 0;
+    const packed_view& out = problem.packed[3];
+    char* base = out.data + std::int64_t{head} * out.head_bytes + 4 * place.t + (odd ? 12 : 0);
+    float zero[2][2] = {};
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float inverse = 1.0f / sum[m][2 * i];
-        const int row = 16 * m + 8 * i + place.g;
-        float zero = 0.0f;
-        T* target = staged + row * math::stride + 2 * place.t;
+        const float inverse = reciprocal(sum[m][2 * i]);
+        char* row = advance(base, tokens[16 * m + 8 * i], out.token_bytes);
 #pragma unroll
-        for (int b = 0; b < math::blocks; ++b) {
-          const float x = o[m][b][2 * i] * inverse;
-          const float y = o[m][b][2 * i + 1] * inverse;
-          zero += x * 0.0f + y * 0.0f;
-          *reinterpret_cast<std::uint32_t*>(target + b * 8) = pack<T>(x, y);
+        for (int pair = 0; pair < fragments; ++pair) {
+          std::uint32_t words[2];
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            const float x = o[m][2 * pair + b][2 * i] * inverse;
+            const float y = o[m][2 * pair + b][2 * i + 1] * inverse;
+            zero[m][i] = fmaf(x, 0.0f, fmaf(y, 0.0f, zero[m][i]));
+            words[b] = pack<T>(x, y);
+          }
+          const std::uint32_t other = __shfl_xor_sync(all_lanes, odd ? words[0] : words[1], 1);
+          const uint2 both = odd ? uint2{other, words[1]} : uint2{words[0], other};
+          if (16 * pair + (odd ? 8 : 0) < problem.head_dim)
+            *reinterpret_cast<uint2*>(row + 32 * pair) = both;
         }
-        const unsigned lanes = __ballot_sync(all_lanes, !(zero == 0.0f));
-        if (lanes != 0)
+      }
+    if (problem.lse != nullptr && place.t == 0)
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          problem.lse[tokens[16 * m + 8 * i] * problem.lse_token_stride +
+                      head * problem.lse_head_stride] =
+              (log2f(sum[m][2 * i]) - offset[m][i]) * ln_2;
+    unsigned broken = 0;
+    if (__any_sync(all_lanes, !(zero[0][0] + zero[0][1] + zero[1][0] + zero[1][1] == 0.0f)))
+      for (int m = 0; m < 2; ++m)
+        for (int i = 0; i < 2; ++i) {
+          const unsigned lanes = __ballot_sync(all_lanes, !(zero[m][i] == 0.0f));
           for (int g = 0; g < 8; ++g)
             if ((lanes >> (4 * g) & 0xfu) != 0) broken |= 1u << (16 * m + 8 * i + g);
-        if (problem.lse != nullptr && place.t == 0)
-          problem.lse[tokens[row] * problem.lse_token_stride + head * problem.lse_head_stride] =
-              (log2f(sum[m][2 * i]) - offset[m][i]) * ln_2;
-      }
-    __syncwarp();
-    const int column = place.lane % chunks * width;
-    T* base = static_cast<T*>(const_cast<void*>(problem.out.data)) +
-              head * problem.out.head_stride + column;
-    if (column < problem.head_dim)
-#pragma unroll 4
-      for (int row = place.lane / chunks; row < 32; row += 32 / chunks)
-        *reinterpret_cast<uint4*>(base + static_cast<std::int64_t>(tokens[row]) *
-                                             static_cast<std::int32_t>(problem.out.token_stride)) =
-            *reinterpret_cast<const uint4*>(staged + row * math::stride + column);
+        }
     if (place.lane == 0) at<unsigned>(layout::broken)[h * warps + warp] = broken;
     __syncwarp();
+    return broken != 0;
   }
 
-  /// Starts copying this thread's chunk of the rows of `tokens`; -1 stands for a row of zeros.
+  /// Where this thread's chunk of rows of a head begins.
+  __device__ __forceinline__ char* chunk_of(const packed_view& rows, int head) const {
+    return rows.data + std::int64_t{head} * rows.head_bytes +
+           thread % chunks * (width * static_cast<int>(sizeof(T)));
+  }
+  /// Starts copying this thread's chunk of the rows of `tokens`, or zeros.
   template <int Passes>
-  __device__ __forceinline__ void copy_rows(std::uint32_t target, const row_view& view, int head,
-                                            const std::int32_t (&tokens)[Passes]) const {
-    const int column = thread % chunks * width;
-    const bool inside = column < problem.head_dim;
-    const T* base = static_cast<const T*>(view.data) + head * view.head_stride + column;
-    // Strides of vectors fit 32 bits.
-    const auto stride = static_cast<std::int32_t>(view.token_stride);
-    target += thread / chunks * layout::row_bytes + thread % chunks * 16;
+  static __device__ __forceinline__ void copy_rows(std::uint32_t target, char* source,
+                                                   std::int32_t token_bytes,
+                                                   const std::int32_t (&tokens)[Passes],
+                                                   bool valid) {
 #pragma unroll
     for (int pass = 0; pass < Passes; ++pass)
       copy_async(target + pass * pass_rows * layout::row_bytes,
-                 base + static_cast<std::int64_t>(max(tokens[pass], 0)) * stride,
-                 tokens[pass] >= 0 && inside);
-  }
-  __device__ __forceinline__ void load_tokens(int base, std::int32_t (&tokens)[key_passes]) const {
-#pragma unroll
-    for (int pass = 0; pass < key_passes; ++pass) {
-      const int key = base + thread / chunks + pass * pass_rows;
-      tokens[pass] = key < range_last ? group.order[key] : -1;
-    }
+                 advance(source, tokens[pass], token_bytes), valid);
   }
 
-  /// `heads` heads from `first_head` of the full tile from slot `start`.
-  __device__ __forceinline__ void run(int start, int first_head, int heads) {
-    const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
-    __syncthreads();
-    at<int2>(layout::bounds)[thread] = bounds[thread];
-    at<std::int32_t>(layout::tokens)[thread] = group.order[start + thread];
-    range_first = bounds[0].x;
-    range_last = bounds[rows - 1].y;
-    const int2 top = bounds[32 * warp];
-    const int2 bottom = bounds[32 * warp + 31];
-    lowest = top.x, highest = bottom.y;
-    common_first = bottom.x, common_last = top.y;
+  __device__ __forceinline__ void run(const long_item& item) {
+    const auto* order = group.order;
+    const int last_key = item.range_last - 1;
     std::int32_t tokens[key_passes];
-    load_tokens(range_first, tokens);
+    // The block's former tile is done with shared memory.
+    __syncthreads();
+    {
+      const int2 window = reinterpret_cast<const int2*>(group.bounds)[item.start + thread];
+      const std::int32_t token = order[item.start + thread];
+#pragma unroll
+      for (int pass = 0; pass < key_passes; ++pass)
+        tokens[pass] = order[item.range_first + thread / chunks + pass * pass_rows];
+      at<int2>(layout::bounds)[thread] = window;
+      at<std::int32_t>(layout::tokens)[thread] = token;
+      lowest = __shfl_sync(all_lanes, window.x, 0);
+      common_last = __shfl_sync(all_lanes, window.y, 0);
+      common_first = __shfl_sync(all_lanes, window.x, 31);
+      highest = __shfl_sync(all_lanes, window.y, 31);
+    }
     __syncthreads();
 
-    const int tiles = (range_last - range_first + keys - 1) / keys;
-    const int turns = tiles * heads;
-    // What is requested next.
-    int ahead = 0, ahead_tile = 0, ahead_h = 0, ahead_value = 0;
+    const int tiles = (item.range_last - item.range_first + keys - 1) / keys;
+    const bool inside = thread % chunks * width < problem.head_dim;
+    const std::uint32_t target =
+        shared + thread / chunks * layout::row_bytes + thread % chunks * 16;
+    const std::uint32_t list_target = shared + layout::lists + 4 * thread;
+    const std::uint32_t list_source = shared + layout::lists + thread / chunks * 4;
+    // What is requested next, and where it goes to.
+    int ahead_tile = 0, ahead_h = 0;
+    int ahead_key = 0, ahead_value = 0, ahead_list = 0;
+    char* key_source = chunk_of(problem.packed[1], item.first_head);
+    char* value_source = chunk_of(problem.packed[2], item.first_head);
     const auto request = [&] {
-      if (ahead < turns) {
-        const int head = first_head + ahead_h;
-        if (ahead_tile == 0) {
-          std::int32_t own[query_passes];
+      const bool wanted = ahead_h < item.heads;
+      copy_rows(target + layout::key_tiles + ahead_key, key_source, problem.packed[1].token_bytes,
+                tokens, wanted && inside);
+      copy_rows(target + layout::value_tiles + ahead_value, value_source,
+                problem.packed[2].token_bytes, tokens, wanted && inside);
+      const bool begins = ahead_tile == 0;
+      if (++ahead_tile == tiles) ahead_tile = 0;
+      // The tokens of the keys that come next.
+      ahead_list ^= 4 * keys;
+      if (thread < keys)
+        copy_element_async(list_target + ahead_list,
+                           order + min(item.range_first + ahead_tile * keys + thread, last_key),
+                           true);
+      if (begins && wanted) {
+        std::int32_t own[query_passes];
 #pragma unroll
-          for (int pass = 0; pass < query_passes; ++pass)
-            own[pass] = at<const std::int32_t>(layout::tokens)[thread / chunks + pass * pass_rows];
-          copy_rows(shared + layout::query + (ahead_h & 1) * rows * layout::row_bytes, problem.q,
-                    head, own);
-        }
-        copy_rows(shared + layout::key_tiles + (ahead & 1) * layout::tile_bytes, problem.k, head,
-                  tokens);
-        copy_rows(shared + layout::value_tiles + ahead_value * layout::tile_bytes, problem.v, head,
-                  tokens);
-        ++ahead;
-        if (++ahead_value == layout::value_stages) ahead_value = 0;
-        if (++ahead_tile == tiles) ahead_tile = 0, ++ahead_h;
-        load_tokens(range_first + ahead_tile * keys, tokens);
+        for (int pass = 0; pass < query_passes; ++pass)
+          own[pass] = at<const std::int32_t>(layout::tokens)[thread / chunks + pass * pass_rows];
+        // The head before has been read by all warps: it has two turns at least.
+        copy_rows(target + layout::query, chunk_of(problem.packed[0], item.first_head + ahead_h),
+                  problem.packed[0].token_bytes, own, inside);
       }
       commit_copies();
+      if (ahead_tile == 0 && ++ahead_h < item.heads) {
+        key_source += problem.packed[1].head_bytes;
+        value_source += problem.packed[2].head_bytes;
+      }
     };
     request();
 
@@ -441,33 +484,47 @@ struct long_attention {
         shared +
         static_cast<std::uint32_t>((math::value_lane() + place.lane / 16 * 8) * sizeof(T)) +
         layout::value_tiles;
-    int tile = 0, h = 0, value_stage = 0;
-    for (int turn = 0; turn < turns; ++turn) {
-      wait_for_copies<0>();
-      __syncthreads();
-      request();
-      if (tile == 0) begin_head(h);
-      attend_turn(range_first + tile * keys, lane_row + (turn & 1) * layout::tile_bytes,
-                  lane_value + value_stage * layout::tile_bytes);
-      if (++value_stage == layout::value_stages) value_stage = 0;
-      if (++tile == tiles) {
-        finish_head(h, first_head + h);
-        tile = 0;
-        ++h;
+    bool any_broken = false;
+    for (int h = 0; h < item.heads; ++h) {
+      for (int tile = 0; tile < tiles; ++tile) {
+        const std::uint32_t row = lane_row + ahead_key;
+        const std::uint32_t value_row = lane_value + ahead_value;
+        ahead_key = layout::tile_bytes - ahead_key;
+        ahead_value = ahead_value == (layout::value_stages - 1) * layout::tile_bytes
+                          ? 0
+                          : ahead_value + layout::tile_bytes;
+        wait_for_copies<0>();
+        __syncthreads();
+#pragma unroll
+        for (int pass = 0; pass < key_passes; ++pass)
+          tokens[pass] = load_shared_int(list_source + ahead_list + 4 * pass * pass_rows);
+        request();
+        if (tile == 0) begin_head();
+        const int tile_first = item.range_first + tile * keys;
+        if (pending == 2 && tile_first >= common_first + 16 && tile_first + keys <= common_last) {
+          attend_pairs(keys / 32, row, value_row);
+          score_base = tile_first + keys - 16;
+        } else {
+          attend_turn(tile_first, row, value_row);
+        }
+        // Now, because other warps may go on and the stages of what is pending are filled again.
+        if (pending != 0 && highest <= tile_first + keys) drain();
       }
+      any_broken |= finish_head(h, item.first_head + h);
     }
-    for (h = 0; h < heads; ++h)
+    wait_for_copies<0>();
+    if (!any_broken) return;
+    for (int h = 0; h < item.heads; ++h)
       for (unsigned left = at<const unsigned>(layout::broken)[h * warps + warp]; left != 0;
            left &= left - 1)
-        attend_row<T>(problem, group, first_head + h,
-                      start + 32 * warp + __ffs(static_cast<int>(left)) - 1);
+        attend_row<T>(problem, group, item.first_head + h,
+                      item.start + 32 * warp + __ffs(static_cast<int>(left)) - 1);
   }
 };
 
 /// One wave of blocks. An item is a tile of rows and a column of heads, columns fastest.
-template <class T, int D>
-__global__ void __launch_bounds__(32 * forward_long_layout<D>::warps,
-                                  forward_long_layout<D>::min_blocks)
+template <class T, class Layout>
+__global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
     attend_long_windows_kernel(const __grid_constant__ forward_problem problem, std::int64_t tiles,
                                int columns) {
   extern __shared__ __align__(16) std::byte memory[];
@@ -486,21 +543,32 @@ __global__ void __launch_bounds__(32 * forward_long_layout<D>::warps,
   // Lanes look ahead which of the block's next items are long tiles.
   for (std::int64_t batch = blockIdx.x; batch < items; batch += 32 * step) {
     const std::int64_t seen = batch + (threadIdx.x & 31) * step;
+    int4 found{};  // the slot, the column and the range of keys
     bool wanted = false;
     if (seen < items) {
-      const group_problem& group = problem.groups[group_of(static_cast<int>(seen % columns))];
-      const std::int64_t start = seen / columns * long_tile;
-      wanted = group.has_long_tiles && start + long_tile <= group.counts->assigned &&
-               is_long_tile(group, start);
-    }
-    for (unsigned left = __ballot_sync(0xffffffffu, wanted); left != 0; left &= left - 1) {
-      const std::int64_t item = batch + (__ffs(static_cast<int>(left)) - 1) * step;
-      const int column = static_cast<int>(item % columns);
+      const std::int64_t tile = seen / columns;
+      const int start = static_cast<int>(tile) * long_tile;
+      const int column = static_cast<int>(seen - tile * columns);
       const group_problem& group = problem.groups[group_of(column)];
-      const int group_head = (column - group.first_index) * problem.heads_per_block;
-      long_attention<T, D>(problem, group, memory)
-          .run(static_cast<int>(item / columns * long_tile), group.first_head + group_head,
-               min(problem.heads_per_block, group.heads - group_head));
+      if (group.has_long_tiles && start <= group.counts->assigned - long_tile) {
+        const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
+        const int2 top = bounds[0];
+        const int2 bottom = bounds[long_tile - 1];
+        wanted = is_long_tile(top, bottom);
+        found = {start, column, top.x, bottom.y};
+      }
+    }
+    int4* table = reinterpret_cast<int4*>(memory + Layout::items);
+    __syncthreads();
+    if (threadIdx.x < 32) table[threadIdx.x] = found;
+    __syncthreads();
+    for (unsigned left = __ballot_sync(0xffffffffu, wanted); left != 0; left &= left - 1) {
+      const int4 next = table[__ffs(static_cast<int>(left)) - 1];
+      const group_problem& group = problem.groups[group_of(next.y)];
+      const int group_head = (next.y - group.first_index) * problem.heads_per_block;
+      const long_item item{next.x, next.z, next.w, group.first_head + group_head,
+                           min(problem.heads_per_block, group.heads - group_head)};
+      long_attention<T, Layout>(problem, group, memory).run(item);
     }
   }
 }

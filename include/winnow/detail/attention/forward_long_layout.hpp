@@ -17,22 +17,26 @@ inline constexpr int long_tile = 128;
 template <int D>
 struct forward_long_layout {
   static constexpr bool exists = D <= 64;
+  static constexpr int head_dim = D;
   static constexpr int warps = 4;
   static constexpr int rows = long_tile;
   static constexpr int keys = D <= 32 ? 128 : 64;  ///< of a turn
   static constexpr int min_blocks = D <= 32 ? 3 : 2;
   static constexpr int row_bytes = 2 * D + 16;
   static constexpr int tile_bytes = keys * row_bytes;
-  /// Values are used up to two steps later than keys, when the next turn has begun.
   static constexpr int key_stages = 2;
+  /// Values are used up to two steps later than keys, when the next turn has begun.
   static constexpr int value_stages = 3;
+  static_assert(keys % 32 == 0 && keys < long_window, "a head has two turns at least");
 
   static constexpr int bounds = 0;                  // int2 [rows]
   static constexpr int tokens = bounds + 8 * rows;  // int [rows]
   static constexpr int broken = tokens + 4 * rows;  // uint32 [heads][warps], a bit for each row
   static constexpr int most_heads = 4;              ///< that a block computes one after the other
-  static constexpr int query = broken + 4 * most_heads * warps;            // T [2][rows]
-  static constexpr int key_tiles = query + 2 * rows * row_bytes;           // T [key_stages][keys]
+  static constexpr int items = broken + 4 * most_heads * warps;  // int4 [32], what comes next
+  static constexpr int lists = items + 16 * 32;                  // int [2][keys], tokens of keys
+  static constexpr int query = lists + 4 * 2 * keys;             // T [rows]
+  static constexpr int key_tiles = query + rows * row_bytes;     // T [key_stages][keys]
   static constexpr int value_tiles = key_tiles + key_stages * tile_bytes;  // T [value_stages][keys]
   static constexpr int bytes = value_tiles + value_stages * tile_bytes;
   static_assert(bytes <= 99 * 1024 || !exists);
