@@ -235,6 +235,30 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizes) {
         }
 }
 
+/// Windows of up to 48 tokens, some longer ones, or many of them, beside each other.
+TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const int special[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 130, 400};
+  std::mt19937 engine(41);
+  for (const int longest : {48, 400})
+    for (const unsigned one_of : {2u, 8u})
+      for (const std::int64_t tokens : {150, 3000}) {
+        SCOPED_TRACE("up to " + std::to_string(longest) + ", " + std::to_string(tokens) +
+                     " tokens, one special size of " + std::to_string(one_of));
+        std::vector<int> sizes;
+        for (std::int64_t sum = 0; sum < tokens; sum += sizes.back())
+          sizes.push_back(engine() % one_of == 0
+                              ? std::min(special[engine() % std::size(special)], longest)
+                              : 1 + static_cast<int>(engine() % 9));
+        attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 42)),
+                                           contextual(1, sized_labels(sizes, true, 43))},
+                                          16, 44);
+        device_attention<TypeParam> device(problem);
+        WINNOW_ASSERT_OK(run(device.forward()));
+        expect_matches_reference(problem, device);
+      }
+}
+
 TYPED_TEST(AttentionForwardDevice, AttendsInImageWindowsOfAllSizes) {
   WINNOW_SKIP_WITHOUT_GPU();
   for (const int edge : {1, 4, 5, 6, 7, 8, 9})

@@ -19,9 +19,11 @@ namespace winnow::detail {
 
 /// A share of the rows of one head; its members are what all steps share.
 /// \tparam Vectors q, k, v and out have rows that start on 16 bytes.
-template <class T, int D, bool Radial, bool Vectors>
+/// \tparam Layout of a block; or, as contextual_short.cuh has it, of a warp that is a block of its own.
+template <class T, int D, bool Radial, bool Vectors,
+          class Layout = contextual_layout<sizeof(T), D, Radial>>
 struct contextual_block {
-  using layout = contextual_layout<sizeof(T), D, Radial>;
+  using layout = Layout;
   using math = tile_math<T, D>;
   static constexpr int rows = layout::rows;
   static constexpr int keys = layout::keys;
@@ -36,6 +38,9 @@ struct contextual_block {
   static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
+  /// Does contextual_short.cuh take short windows?
+  static constexpr bool leaves_short =
+      has_contextual_short<sizeof(T), D, Radial> && !layout::shares_scratch && Vectors;
   using factor = table_factor<T, D, staged>;
   /// A key's positions on the linear axes, each twice, to compare.
   using key_cells = std::conditional_t<Radial, uint2, uint4>;
@@ -49,8 +54,10 @@ struct contextual_block {
   int group_head;
   int share;  ///< of the head's blocks of rows: share, share + shares, …
   int shares;
-  int assigned;          ///< tokens in windows
-  std::uint32_t shared;  ///< the address of `memory`
+  int assigned;                ///< tokens in windows
+  std::uint32_t shared;        ///< the address of `memory`
+  std::byte* tables = memory;  ///< what the offsets of tables count from
+  int shortest = 0;            ///< rows of shorter windows are left to contextual_short.cuh
   int thread = in_register(static_cast<int>(threadIdx.x));
   /// Known to be the same for all lanes.
   int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
@@ -58,6 +65,9 @@ struct contextual_block {
   /// Where this lane's row of `ldmatrix` lies in 16 rows of 32 bytes, whose matrices count row by row.
   int matrix_row = in_register(place.lane / 16 * 8 + place.lane % 8);
   int matrix_column = in_register(place.lane / 8 % 2 * 16);
+  /// The same of rows of K and V.
+  int token_column =
+      layout::turns_rows ? in_register(matrix_column ^ (place.lane >> 2 & 1) * 16) : matrix_column;
 
   /// A turn: a chunk of the keys of a block of rows.
   struct turn {
@@ -107,6 +117,14 @@ struct contextual_block {
   __device__ __forceinline__ U* at(int offset) const {
     return reinterpret_cast<U*>(memory + offset);
   }
+  template <class U>
+  __device__ __forceinline__ U* table_at(int offset) const {
+    return reinterpret_cast<U*>(tables + offset);
+  }
+  /// Where the arrays of the warp's rows begin.
+  __device__ __forceinline__ int first_row(const turn& now) const {
+    return now.buffer * layout::buffer_rows + warp * 16;
+  }
   __device__ __forceinline__ T* key_tile(int stage) const {
     return at<T>(layout::key_tiles + 2 * stage * layout::tile_bytes);
   }
@@ -116,8 +134,11 @@ struct contextual_block {
   __device__ __forceinline__ int query_offset(const turn& now) const {
     return layout::query + (layout::query_buffers > 1 ? now.buffer : 0) * rows * layout::row_bytes;
   }
+  __device__ __forceinline__ int scratch_of_warp() const {
+    return layout::shares_scratch ? 0 : warp * layout::scratch_bytes;
+  }
   __device__ __forceinline__ std::byte* scratch() const {
-    return memory + layout::scratch + warp * layout::scratch_bytes;
+    return memory + layout::scratch + scratch_of_warp();
   }
   /// Of row g: sums of weights by radial row, and products by radial row.
   __device__ __forceinline__ std::uint32_t* radial_sums() const {
@@ -137,6 +158,8 @@ struct contextual_block {
     int row, first_key, end;
   };
   __device__ void load_bounds(next_rows& next) const;
+  /// Goes on to rows with longer windows than contextual_short.cuh takes.
+  __device__ void skip_short(next_rows& next) const;
   __device__ turn follow(const turn& now, next_rows& next) const;
   __device__ void load_tokens(const turn& now, turn_tokens& tokens) const;
   /// Copies this thread's chunk of the rows of `tokens`, pass by pass, to `Rows` rows of shared memory,
@@ -172,8 +195,15 @@ struct contextual_block {
   __device__ void multiply_radial(const factor& table, const typename factor::rows& left,
                                   std::byte* target, int eight_rows) const;
   __device__ float radial_product(int offset) const;
+  /// 16 rows of q or K.
+  __device__ void load_left(const std::byte* rows_, typename factor::rows& left) const;
   /// The warp's rows at their first turn: Gq, and sums of nothing.
   __device__ void begin_rows(const turn& now, row_state& state) const;
+  /// The same once q is there.
+  __device__ void begin_products(const turn& now, const typename factor::rows& left,
+                                 row_state& state) const;
+  /// Leaves a key's positions where pairs look for them.
+  __device__ void place_key(int key, std::uint32_t code) const;
   /// Gk and positions of the turn's keys; all warps take part.
   __device__ void prepare_keys(const turn& now, int stage) const;
   /// 16 keys of a turn.
@@ -254,28 +284,47 @@ struct contextual_block {
                             row_state& state) const;
   static __device__ void round_weights(float low, float high,
                                        std::uint32_t (&parts_)[weight_parts]);
-  /// Normalises, adds Σ B·Tv and stores. \return whether some row is not finite.
+  /// Normalises and adds Σ B·Tv.
+  __device__ void complete_sums(const turn& now, row_state& state) const;
+  /// Does so and stores. \return whether some row is not finite.
   __device__ bool finish_rows(const turn& now, row_state& state) const;
   /// Stores four neighbouring columns of 16 bits or two of 32, as the view allows.
   static __device__ void store_columns(T* target, std::uint32_t low, std::uint32_t high);
   /// \return whether some row of the warp is not finite.
   __device__ bool store(const turn& now, const row_state& state) const;
 
-  /// All the block's rows of one head. \return whether some row of the warp is not finite.
-  __device__ __forceinline__ bool run() const {
+  /// The head's tables, in shared memory; all threads of the block take part.
+  __device__ __forceinline__ void load_tables() const {
     if constexpr (staged) {
       using element = typename factor::element;
+      const int first = static_cast<int>(threadIdx.x) / 32;
+      const int count = static_cast<int>(blockDim.x) / 32;
       factor_of(group().table_q, 0)
-          .template stage<true>(at<element>(layout::tables), Radial, warp, warps);
+          .template stage<true>(table_at<element>(layout::tables), Radial, first, count);
       factor_of(group().table_k, 1)
-          .template stage<false>(at<element>(layout::tables + layout::table_bytes), Radial, warp,
-                                 warps);
+          .template stage<false>(table_at<element>(layout::tables + layout::table_bytes), Radial,
+                                 first, count);
     }
     if constexpr (layout::tuning.value_axes == 3) load_value_table(0, 3);
-
+  }
+  /// What all rows of the warp have in common.
+  __device__ __forceinline__ void begin_block(row_state& state) const {
+    state.has_values = group().table_v.data != nullptr;
+    state.length = group().quant_length;
+    state.inverse_a = group().inverse_a;
+    if constexpr (Radial)
+      state.radial = in_register(layout::scratch + scratch_of_warp() + layout::radial_row(place.g) +
+                                 4 * state.length);
+    state.inverse_scale = __fdividef(1.0f, problem.scale);
+    state.most_steps = (state.length << 22) - 1;
+  }
+  /// All the block's rows of one head. \return whether some row of the warp is not finite.
+  __device__ __forceinline__ bool run() const {
     const row_bases bases{base_of(problem.q), base_of(problem.k), base_of(problem.v)};
     next_rows next{min(share * rows, assigned), 0, 0};
     load_bounds(next);
+    if (next.row >= assigned) return false;
+    load_tables();
     turn_tokens tokens{};
     turn now = follow({0, 0, 0, 1, false}, next);
     load_tokens(now, tokens);
@@ -283,14 +332,7 @@ struct contextual_block {
     turn coming = follow(now, next);
     load_tokens(coming, tokens);
     row_state state;
-    state.has_values = group().table_v.data != nullptr;
-    state.length = group().quant_length;
-    state.inverse_a = group().inverse_a;
-    if constexpr (Radial)
-      state.radial = in_register(layout::scratch + warp * layout::scratch_bytes +
-                                 layout::radial_row(place.g) + 4 * state.length);
-    state.inverse_scale = __fdividef(1.0f, problem.scale);
-    state.most_steps = (state.length << 22) - 1;
+    begin_block(state);
     bool bad = false;
     int stage = 0;
 #pragma unroll 1

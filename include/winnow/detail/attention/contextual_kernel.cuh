@@ -20,6 +20,9 @@
 /// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
 /// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
+/// Short spherical windows of 16-bit storage and head dim 16 are taken by the kernel before it (contextual_short.cuh), in
+/// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
+///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
 /// NaN and infinity: as in forward_kernel.cuh, but rows are checked again at the end of a block's
@@ -34,6 +37,7 @@
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_short.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_turns.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
@@ -43,20 +47,6 @@
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
-
-/// Which part of a launch is a block's.
-struct block_share {
-  int group, head;
-  int share, shares;  ///< of the head's blocks of rows: share, share + shares, …
-};
-__device__ __forceinline__ block_share share_of_block(const forward_problem& problem) {
-  const int block = static_cast<int>(blockIdx.x);
-  int g = 0;
-  while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
-  const int shares = problem.groups[g].shares;
-  const int index = block - problem.groups[g].first_index;
-  return {g, index / shares, index % shares, shares};
-}
 
 /// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
 /// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
@@ -97,6 +87,9 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   bool incomplete = problem.zero_unassigned || group.path == encoding_path::rows;
+  int shortest = 0;
+  if constexpr (has_contextual_short<sizeof(T), D, Radial> && Vectors)
+    shortest = shortest_left<Radial>(problem, group);
   if (group.path == encoding_path::tiles)
     incomplete |= contextual_block<T, D, Radial, Vectors>{problem,
                                                           own.group,
@@ -105,7 +98,9 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                                           own.share,
                                                           own.shares,
                                                           group.counts->assigned,
-                                                          shared_address(memory)}
+                                                          shared_address(memory),
+                                                          memory,
+                                                          shortest}
                       .run();
   constexpr int rows = contextual_layout<sizeof(T), D, Radial>::rows;
   if (__syncthreads_or(incomplete)) complete_rows<T>(problem, share_of_block(problem), rows);
@@ -116,6 +111,36 @@ template <class T>
 bool vector_rows(const row_view& view) noexcept {
   const std::int64_t bytes = view.token_stride * static_cast<std::int64_t>(sizeof(T));
   return view.vectors && bytes < std::int64_t{1} << 31 && bytes >= -(std::int64_t{1} << 31);
+}
+
+/// Is the step of LSE between tokens 32 bits long, in bytes?
+inline bool fits_lse(const forward_problem& problem) noexcept {
+  const std::int64_t limit = std::int64_t{1} << 29;
+  return problem.lse_token_stride < limit && problem.lse_token_stride >= -limit;
+}
+
+/// Short windows, of groups that have hardly any others; as many warps a block as fit.
+template <class T, bool Radial>
+cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int memory,
+                                    std::int64_t heads, cudaStream_t stream) noexcept {
+  using layout = contextual_short_layout<Radial>;
+  forward_problem parameters = problem;
+  const int warps =
+      std::min(layout::most_warps, (memory - layout::block_bytes) / layout::warp_bytes);
+  const auto kernel = contextual_short_kernel<T, Radial>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes(warps));
+  if (error != cudaSuccess) return error;
+  const std::int64_t shares = std::max<std::int64_t>(1, processors / heads);
+  std::int64_t blocks = 0;
+  for (int g = 0; g < parameters.group_count; ++g) {
+    group_problem& group = parameters.groups[g];
+    group.first_index = static_cast<int>(blocks);
+    group.shares = static_cast<int>(shares);
+    blocks += group.heads * shares;
+  }
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), 32 * warps,
+                       static_cast<std::size_t>(layout::bytes(warps)), stream, parameters);
 }
 
 /// The groups with spherical windows, or the others.
@@ -147,6 +172,17 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(layout::bytes));
   if (error != cudaSuccess) return error;
+  if constexpr (has_contextual_short<sizeof(T), D, Radial>)
+    if (vectors && vector_rows<T>(problem.out) && fits_lse(problem)) {
+      int block_memory = 0;
+      error =
+          cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      parameters.takes_windows = true;
+      if (error == cudaSuccess)
+        error =
+            launch_contextual_short<T, Radial>(parameters, processors, block_memory, heads, stream);
+      if (error != cudaSuccess) return error;
+    }
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
   const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);

@@ -58,6 +58,9 @@ struct contextual_layout {
   static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
   static constexpr int min_blocks = Radial ? tuning.radial_blocks : tuning.min_blocks;
   static constexpr int stages = Radial ? tuning.radial_stages : 2;
+  static constexpr int buffer_rows = rows;
+  static constexpr bool shares_scratch = false;
+  static constexpr bool turns_rows = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -107,6 +110,71 @@ struct contextual_layout {
   static_assert(key_place % 16 == 0 && key_cells % 16 == 0 && query % 16 == 0 && scratch % 16 == 0);
   static_assert(keys % 16 == 0 && (tuning.value_axes == 1 || tuning.value_axes == 3));
   static_assert(bytes <= 99 * 1024);
+};
+
+/// Do short windows have contextual_short.cuh?
+template <std::size_t Bytes, int D, bool Radial>
+inline constexpr bool has_contextual_short = Bytes == 2 && D == 16 && Radial;
+
+/// A warp of contextual_short.cuh, which is like a block whose rows are its keys: offsets in the warp's
+/// memory, and of tables in the block's, which come first.
+template <bool Radial>
+struct contextual_short_layout {
+  using block = contextual_layout<2, 16, Radial>;
+  static constexpr contextual_tuning tuning{1, 0, 0, 1, true, 3, 1, 1};
+  static constexpr int most_warps = 10;  ///< of a block
+  static constexpr int rows = 48;        ///< of the longest windows
+  static constexpr int keys = rows;
+  static constexpr int range = 32;            ///< slots whose windows a warp takes
+  static constexpr int slots = range + rows;  ///< that they may lie in
+  static constexpr int parts = 1;
+  static constexpr int stages = 1;
+  static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
+  static constexpr bool shares_scratch = true;
+  static constexpr int axes = block::axes;
+  static constexpr int cells = block::cells;
+  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
+  static constexpr bool turns_rows = true;
+  static constexpr int row_bytes = 32;
+  static constexpr int tile_bytes = keys * row_bytes;
+  static constexpr int query_buffers = 1;
+  static constexpr int radial_element = block::radial_element;
+  static constexpr int radial_bytes = block::radial_bytes;
+  static constexpr int key_stride = block::key_stride;
+  static constexpr int radial_sums_bytes = block::radial_sums_bytes;
+  static constexpr int radial_stride = block::radial_stride;
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return block::radial_row(row); }
+
+  static constexpr int row_order = 0;                                       // int [2][slots]
+  static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
+  static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
+  static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
+  static constexpr int place_bytes = block::place_bytes;
+  static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
+  static constexpr int key_tiles = key_cells + 2 * axes * keys;     // T [K, V][keys]
+  static constexpr int key_products = key_tiles + 2 * tile_bytes;   // [keys][key_stride]
+  static constexpr int scratch = key_products + keys * key_stride;
+  static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
+  /// Products have a load that reaches behind the last row, of which nothing is used.
+  static constexpr int warp_bytes = scratch + (Radial ? scratch_bytes : 16);
+
+  static constexpr int table_bytes = block::table_bytes;
+  static constexpr int tables = 0;
+  static constexpr int axis_bytes = block::axis_bytes;
+  static constexpr int value_table = tables + 2 * table_bytes;
+  /// Where lanes' parts of rows begin, of each lane of a quad.
+  static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
+  static constexpr int pointers_of_lane = 5;
+  static constexpr int next_range = pointers + 4 * 8 * pointers_of_lane;  // int
+  static constexpr int block_bytes = next_range + 16;
+  WINNOW_HOST_DEVICE static constexpr int bytes(int warps) {
+    return block_bytes + warps * warp_bytes;
+  }
+
+  static_assert(row_code % 16 == 0 && key_place % 16 == 0 && key_cells % 16 == 0 &&
+                key_tiles % 16 == 0 && key_products % 16 == 0 && warp_bytes % 16 == 0 &&
+                block_bytes % 16 == 0);
 };
 
 }  // namespace winnow::detail

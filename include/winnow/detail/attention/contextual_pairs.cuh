@@ -13,22 +13,22 @@
 
 namespace winnow::detail {
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors>::own_cells(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors, Layout>::own_cells(
     int word) const {
   const int first = word % cell_words * 8 + place.t;
   return position_pair(first, first + 4);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ const std::byte* contextual_block<T, D, Radial, Vectors>::matrix_rows(
-    const T* tile, int key) const {
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ const std::byte*
+contextual_block<T, D, Radial, Vectors, Layout>::matrix_rows(const T* tile, int key) const {
   return reinterpret_cast<const std::byte*>(tile) + (key + matrix_row) * layout::row_bytes +
-         matrix_column;
+         token_column;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::score_rows(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::score_rows(
     const row_state& state, const T* tile, int key, float (&s)[2][4]) const {
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
@@ -53,8 +53,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::score_r
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::score_cells(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::score_cells(
     const row_state& state, int key, float (&scores)[2][4], float (&sides)[2][4]) const {
   key_cells places[2];
 #pragma unroll
@@ -124,14 +124,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::score_c
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::windows_of(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>::windows_of(
     const turn& now) const -> row_windows {
   row_windows windows{};
   const int own = min(16, min(rows, assigned - now.row) - warp * 16);
   if (own <= 0) return windows;
   const int count = count_of(now);
-  const int2* bounds = at<const int2>(layout::row_bounds) + now.buffer * rows + warp * 16;
+  const int2* bounds = at<const int2>(layout::row_bounds) + first_row(now);
   const int2 top = bounds[0];
   const int2 bottom = bounds[own - 1];
   windows.lowest = max(top.x - now.key, 0);
@@ -147,9 +147,9 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::windows
   return windows;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <bool Interior>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::attend(
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::attend(
     const row_windows& windows, int key, int begin, int stage, row_state& state) const {
   // Bit 8b + e: does the row attend to the key of element e of block b?
   std::uint32_t attended = 0;
@@ -192,8 +192,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::attend(
   if (state.has_values) add_weights(s, key, radial_steps, state);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::score_radial(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::score_radial(
     const row_state& state, int key, int stage, float (&scores)[2][4], float (&sides)[2][4],
     int (&radial_steps)[2][4]) const {
   const int gq = in_register(state.radial + layout::radial_sums_bytes -

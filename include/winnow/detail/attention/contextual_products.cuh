@@ -296,22 +296,26 @@ struct table_factor {
       }
     }
   }
+  /// Where this lane's part lies; `block` counts over all axes. Two blocks are neighbours.
+  static __device__ __forceinline__ int element_at(int block, int step) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    return ((block / 2 * steps + step) * 32 + lane) * 2 + block % 2;
+  }
   /// Fills the shared copy; all warps take part.
   template <bool Backwards>
   __device__ __forceinline__ void stage(element* target, bool radial, int warp, int warps) const {
     const lane_place place;
     for (int i = warp; i < 3 * axis_blocks * steps; i += warps) {
       const int block = i / steps;
-      target[i * 32 + place.lane] = load<Backwards>(block / axis_blocks, block % axis_blocks,
-                                                    i % steps, radial && block >= 2 * axis_blocks);
+      target[element_at(block, i % steps)] = load<Backwards>(
+          block / axis_blocks, block % axis_blocks, i % steps, radial && block >= 2 * axis_blocks);
     }
   }
   template <bool Backwards>
   __device__ __forceinline__ element factor_at(int axis, int block, int step,
                                                bool radial_axis) const {
     if constexpr (Staged)
-      return staged[((axis * axis_blocks + block) * steps + step) * 32 +
-                    (static_cast<int>(threadIdx.x) & 31)];
+      return staged[element_at(axis * axis_blocks + block, step)];
     else
       return load<Backwards>(axis, block, step, radial_axis);
   }
@@ -338,18 +342,26 @@ struct table_factor {
   template <bool Backwards, int Parts>
   __device__ __forceinline__ void multiply(const rows& left, int axis, bool radial_axis,
                                            std::uint32_t (&words)[Parts][2][axis_blocks]) const {
+    if constexpr (std::is_same_v<T, half> && matrices && Parts == 1) {
+      static_assert(axis_blocks % 2 == 0);
 #pragma unroll
-    for (int block = 0; block < axis_blocks; ++block) {
-      if constexpr (std::is_same_v<T, half> && matrices && Parts == 1) {
-        std::uint32_t sum[2] = {0, 0};
+      for (int block = 0; block < axis_blocks; block += 2) {
+        std::uint32_t sums[2][2] = {};
 #pragma unroll
         for (int step = 0; step < steps; ++step) {
-          const element right = factor_at<Backwards>(axis, block, step, radial_axis);
-          multiply_half(sum, left.a[step], right.x, right.y, sum[0], sum[1]);
+          const uint4 right = *reinterpret_cast<const uint4*>(
+              staged + element_at(axis * axis_blocks + block, step));
+          multiply_half(sums[0], left.a[step], right.x, right.y, sums[0][0], sums[0][1]);
+          multiply_half(sums[1], left.a[step], right.z, right.w, sums[1][0], sums[1][1]);
         }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) words[0][i][block] = sum[i];
-      } else {
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int n = 0; n < 2; ++n) words[0][i][block + n] = sums[n][i];
+      }
+    } else {
+#pragma unroll
+      for (int block = 0; block < axis_blocks; ++block) {
         float product[4];
         multiply<Backwards>(left, axis, block, radial_axis, product);
 #pragma unroll

@@ -10,18 +10,21 @@
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
 
 namespace winnow::detail {
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_value_table(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_table(
     int first, int count) const {
   const table_view& table = group().table_v;
   if (table.data == nullptr) return;
   const int last = 2 * (group().quant_length - 1);
-  const int column = thread % chunks * width;
-  for (int i = thread / chunks; i < count * tile_rows; i += threads / chunks) {
+  const int first_chunk = static_cast<int>(threadIdx.x);
+  const int column = first_chunk % chunks * width;
+  for (int i = first_chunk / chunks; i < count * tile_rows;
+       i += static_cast<int>(blockDim.x) / chunks) {
     const int axis = first + i / tile_rows;
     const int row = i % tile_rows;
     const bool radial_axis = Radial && axis == 2;
@@ -31,14 +34,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_va
     uint4 bits = {0, 0, 0, 0};
     if (source >= 0 && source <= (radial_axis ? last + 1 : last) && column < problem.head_dim)
       bits = load_table_vector<T>(table, offset);
-    *reinterpret_cast<uint4*>(at<T>(layout::value_table) + i * math::stride + column) = bits;
+    *reinterpret_cast<uint4*>(table_at<T>(layout::value_table) + i * math::stride + column) = bits;
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_table(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_table(
     const std::uint32_t (&w)[weight_parts][2][row_words], int axis, row_state& state) const {
-  const T* table = at<const T>(layout::value_table) +
+  const T* table = table_at<const T>(layout::value_table) +
                    (layout::tuning.value_axes == 1 ? 0 : axis) * tile_rows * math::stride;
 #pragma unroll
   for (int step = 0; step < tile_rows / 16; ++step) {
@@ -67,8 +70,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_tab
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::round_weights(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::round_weights(
     float low, float high, std::uint32_t (&parts_)[weight_parts]) {
   if constexpr (sizeof(T) == 4)
     split(low, high, parts_);
@@ -76,13 +79,13 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::round_w
     parts_[0] = pack<T>(low, high);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::finish_rows(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::complete_sums(
     const turn& now, row_state& state) const {
   state.softmax.template finish<math::lane_sums>();
   float by[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) by[i] = __fdividef(1.0f, state.softmax.sum[2 * i]);
+  for (int i = 0; i < 2; ++i) by[i] = reciprocal(state.softmax.sum[2 * i]);
   const auto normalize = [&] {
 #pragma unroll
     for (auto& block : state.o)
@@ -92,8 +95,7 @@ __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::finish_
   constexpr bool early = sizeof(T) == 4;
   if constexpr (early) normalize();
   if (group().table_v.data != nullptr) {
-    const auto* codes =
-        at<const std::uint32_t>(layout::row_code) + now.buffer * rows + warp * 16 + place.g;
+    const auto* codes = at<const std::uint32_t>(layout::row_code) + first_row(now) + place.g;
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[8], state.length, place.t)};
 #pragma unroll
@@ -142,11 +144,17 @@ __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::finish_
     }
   }
   if constexpr (!early) normalize();
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors, Layout>::finish_rows(
+    const turn& now, row_state& state) const {
+  complete_sums(now, state);
   return store(now, state);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::store_columns(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::store_columns(
     T* target, std::uint32_t low, std::uint32_t high) {
   if constexpr (Vectors) {
     *reinterpret_cast<uint2*>(target) = {low, high};
@@ -158,28 +166,33 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::store_c
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::store(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors, Layout>::store(
     const turn& now, const row_state& state) const {
   const int own = min(16, min(rows, assigned - now.row) - warp * 16);
   if (own <= 0) return false;
   const int head = group().first_head + group_head;
-  const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer * rows + warp * 16;
+  const auto* tokens = at<const std::int32_t>(layout::row_order) + first_row(now);
   bool finite = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = place.g + 8 * i;
+    bool wanted = row < own;
+    if constexpr (leaves_short) {
+      const int2 window = at<const int2>(layout::row_bounds)[first_row(now) + row];
+      wanted = wanted && window.y - window.x >= shortest;
+    }
     const std::int64_t token = tokens[row];
     T* target = static_cast<T*>(const_cast<void*>(problem.out.data)) +
                 head * problem.out.head_stride + token * problem.out.token_stride;
     float zero = 0.0f;
 #pragma unroll
     for (const auto& block : state.o) zero += block[2 * i] * 0.0f + block[2 * i + 1] * 0.0f;
-    finite = finite && (zero == 0.0f || row >= own);
+    finite = finite && (zero == 0.0f || !wanted);
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int block = 0; block < math::blocks; ++block)
-        if (row < own && 8 * block < problem.head_dim)
+        if (wanted && 8 * block < problem.head_dim)
           store_columns(target + 8 * block + 2 * place.t, __float_as_uint(state.o[block][2 * i]),
                         __float_as_uint(state.o[block][2 * i + 1]));
     } else {
@@ -192,12 +205,12 @@ __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::store(
             pack<T>(state.o[block + 1][2 * i], state.o[block + 1][2 * i + 1]);
         const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
         const int column = 8 * (block + (odd ? 1 : 0));
-        if (row < own && column < problem.head_dim)
+        if (wanted && column < problem.head_dim)
           store_columns(target + column + place.t / 2 * 4, odd ? other : first,
                         odd ? second : other);
       }
     }
-    if (problem.lse != nullptr && place.t == 0 && row < own)
+    if (problem.lse != nullptr && place.t == 0 && wanted)
       problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride] =
           state.softmax.log_sum(i) + lag * ln_2;
   }

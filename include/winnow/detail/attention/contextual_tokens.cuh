@@ -12,16 +12,16 @@
 
 namespace winnow::detail {
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::factor_of(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>::factor_of(
     const table_view& table, int which) const -> factor {
   return {table, group_head * static_cast<int>(table.head_stride), problem.head_dim,
           2 * (group().quant_length - 1),
-          at<typename factor::element>(layout::tables + which * layout::table_bytes)};
+          table_at<typename factor::element>(layout::tables + which * layout::table_bytes)};
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::has_large(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors, Layout>::has_large(
     const typename factor::rows& left, int i) {
   bool large = false;
 #pragma unroll
@@ -30,9 +30,9 @@ __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors>::has_lar
   return large;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <bool Backwards>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_cells(
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::multiply_cells(
     const factor& table, const typename factor::rows& left, int axis,
     const std::uint32_t (&moves)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
   std::uint32_t by_row[parts][2][row_words];
@@ -46,9 +46,9 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multipl
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <bool Backwards>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_radial(
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::multiply_radial(
     const factor& table, const typename factor::rows& left, std::byte* target,
     int eight_rows) const {
   target += 2 * place.t * layout::radial_element;
@@ -74,8 +74,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multipl
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::radial_product(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::radial_product(
     int offset) const {
   if constexpr (parts == 1)
     return __half2float(*at<const half>(offset));
@@ -83,14 +83,33 @@ __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::radial
     return *at<const float>(offset);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::begin_rows(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_left(
+    const std::byte* rows_, typename factor::rows& left) const {
+  if constexpr (layout::turns_rows)
+    load_matrices(left.a[0], rows_ + place.lane % 16 * layout::row_bytes +
+                                 (place.lane / 16 ^ place.lane >> 2) % 2 * 16);
+  else
+    left.load(reinterpret_cast<const T*>(rows_));
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::begin_rows(
     const turn& now, row_state& state) const {
-  const T* query = at<T>(query_offset(now)) + warp * 16 * math::stride;
-  state.q.load(query);
+  const auto* query = at<const std::byte>(query_offset(now)) + warp * 16 * layout::row_bytes;
   typename factor::rows left;
-  left.load(query);
-  const int row = now.buffer * rows + warp * 16 + place.g;
+  load_left(query, left);
+  if constexpr (layout::turns_rows)
+    state.q = left;
+  else
+    state.q.load(reinterpret_cast<const T*>(query));
+  begin_products(now, left, state);
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::begin_products(
+    const turn& now, const typename factor::rows& left, row_state& state) const {
+  const int row = first_row(now) + place.g;
   const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                   at<std::uint32_t>(layout::row_code)[row + 8]};
   const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
@@ -132,8 +151,13 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::begin_r
                                                                                           0};
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
-      const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
-      state.fixed_point[i] = window.y - window.x <= short_window ? fixed_start_short : fixed_start;
+      if constexpr (layout::shares_scratch) {
+        state.fixed_point[i] = fixed_start_short;
+      } else {
+        const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
+        state.fixed_point[i] =
+            window.y - window.x <= short_window ? fixed_start_short : fixed_start;
+      }
     }
   }
   state.softmax = softmax_state();
@@ -147,26 +171,29 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::begin_r
     for (float& sum : block) sum = 0.0f;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::prepare_keys(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::place_key(
+    int key, std::uint32_t code) const {
+  std::uint32_t cells[layout::axes];
+#pragma unroll
+  for (int axis = 0; axis < layout::axes; ++axis) {
+    cells[axis] = position_twice(code, axis);
+    at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
+        static_cast<std::uint16_t>(cells[axis]);
+  }
+  if constexpr (Radial)
+    at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
+  else
+    at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::prepare_keys(
     const turn& now, int stage) const {
   const int count = count_of(now);
   const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys;
   static_assert(keys <= threads && rows <= threads);
-  if (const int key = thread; key < keys) {
-    const std::uint32_t code = key < count ? codes[key] : 0;
-    std::uint32_t cells[layout::axes];
-#pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis) {
-      cells[axis] = position_twice(code, axis);
-      at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
-          static_cast<std::uint16_t>(cells[axis]);
-    }
-    if constexpr (Radial)
-      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
-    else
-      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
-  }
+  if (const int key = thread; key < keys) place_key(key, key < count ? codes[key] : 0);
   // 16 keys and all axes at a time, as long as that keeps all warps busy, then axis by axis.
   const int groups = (count + 15) / 16;
   int whole = 0;
@@ -184,11 +211,13 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::prepare
     multiply_keys(load_group(item / 3, stage), item % 3);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::load_group(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>::load_group(
     int group_of_turn, int stage) const -> key_group {
   key_group result;
-  result.left.load(key_tile(stage) + group_of_turn * 16 * math::stride);
+  load_left(
+      reinterpret_cast<const std::byte*>(key_tile(stage)) + group_of_turn * 16 * layout::row_bytes,
+      result.left);
   const int key = group_of_turn * 16 + place.g;
   const auto* codes = at<const std::uint32_t>(layout::key_code) + stage * keys + key;
 #pragma unroll
@@ -198,8 +227,8 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::load_gr
   return result;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::multiply_keys(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::multiply_keys(
     const key_group& own, int axis) const {
   const factor table = factor_of(group().table_k, 1);
   if (Radial && axis == 2) {

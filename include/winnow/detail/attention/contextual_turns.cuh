@@ -13,17 +13,42 @@
 
 namespace winnow::detail {
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_bounds(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_bounds(
     next_rows& next) const {
+  if constexpr (leaves_short)
+    if (shortest > 0) skip_short(next);
   if (next.row >= assigned) return;
   const auto* bounds = group().bounds;
   next.first_key = bounds[2 * static_cast<std::int64_t>(next.row)];
   next.end = bounds[2 * static_cast<std::int64_t>(min(next.row + rows, assigned)) - 1];
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::follow(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::skip_short(
+    next_rows& next) const {
+  const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
+  const int step = shares * rows;
+  while (next.row < assigned) {
+    // A lane looks at each of the next 32. Windows that count have more than half of the rows, so they
+    // cover one of three.
+    static_assert(2 * contextual_short_layout<Radial>::rows >= rows);
+    const std::int64_t row = next.row + std::int64_t{place.lane} * step;
+    bool found = false;
+    if (row < assigned)
+      for (const int slot : {0, rows / 2, rows - 1}) {
+        const int2 window = bounds[min(row + slot, std::int64_t{assigned} - 1)];
+        found = found || window.y - window.x >= shortest;
+      }
+    const unsigned lanes = __ballot_sync(0xffffffffu, found);
+    const std::int64_t skipped = lanes != 0 ? __ffs(static_cast<int>(lanes)) - 1 : 32;
+    next.row = static_cast<int>(min(next.row + skipped * step, std::int64_t{assigned}));
+    if (lanes != 0) return;
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>::follow(
     const turn& now, next_rows& next) const -> turn {
   if (now.key + keys < now.end) return {now.row, now.key + keys, now.end, now.buffer, false};
   const turn result{next.row, next.first_key, next.end, now.buffer ^ 1, true};
@@ -32,8 +57,8 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors>::follow(
   return result;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_tokens(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_tokens(
     const turn& now, turn_tokens& tokens) const {
   if (now.row >= assigned) return;
 #pragma unroll
@@ -51,14 +76,16 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::load_to
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <int Rows, int Passes>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::copy_rows(
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::copy_rows(
     int target, const std::byte* base, const std::int32_t (&tokens)[Passes], std::int64_t stride,
     int count) const {
   const int row = thread / chunks;
   if (thread % chunks * width >= problem.head_dim) count = 0;
-  target += row * layout::row_bytes + thread % chunks * 16;
+  int column = thread % chunks;
+  if constexpr (layout::turns_rows) column ^= row >> 2 & 1;
+  target += row * layout::row_bytes + column * 16;
 #pragma unroll
   for (int pass = 0; pass < Passes; ++pass) {
     const bool inside = (pass + 1) * pass_rows <= Rows || row + pass * pass_rows < Rows;
@@ -78,9 +105,9 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::copy_ro
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <int Fill, class U>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::copy_array(
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::copy_array(
     int target, const U* source, int first, int count) const {
   static_assert(Fill <= threads);
   copy_async_if<sizeof(U)>(thread < Fill,
@@ -88,16 +115,16 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::copy_ar
                            source + static_cast<std::uint32_t>(first + thread), thread < count);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ const std::byte* contextual_block<T, D, Radial, Vectors>::base_of(
-    const row_view& view) const {
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ const std::byte*
+contextual_block<T, D, Radial, Vectors, Layout>::base_of(const row_view& view) const {
   return reinterpret_cast<const std::byte*>(static_cast<const T*>(view.data) +
                                             (group().first_head + group_head) * view.head_stride +
                                             thread % chunks * width);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::request(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::request(
     const turn& now, int stage, const turn_tokens& tokens, const row_bases& bases) const {
   if (now.row < assigned) {
     const int count = count_of(now);

@@ -15,8 +15,8 @@
 
 namespace winnow::detail {
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_values(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_values(
     const float (&p)[2][4], const T* tile, int key, row_state& state) const {
   if constexpr (sizeof(T) == 4) {
     math::values_at(p, tile + key * math::stride + math::value_lane(), state.o, state.softmax.sum);
@@ -35,8 +35,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_val
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::rescale(
     const float (&by)[2], row_state& state) const {
 #pragma unroll
   for (auto& block : state.o)
@@ -54,14 +54,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale
   }
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::inverse_power(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::inverse_power(
     float power) {
   return __uint_as_float(0x7f000000u - __float_as_uint(power));
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale_radial(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::rescale_radial(
     float first, float second) const {
   __syncwarp();
   for (int r = place.t; r < tile_rows; r += 4)
@@ -73,8 +73,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::rescale
   __syncwarp();
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::keep_fixed_point(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::keep_fixed_point(
     row_state& state) const {
   float units[2];
 #pragma unroll
@@ -94,16 +94,16 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::keep_fi
   rescale_radial(by[0], by[1]);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_shared(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_shared(
     int offset, std::uint32_t weight) const {
   asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared + static_cast<std::uint32_t>(offset)),
                "r"(weight)
                : "memory");
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::from_fixed(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::from_fixed(
     std::uint32_t sum, float unit) {
   if constexpr (lag > 0.0f)
     return fmaf(__uint_as_float(__byte_perm(sum, 0x4b000000u, 0x7210u)), unit, -0x1p23f * unit);
@@ -111,8 +111,8 @@ __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors>::from_f
     return __uint2float_rn(sum) * unit;
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors>::fixed(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors, Layout>::fixed(
     float weight, float scale) {
   if constexpr (lag > 0.0f)
     return __float_as_uint(fmaf(weight, scale, 0x1p23f));
@@ -120,8 +120,8 @@ __device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors>
     return __float2uint_rn(weight * scale);
 }
 
-template <class T, int D, bool Radial, bool Vectors>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors>::add_weights(
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_weights(
     const float (&p)[2][4], int key, const int (&radial_steps)[2][4], row_state& state) const {
   // Factors whose lanes hold column g of keys 2t and 2t + 1.
   std::uint32_t pairs[2][layout::axes];

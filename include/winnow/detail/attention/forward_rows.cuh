@@ -41,12 +41,6 @@ __device__ __forceinline__ char* advance(char* base, std::int32_t factor, std::i
   return reinterpret_cast<char*>(result);
 }
 
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// \tparam D padded head dim, 16 or 32.
 template <class T, int D>
 struct shared_rows {

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Short spherical windows with contextual position encoding, for 16-bit storage and head dim 16.
+///
+/// What one warp computes: of one head, the windows of up to 48 tokens that start in ranges of 32 slots. It
+/// takes them in units: as many whole windows as fit 16 slots, or one longer window. A unit's rows are its
+/// keys. Each token meets each table once, rows meet their own window's keys and nobody else's, and warps
+/// never wait for each other: where contextual_kernel.cuh takes 64 rows with the keys of all their windows
+/// a turn, a quarter of the time waits at barriers, and keys are multiplied with Tk by every block of rows
+/// that meets them.
+///
+/// The steps are those of contextual_block.cuh, whose memory is the warp's, and whose warps are the tiles of
+/// the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
+/// ends, and what is known of a range's slots a range ahead.
+///
+/// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
+///
+/// Bound by instructions, and by their latency at ten warps a multiprocessor.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_layout.hpp"
+#include "winnow/detail/attention/contextual_pairs.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_short_units.cuh"
+#include "winnow/detail/attention/contextual_tokens.cuh"
+#include "winnow/detail/attention/contextual_weights.cuh"
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
+
+namespace winnow::detail {
+
+/// Which part of a launch is a block's.
+struct block_share {
+  int group, head;
+  int share, shares;  ///< of the head's blocks of rows: share, share + shares, …
+};
+__device__ __forceinline__ block_share share_of_block(const forward_problem& problem) {
+  const int block = static_cast<int>(blockIdx.x);
+  int g = 0;
+  while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
+  const int shares = problem.groups[g].shares;
+  const int index = block - problem.groups[g].first_index;
+  return {g, index / shares, index % shares, shares};
+}
+
+/// The shortest windows that are left to the kernel behind, of this group: 0 where all are.
+template <bool Radial>
+__device__ __forceinline__ int shortest_left(const forward_problem& problem,
+                                             const group_problem& group) {
+  constexpr int longest = contextual_short_layout<Radial>::rows;
+  const partition_counts& counts = *group.counts;
+  // How many are longer is unknown: a largest one that is hardly longer, and a mean that is clearly
+  // shorter, stand for few.
+  const bool takes = problem.takes_windows && group.path == encoding_path::tiles &&
+                     (counts.largest <= longest ||
+                      (counts.largest <= longest + longest / 8 &&
+                       counts.assigned <= std::int64_t{counts.windows} * (longest - longest / 4)));
+  return takes ? longest + 1 : 0;
+}
+
+template <class T, bool Radial>
+struct contextual_short : contextual_short_units<T, Radial> {
+  using base = contextual_short_units<T, Radial>;
+  using base::all;
+  using base::assigned;
+  using base::follow;
+  using base::group;
+  using base::group_head;
+  using base::load_queries;
+  using base::lse;
+  using base::place;
+  using base::pointer;
+  using base::problem;
+  using base::request_slots;
+  using base::results;
+  using base::row_at;
+  using base::share;
+  using base::shares;
+  using base::take_range;
+  using base::warp;
+  using base::window_of;
+  using typename base::cursor;
+  using typename base::key_group;
+  using typename base::layout;
+  using typename base::row_state;
+  using typename base::turn;
+  using typename base::unit;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// Gk and positions of a unit's keys.
+  __device__ __forceinline__ void prepare(const unit& now, int tiles) const {
+    const auto* codes = at<const std::uint32_t>(layout::row_code) + now.buffer;
+    for (int key = place.lane; key < 16 * tiles; key += 32) {
+      this->place_key(key, key < now.count ? codes[key] : 0);
+      if constexpr (Radial)
+        at<float>(layout::key_radius)[key] = at<float>(layout::row_radius)[now.buffer + key];
+    }
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      key_group own;
+      this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes,
+                      own.left);
+      const int key = tile * 16 + place.g;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        own.moves[i] = moves_of(codes[key + 8 * i], group().quant_length, place.t);
+      own.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) this->multiply_keys(own, axis);
+    }
+  }
+
+  /// Stores 16 rows of a unit, whose strides fit 32 bits. \return is one of this lane's not finite?
+  __device__ __forceinline__ bool store_tile(const unit& now, int tile,
+                                             const row_state& state) const {
+    const int own = now.count - 16 * tile;
+    const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer + 16 * tile;
+    const bool odd = place.t % 2 == 1;
+    const bool column = odd <= (problem.head_dim > 8);
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = place.g + 8 * i;
+      float zero = state.o[0][2 * i] * 0.0f;
+      zero = fmaf(state.o[0][2 * i + 1], 0.0f, zero);
+      zero = fmaf(state.o[1][2 * i], 0.0f, zero);
+      zero = fmaf(state.o[1][2 * i + 1], 0.0f, zero);
+      finite = finite && (zero == 0.0f || row >= own);
+      // Neighbouring lanes swap, so that each has four columns.
+      const std::uint32_t first = pack<T>(state.o[0][2 * i], state.o[0][2 * i + 1]);
+      const std::uint32_t second = pack<T>(state.o[1][2 * i], state.o[1][2 * i + 1]);
+      const std::uint32_t other = __shfl_xor_sync(all, odd ? first : second, 1);
+      const auto* target = row_at(pointer(results), tokens[row], problem.out.token_stride);
+      if (row < own && column)
+        *reinterpret_cast<uint2*>(const_cast<std::byte*>(target)) = {odd ? other : first,
+                                                                     odd ? second : other};
+    }
+    // The quad's first lane has row g, its second one g + 8.
+    if (problem.lse != nullptr) {
+      const int row = place.g + 8 * (place.t & 1);
+      const float sum = odd ? state.softmax.sum[2] : state.softmax.sum[0];
+      const float largest = odd ? state.softmax.largest[1] : state.softmax.largest[0];
+      std::byte* target;
+      asm("mad.wide.s32 %0, %1, %2, %3;"
+          : "=l"(target)
+          : "r"(tokens[row]), "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)),
+            "l"(pointer(lse)));
+      if (row < own && place.t < 2)
+        *reinterpret_cast<float*>(target) = fmaf(largest + __log2f(sum), ln_2, base::lag * ln_2);
+    }
+    return !finite;
+  }
+
+  /// This warp's share of the windows that start in the block's ranges: share, share + shares, … of the
+  /// head's slots. \return whether a row is not finite.
+  __device__ __forceinline__ bool run() {
+    const int total = assigned;
+    row_state state;
+    this->begin_block(state);
+    cursor next{0, take_range(total), 1, false, 0, 32, 0, {-1, 0}};
+    std::uint32_t q[4];
+    unit coming{0, -1, 0, 0};
+    bool bad = false;
+    while (true) {
+      if (coming.count < 0) {
+        __syncwarp();  // all lanes have read what is known of the last unit
+        coming = follow(next, true, total, q);
+      }
+      const unit now = coming;
+      if (now.count == 0) break;
+      wait_for_copies<0>();
+      __syncwarp();
+      if (!next.has_next) {
+        request_slots(next, total);
+        next.has_next = true;
+      }
+      const int tiles = (now.count + 15) / 16;
+      assigned = now.slot + now.count;
+      const turn rows_of_unit{now.slot, now.slot, now.slot + now.count, now.buffer, true};
+      prepare(now, tiles);
+      __syncwarp();
+#pragma unroll 1
+      for (warp = 0; warp < tiles; ++warp) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) state.q.a[0][e] = q[e];
+        if (warp + 1 < tiles) load_queries(now, warp + 1, q);
+        this->begin_products(rows_of_unit, state.q, state);
+        typename base::row_windows windows{};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int2 window =
+              tiles == 1 ? window_of(now.marks, place.g + 8 * i) : int2{0, now.count};
+          windows.first[i] = window.x;
+          windows.last[i] = window.y;
+        }
+        int key = 0;
+        if (tiles > 1)
+#pragma unroll 1
+          for (; key + 16 <= now.count; key += 16)
+            this->template attend<true>(windows, key, key, 0, state);
+        if (key < now.count) this->template attend<false>(windows, key, key, 0, state);
+        __syncwarp();
+        if (warp + 1 == tiles) coming = follow(next, false, total, q);
+        this->complete_sums(rows_of_unit, state);
+        bad |= store_tile(now, warp, state);
+      }
+    }
+    wait_for_copies<0>();
+    assigned = total;
+    return bad;
+  }
+
+  /// Computes rows again that came out with elements that are not finite.
+  __device__ __forceinline__ void complete() const {
+    const int head = group().first_head + group_head;
+    const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
+    const int total = assigned;
+    const std::int64_t step = std::int64_t{shares} * layout::range;
+    const int first_warp = static_cast<int>(threadIdx.x) / 32;
+    const int warps = static_cast<int>(blockDim.x) / 32;
+    for (std::int64_t next = share * layout::range + first_warp * step; next < total;
+         next += warps * step) {
+      const int from = static_cast<int>(next);
+      for (int slot = from; slot < min(from + layout::range, total); ++slot) {
+        const int2 window = bounds[slot];
+        if (window.x != slot || window.y - window.x > layout::rows) continue;
+        for (int row = window.x; row < window.y; ++row) {
+          const T* out = row_of<T>(problem.out, group().order[row], head);
+          const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+          if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
+        }
+      }
+    }
+  }
+};
+
+/// Heads of a group share its blocks as in contextual_kernel.cuh; a block has as many warps as fit.
+template <class T, bool Radial>
+__global__ void __launch_bounds__(32 * contextual_short_layout<Radial>::most_warps, 1)
+    contextual_short_kernel(const __grid_constant__ forward_problem problem) {
+  wait_for_predecessor();
+  extern __shared__ __align__(16) std::byte memory[];
+  using layout = contextual_short_layout<Radial>;
+  const block_share own = share_of_block(problem);
+  const group_problem& group = problem.groups[own.group];
+  if (shortest_left<Radial>(problem, group) == 0) return;
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
+  contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
+                                        group.counts->assigned, shared_address(region), memory}};
+  attender.load_tables();
+  attender.store_pointers();
+  if (threadIdx.x == 0) *reinterpret_cast<int*>(memory + layout::next_range) = 0;
+  __syncthreads();
+  if (__syncthreads_or(attender.run())) attender.complete();
+}
+
+}  // namespace winnow::detail
