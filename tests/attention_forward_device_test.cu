@@ -209,22 +209,26 @@ TYPED_TEST(AttentionForwardDevice, SurvivesLogitsOfTenThousand) {
 }
 
 /// Windows around the sizes at which kernels change, in an order that breaks every tile: all short, a few
-/// hardly longer, some long; few blocks and many; as many heads as a block takes and more.
+/// hardly longer, some long, few long; few blocks and many; as many heads as a block takes and more.
 TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizes) {
   WINNOW_SKIP_WITHOUT_GPU();
   const int special[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 64, 65, 130};
   std::mt19937 engine(31);
-  for (const int longest : {48, 50, 130})
+  const struct {
+    int longest;
+    unsigned special_every;
+  } mixtures[] = {{48, 3}, {50, 3}, {130, 3}, {130, 30}};
+  for (const auto [longest, special_every] : mixtures)
     for (const std::int64_t tokens : {1500, 70000})
       for (const int heads : {1, 2, 5})
         for (const int dim : {16, 32}) {
           if (tokens > 1500 && heads > 2) continue;
-          SCOPED_TRACE("up to " + std::to_string(longest) + ", " + std::to_string(tokens) +
-                       " tokens, " + std::to_string(heads) + " heads, head dim " +
-                       std::to_string(dim));
+          SCOPED_TRACE("up to " + std::to_string(longest) + ", one in " +
+                       std::to_string(special_every) + ", " + std::to_string(tokens) + " tokens, " +
+                       std::to_string(heads) + " heads, head dim " + std::to_string(dim));
           std::vector<int> sizes;
           for (std::int64_t sum = 0; sum < tokens; sum += sizes.back())
-            sizes.push_back(engine() % 3 == 0
+            sizes.push_back(engine() % special_every == 0
                                 ? std::min(special[engine() % std::size(special)], longest)
                                 : 1 + static_cast<int>(engine() % 6));
           attention_case<TypeParam> problem({{heads, share(sized_labels(sizes, false, 32))}}, dim,

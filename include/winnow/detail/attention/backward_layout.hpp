@@ -69,7 +69,10 @@ struct long_layout {
   static constexpr int first = own + 2 * rows * row_bytes;  // T [first_stages][others]: k or q
   static constexpr int second =
       first + first_stages * others * row_bytes;  // T [second_stages][others]: v or dO
-  static constexpr int bytes = second + second_stages * others * row_bytes;
+  /// The tokens of a tile of the other side, and of the next.
+  static constexpr int other_tokens =
+      second + second_stages * others * row_bytes;  // int [second_stages][others]
+  static constexpr int bytes = other_tokens + 4 * second_stages * others;
   static_assert(bytes <= 99 * 1024 || D > 64);
 };
 inline constexpr int long_rows = 128;

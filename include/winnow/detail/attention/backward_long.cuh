@@ -67,10 +67,6 @@ struct long_differentiator {
   typename math::query first_factor[2], second_factor[2];
   float first_sum[2][math::blocks][4];
   float second_sum[query_side ? 1 : 2][math::blocks][4];
-  std::int32_t tokens[passes];  ///< of this thread's rows in the next tile of the other side
-  std::int32_t stats_token;     ///< of that tile's row `threadIdx.x`
-  const char* first_base;       ///< where this thread's column of the other side's arrays begins
-  const char* second_base;
 
   __device__ __forceinline__ long_differentiator(const backward_rows& problem_,
                                                  const backward_problem& whole_,
@@ -83,9 +79,7 @@ struct long_differentiator {
         bounds(group_.bounds),
         memory(memory_),
         head(head_),
-        assigned(group_.counts->assigned),
-        first_base(column_of(query_side ? problem_.k : problem_.q)),
-        second_base(column_of(query_side ? problem_.v : problem_.grad_out)) {}
+        assigned(group_.counts->assigned) {}
 
   __device__ __forceinline__ T* own_rows(bool second) const {
     return reinterpret_cast<T*>(memory + layout::own) +
@@ -134,17 +128,18 @@ struct long_differentiator {
     return needed;
   }
 
-  __device__ __forceinline__ void load_tokens(int from, int last) {
-    const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      const int slot = from + (pass * threads + thread) / chunks;
-      tokens[pass] = slot < last ? order[slot] : -1;
-    }
-    if constexpr (!query_side)
-      stats_token = thread < others && from + thread < last ? order[from + thread] : -1;
+  /// The tokens of a tile of the other side; in shared memory, because in registers they would be
+  /// spilled, and wait for their loads.
+  __device__ __forceinline__ std::int32_t* other_tokens(int stage) const {
+    return reinterpret_cast<std::int32_t*>(memory + layout::other_tokens) + stage * others;
   }
-  /// Starts loading slots [from, from + others), whose tokens are known, and reads those of the next.
+  /// Starts copying the tokens of slots [from, from + others).
+  __device__ __forceinline__ void request_tokens(int stage, int from, int last) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < others)
+      copy_word(other_tokens(stage) + thread, order + min(from + thread, last - 1), true);
+  }
+  /// Starts copying slots [from, from + others), whose tokens have arrived, and the tokens of the next.
   __device__ __forceinline__ void load_others(int first_stage, int stage, int from, int last) {
     const int thread = static_cast<int>(threadIdx.x);
     const row_view& first = query_side ? problem.k : problem.q;
@@ -153,36 +148,45 @@ struct long_differentiator {
     // Strides of vectors in bytes fit 32 bits here.
     const auto first_stride = static_cast<std::int32_t>(first.token_stride * sizeof(T));
     const auto second_stride = static_cast<std::int32_t>(second.token_stride * sizeof(T));
+    // Addresses would be kept over the walk, in registers that it needs.
+    int own_head = head;
+    asm volatile("" : "+r"(own_head));
+    const char* first_base = column_of(first, own_head);
+    const char* second_base = column_of(second, own_head);
     const int lane_offset = thread / chunks * math::stride + thread % chunks * width;
     const std::uint32_t first_target = shared_address(other_first(first_stage) + lane_offset);
     const std::uint32_t second_target = shared_address(other_second(stage) + lane_offset);
     constexpr std::uint32_t row_bytes = math::stride * sizeof(T);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
-      const bool there = tokens[pass] >= 0 && inside;
-      const std::int64_t token = max(tokens[pass], 0);
+      const int own_row = thread / chunks + pass * (threads / chunks);
+      const bool there = from + own_row < last && inside;
+      const std::int64_t token = other_tokens(stage)[own_row];
       const std::uint32_t row = pass * (threads / chunks) * row_bytes;
       copy_async(first_target + row, first_base + token * first_stride, there);
       copy_async(second_target + row, second_base + token * second_stride, there);
     }
     if constexpr (!query_side)
       if (thread < others) {
-        const bool valid = stats_token >= 0;
-        const std::int64_t token = max(stats_token, 0);
+        const bool valid = from + thread < last;
+        const std::int64_t token = other_tokens(stage)[thread];
         float2* target_stats = stats(stage) + thread;
-        copy_word(&target_stats->x,
-                  problem.lse + token * problem.lse_token_stride + head * problem.lse_head_stride,
-                  valid);
+        copy_word(
+            &target_stats->x,
+            problem.lse + token * problem.lse_token_stride + own_head * problem.lse_head_stride,
+            valid);
         copy_word(&target_stats->y,
-                  problem.delta + head * problem.max_tokens + (valid ? from + thread : 0), valid);
+                  problem.delta + own_head * problem.max_tokens + (valid ? from + thread : 0),
+                  valid);
       }
+    request_tokens(1 - stage, from + others, last);
     commit_copies();
-    load_tokens(from + others, last);
   }
-  /// This thread's column of one head.
-  [[nodiscard]] __device__ __forceinline__ const char* column_of(const row_view& view) const {
+  /// This thread's column of a head.
+  [[nodiscard]] __device__ __forceinline__ const char* column_of(const row_view& view,
+                                                                 int own_head) const {
     return reinterpret_cast<const char*>(static_cast<const T*>(view.data) +
-                                         head * view.head_stride +
+                                         own_head * view.head_stride +
                                          static_cast<int>(threadIdx.x) % chunks * width);
   }
   /// Copies 4 bytes in the background, or writes zeros.
@@ -318,8 +322,11 @@ struct long_differentiator {
       if (last == 0) from = span.x;
       last = span.y;
     }
-    load_tokens(from, last);
-    load_others(0, 0, from, last);
+    if (last > 0 && static_cast<int>(threadIdx.x) < others)
+      other_tokens(0)[threadIdx.x] = order[min(from + static_cast<int>(threadIdx.x), last - 1)];
+    __syncthreads();
+    if (last > 0) load_others(0, 0, from, last);
+    commit_copies();
     unsigned magnitude = 0;
     if (!query_side && own != 0) magnitude = find_magnitude(warp_from, warp_last);
 #pragma unroll

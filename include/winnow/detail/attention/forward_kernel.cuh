@@ -17,9 +17,11 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
-/// Short windows without a position encoding have another way, in groups that have hardly any others: a
-/// block first takes those that start in its slots, warp by warp (forward_window.cuh), and then, if there
-/// are others, passes over their rows.
+/// Groups that have hardly any but short windows, without a position encoding, have two kernels of their
+/// own: one takes the short windows warp by warp (forward_window.cuh), and blocks of the other one seek the
+/// few longer ones, ask for 32 tiles of rows at once and pass over rows of short windows. All three, and
+/// that of long windows, are launched, since only the device knows which groups those are; blocks of
+/// groups that are not theirs end at once, and the kernels run beside each other (`begin_beside`).
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -48,25 +50,23 @@
 
 namespace winnow::detail {
 
-/// The short windows that start in the block's slots. Warps divide them by ranges of slots and by
-/// parts of the block's heads.
-/// \return whether this lane has seen a longer one.
-template <class T, int D>
-__device__ __forceinline__ bool attend_windows(const forward_problem& problem,
-                                               const group_problem& group, int first_head,
-                                               int heads, std::int64_t block, std::byte* memory) {
-  using layout = forward_window_layout<D>;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int h = (warp & ((1 << problem.window_part_bits) - 1)) * layout::heads;
-  const std::int64_t from =
-      ((block * layout::warps + warp) >> problem.window_part_bits) * layout::range;
-  if (from >= group.max_tokens || h >= heads) return false;
-  return window_attender<T, D>{
-      problem, group,
-      shared_address(memory) + static_cast<std::uint32_t>(warp * layout::warp_bytes),
-      group.first_head + first_head + h, min(heads - h, layout::heads)}
-      .run(static_cast<int>(from));
-}
+/// The group and the heads of a block's column.
+struct forward_column {
+  const group_problem& group;
+  int first_head;  ///< among the group's
+  int heads;
+
+  static __device__ __forceinline__ const group_problem& find(const forward_problem& problem,
+                                                              int column) {
+    int g = 0;
+    while (g + 1 < problem.group_count && column >= problem.groups[g + 1].first_index) ++g;
+    return problem.groups[g];
+  }
+  __device__ __forceinline__ forward_column(const forward_problem& problem, int column)
+      : group(find(problem, column)),
+        first_head((column - group.first_index) * problem.heads_per_block),
+        heads(min(problem.heads_per_block, group.heads - first_head)) {}
+};
 
 /// Rows [64 · number, 64 · number + 64), or as many as a block has, of windows that are longer than
 /// `passed_over`.
@@ -102,7 +102,7 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
   if constexpr (takes_long_tiles) {
     const std::int64_t tile = start / long_tile * long_tile;
     if (group.has_long_tiles && tile + long_tile <= group.max_tokens)
-      is_long = is_long_tile(group, tile) && tile + long_tile <= assigned;
+      is_long = is_long_tile<D>(group, tile) && tile + long_tile <= assigned;
   }
   const int active = max(0, min(assigned - first, layout::rows));
   if (active < stored && active > 0) range_last = slots[active - 1].y;
@@ -135,47 +135,109 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
   block.run();
 }
 
+/// Which of 32 tiles of rows, `step` apart, have rows of longer windows, or, if wanted, of tokens in no
+/// window? Longer windows cover the middle of a tile or one of its ends.
+template <int Rows, int Capacity>
+__device__ __forceinline__ unsigned seek_tiles(const forward_problem& problem,
+                                               const group_problem& group, std::int64_t first,
+                                               std::int64_t step) {
+  static_assert(Rows <= 2 * Capacity);
+  const std::int64_t start = (first + (threadIdx.x & 31) * step) * Rows;
+  const int assigned = group.counts->assigned;
+  bool wanted = problem.zero_unassigned && start < group.max_tokens && start + Rows > assigned;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const std::int64_t slot = start + min(i * (Rows / 2), Rows - 1);
+    if (slot < assigned) {
+      const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
+      wanted |= window.y - window.x > Capacity;
+    }
+  }
+  return __ballot_sync(0xffffffffu, wanted);
+}
+
 /// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
 template <class T, int D, position_encoding Position, bool Vectors>
 __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
                                   forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
     attention_forward_kernel(const __grid_constant__ forward_problem problem) {
-  wait_for_predecessor();
+  begin_beside(problem.place);
   using layout = forward_layout<sizeof(T), D, Position>;
   extern __shared__ __align__(128) std::byte aligned_memory[];
-  std::byte* const memory = aligned_memory;
-  int g = 0;
-  while (g + 1 < problem.group_count &&
-         static_cast<int>(blockIdx.x) >= problem.groups[g + 1].first_index)
-    ++g;
-  const group_problem& group = problem.groups[g];
-  const int first_head =
-      (static_cast<int>(blockIdx.x) - group.first_index) * problem.heads_per_block;
-  const int heads = min(problem.heads_per_block, group.heads - first_head);
-  const std::int64_t number = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  int passed_over = 0;
-  int blocks = 1;
-  if constexpr (Vectors && layout::takes_windows)
-    if (problem.takes_windows && group.path == encoding_path::tiles &&
-        group.kind == relative_kind::none) {
-      static_assert(forward_window_layout<D>::warps == layout::tuning.warps);
-      // Every block, or every second one, takes the short windows, for the rows of both.
-      const int shift = 1 - problem.window_part_bits;
-      const bool takes = (number >> shift) << shift == number;
-      const bool longer =
-          takes && attend_windows<T, D>(problem, group, first_head, heads, number >> shift, memory);
-      if (has_short_windows<D>(*group.counts)) {
-        if (!takes || (__syncthreads_or(longer ? 1 : 0) == 0 && !problem.zero_unassigned)) return;
-        passed_over = forward_window_layout<D>::capacity;
-        blocks = 1 << shift;
-      }
-    }
+  const forward_column column(problem, static_cast<int>(blockIdx.x));
+  const std::int64_t block = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  bool left = false;
+  if constexpr (Vectors && layout::takes_windows) left = takes_windows<D>(problem, column.group);
+  if constexpr (Vectors && layout::takes_windows) {
+    if (!left)
 #pragma unroll 1
-  for (int i = 0; i < blocks; ++i) {
-    if (i > 0) __syncthreads();
-    attend_block<T, D, Position, Vectors>(problem, group, first_head, heads, number + i,
-                                          passed_over, memory);
+      for (int tile = static_cast<int>(block); tile < problem.tiles;
+           tile += static_cast<int>(gridDim.y)) {
+        attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head,
+                                              column.heads, tile, 0, aligned_memory);
+        __syncthreads();
+      }
+  } else {
+    attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head, column.heads,
+                                          block, 0, aligned_memory);
   }
+  end_beside(problem.place, block == 0 && blockIdx.x == 0);
+}
+
+/// The longer windows of groups of short ones. Grid: x the heads of the launch, y as many blocks as find
+/// something quickly.
+template <class T, int D>
+__global__ void __launch_bounds__(
+    forward_layout<sizeof(T), D, position_encoding::none>::tuning.threads(),
+    forward_layout<sizeof(T), D, position_encoding::none>::tuning.min_blocks)
+    attend_longer_windows_kernel(const __grid_constant__ forward_problem problem) {
+  begin_beside(problem.place);
+  using layout = forward_layout<sizeof(T), D, position_encoding::none>;
+  constexpr int capacity = forward_window_layout<D>::capacity;
+  extern __shared__ __align__(128) std::byte aligned_memory[];
+  const forward_column column(problem, static_cast<int>(blockIdx.x));
+  const group_problem& group = column.group;
+  if (takes_windows<D>(problem, group) &&
+      (group.counts->largest > capacity || problem.zero_unassigned)) {
+    const int step = static_cast<int>(gridDim.y);
+#pragma unroll 1
+    for (std::int64_t first = blockIdx.y; first * layout::rows < group.max_tokens;
+         first += 32 * step)
+#pragma unroll 1
+      for (unsigned wanted = seek_tiles<layout::rows, capacity>(problem, group, first, step);
+           wanted != 0; wanted &= wanted - 1) {
+        attend_block<T, D, position_encoding::none, true>(
+            problem, group, column.first_head, column.heads,
+            first + (__ffs(static_cast<int>(wanted)) - 1) * step, capacity, aligned_memory);
+        __syncthreads();
+      }
+  }
+  end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
+}
+
+/// The short windows of groups of short ones. Grid: x the parts of the columns of heads, y and z the ranges
+/// of slots, y first.
+template <class T, int D>
+__global__ void __launch_bounds__(32, forward_window_layout<D>::min_blocks)
+    attend_windows_kernel(const __grid_constant__ forward_problem problem) {
+  begin_beside(problem.place);
+  using layout = forward_window_layout<D>;
+  extern __shared__ __align__(128) std::byte aligned_memory[];
+  const int bits = problem.window_part_bits;
+  const forward_column column(problem, static_cast<int>(blockIdx.x) >> bits);
+  const group_problem& group = column.group;
+  const int h = (static_cast<int>(blockIdx.x) & ((1 << bits) - 1)) * layout::heads;
+  const std::int64_t range = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  const std::int64_t from = range * layout::range;
+  if (from < group.max_tokens && h < column.heads) {
+    window_attender<T, D> attender{problem, group, shared_address(aligned_memory),
+                                   group.first_head + column.first_head + h,
+                                   min(column.heads - h, layout::heads)};
+    // Before it is known whether that is wanted, so that one latency serves both.
+    attender.request_range(from);
+    if (takes_windows<D>(problem, group)) attender.run(static_cast<int>(from));
+  }
+  end_beside(problem.place, blockIdx.x == 0 && range == 0);
 }
 
 }  // namespace winnow::detail

@@ -78,6 +78,13 @@ bool mark_long_tiles(forward_problem& problem) noexcept {
   return any;
 }
 
+/// Kernels that run beside each other on a multiprocessor have to agree on how much of its memory is shared.
+template <class Kernel>
+cudaError_t share_multiprocessors(Kernel kernel) noexcept {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 /// One wave of blocks for an H200, each of many items: with a few more or less they end together.
 template <class T, int D>
 cudaError_t launch_long_forward(const forward_problem& problem, const launch_extent& extent,
@@ -99,8 +106,9 @@ cudaError_t launch_long_forward(const forward_problem& problem, const launch_ext
     columns = divisions;
   }
   const auto kernel = attend_long_windows_kernel<T, layout>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
+  cudaError_t error = share_multiprocessors(kernel);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
   if (error != cudaSuccess) return error;
   return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
                        32 * layout::warps, layout::bytes, stream, parameters, tiles, columns);
@@ -140,6 +148,39 @@ cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
                        problem);
 }
 
+/// The longer windows of groups of short ones. As many blocks as find something quickly, of one head each.
+template <class T, int D>
+cudaError_t launch_longer_windows(const forward_problem& problem, const launch_extent& extent,
+                                  std::int64_t tiles, cudaStream_t stream) noexcept {
+  using layout = forward_layout<sizeof(T), D, position_encoding::none>;
+  forward_problem parameters = problem;
+  divide_heads(parameters, 1);
+  const std::int64_t blocks =
+      std::clamp<std::int64_t>(4 * 132 / extent.heads, 1, std::max<std::int64_t>(1, tiles / 4));
+  const auto kernel = attend_longer_windows_kernel<T, D>;
+  const cudaError_t error = share_multiprocessors(kernel);
+  if (error != cudaSuccess) return error;
+  return launch_kernel(kernel,
+                       dim3(static_cast<unsigned>(extent.heads), static_cast<unsigned>(blocks)),
+                       layout::tuning.threads(), layout::bytes(0), stream, parameters);
+}
+
+/// The short windows of groups of short ones.
+template <class T, int D>
+cudaError_t launch_windows(const forward_problem& problem, std::int64_t tokens, int columns,
+                           cudaStream_t stream) noexcept {
+  using layout = forward_window_layout<D>;
+  const std::int64_t ranges = divide_up<std::int64_t>(tokens, layout::range);
+  const std::int64_t limit = 65535;
+  const dim3 grid(static_cast<unsigned>(columns << problem.window_part_bits),
+                  static_cast<unsigned>(std::min(ranges, limit)),
+                  static_cast<unsigned>(divide_up(ranges, limit)));
+  const auto kernel = attend_windows_kernel<T, D>;
+  const cudaError_t error = share_multiprocessors(kernel);
+  if (error != cudaSuccess) return error;
+  return launch_kernel(kernel, grid, 32, layout::bytes, stream, problem);
+}
+
 template <class T, int D, position_encoding Position>
 cudaError_t launch_grid_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
@@ -166,34 +207,59 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
       problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
   const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
                               : attention_forward_kernel<T, D, Position, false>;
-  std::size_t bytes = layout::bytes(bias_floats());
-  if constexpr (layout::takes_windows) {
-    using windows = forward_window_layout<D>;
-    if (vectors && pack_views(sizeof(T), parameters)) {
-      // The slots of two blocks, or of one where blocks are few.
-      constexpr int few_blocks = 1000;
-      static_assert(windows::range * windows::warps == 2 * layout::rows);
-      parameters.takes_windows = true;
-      parameters.window_part_bits =
-          parameters.heads_per_block > windows::heads || columns * blocks < few_blocks ? 1 : 0;
-      bytes = std::max<std::size_t>(bytes, windows::bytes);
-    }
-  }
+  const std::size_t bytes = layout::bytes(bias_floats());
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
   }
+  std::int64_t rows_of_blocks = blocks;
+  if constexpr (layout::takes_windows)
+    if (vectors) {
+      // Waves of an H200: few enough for blocks to end soon where short windows leave them nothing.
+      constexpr int waves = 3;
+      rows_of_blocks = std::min<std::int64_t>(
+          blocks, std::max(1, waves * 132 * layout::tuning.min_blocks / columns));
+      parameters.tiles = static_cast<int>(blocks);
+    }
   const std::int64_t limit = 65535;
-  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min(blocks, limit)),
-                  static_cast<unsigned>((blocks + limit - 1) / limit));
-  const cudaError_t error =
-      launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
-  if constexpr (sizeof(T) == 2 && forward_long_layout<D>::exists &&
-                Position == position_encoding::none)
-    if (error == cudaSuccess && has_long_tiles)
-      return launch_long_forward<T, D>(parameters, extent, stream);
-  return error;
+  const dim3 grid(static_cast<unsigned>(columns),
+                  static_cast<unsigned>(std::min(rows_of_blocks, limit)),
+                  static_cast<unsigned>((rows_of_blocks + limit - 1) / limit));
+  if constexpr (Position != position_encoding::none || sizeof(T) != 2) {
+    return launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
+  } else {
+    // Where blocks are few, more kernels cost more than they gain.
+    constexpr int few_blocks = 264;
+    if constexpr (layout::takes_windows)
+      parameters.takes_windows =
+          vectors && columns * blocks > few_blocks && pack_views(sizeof(T), parameters);
+    const bool takes_windows = parameters.takes_windows;
+    kernel_place& place = parameters.place;
+    place.is_last = !takes_windows && !has_long_tiles;
+    cudaError_t error = cudaSuccess;
+    if constexpr (layout::takes_windows)
+      if (takes_windows) {
+        parameters.window_part_bits =
+            parameters.heads_per_block > forward_window_layout<D>::heads ? 1 : 0;
+        error = launch_longer_windows<T, D>(parameters, extent, blocks, stream);
+        place.is_first = false;
+      }
+    if (error == cudaSuccess && (takes_windows || has_long_tiles))
+      error = share_multiprocessors(kernel);
+    if (error == cudaSuccess)
+      error = launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
+    place = {false, !has_long_tiles};
+    if constexpr (layout::takes_windows)
+      if (error == cudaSuccess && takes_windows)
+        error = launch_windows<T, D>(parameters, extent.tokens, columns, stream);
+    if constexpr (forward_long_layout<D>::exists)
+      if (error == cudaSuccess && has_long_tiles) {
+        place.is_last = true;
+        return launch_long_forward<T, D>(parameters, extent, stream);
+      }
+    return error;
+  }
 }
 
 template <class T, int D, position_encoding Position>

@@ -45,14 +45,17 @@
 namespace winnow::detail {
 
 /// Does forward_long.cuh take the full tile of slots with these bounds of its first and last one?
+template <int D>
 __device__ __forceinline__ bool is_long_tile(int2 top, int2 bottom) {
+  constexpr int window = forward_long_layout<D>::window;
   // With no other window between the two, which may be a short one that forward_window.cuh takes.
-  return top.y - top.x >= long_window && bottom.y - bottom.x >= long_window && bottom.x <= top.y;
+  return top.y - top.x >= window && bottom.y - bottom.x >= window && bottom.x <= top.y;
 }
 /// The same of slots [start, start + long_tile).
+template <int D>
 __device__ __forceinline__ bool is_long_tile(const group_problem& group, std::int64_t start) {
   const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
-  return is_long_tile(bounds[0], bounds[long_tile - 1]);
+  return is_long_tile<D>(bounds[0], bounds[long_tile - 1]);
 }
 
 /// What a block computes at a time: `heads` heads from `first_head` on of the slots from `start` on.
@@ -528,11 +531,11 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
     attend_long_windows_kernel(const __grid_constant__ forward_problem problem, std::int64_t tiles,
                                int columns) {
   extern __shared__ __align__(16) std::byte memory[];
-  wait_for_predecessor();
+  begin_beside(problem.place);
   bool any = false;
   for (int g = 0; g < problem.group_count; ++g)
-    any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= long_window;
-  if (!any) return;
+    any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= Layout::window;
+  if (!any) return end_beside(problem.place, blockIdx.x == 0);
   const auto group_of = [&](int column) {
     int g = 0;
     while (g + 1 < problem.group_count && column >= problem.groups[g + 1].first_index) ++g;
@@ -554,7 +557,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
         const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
         const int2 top = bounds[0];
         const int2 bottom = bounds[long_tile - 1];
-        wanted = is_long_tile(top, bottom);
+        wanted = is_long_tile<Layout::head_dim>(top, bottom);
         found = {start, column, top.x, bottom.y};
       }
     }
@@ -571,6 +574,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
       long_attention<T, Layout>(problem, group, memory).run(item);
     }
   }
+  end_beside(problem.place, blockIdx.x == 0);
 }
 
 }  // namespace winnow::detail

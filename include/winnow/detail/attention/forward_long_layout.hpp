@@ -7,7 +7,7 @@
 
 namespace winnow::detail {
 
-/// Windows from so many tokens on are worth tiles of 128 rows.
+/// Windows from so many tokens on may be worth tiles of 128 rows.
 inline constexpr int long_window = 192;
 /// Rows of a block's tile. It takes the tiles of so many consecutive slots whose first and last slot
 /// lie in long windows with no other between them, and which are full.
@@ -17,6 +17,8 @@ inline constexpr int long_tile = 128;
 template <int D>
 struct forward_long_layout {
   static constexpr bool exists = D <= 64;
+  /// Windows from so many tokens on are taken.
+  static constexpr int window = D == 16 ? 2 * long_window : long_window;
   static constexpr int head_dim = D;
   static constexpr int warps = 4;
   static constexpr int rows = long_tile;

@@ -32,6 +32,15 @@ __device__ __forceinline__ std::int32_t load_shared_int(std::uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ int2 load_shared_pair(std::uint32_t address) {
+  int2 x;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
+               : "=r"(x.x), "=r"(x.y)
+               : "r"(address)
+               : "memory");
+  return x;
+}
+
 /// base + factor · step, in one instruction.
 __device__ __forceinline__ char* advance(char* base, std::int32_t factor, std::int32_t step) {
   std::int64_t result;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Plain attention of short windows, for 16-bit storage: the first part of the forward kernel
-/// (forward_kernel.cuh).
+/// Plain attention of short windows, for 16-bit storage.
 ///
-/// What one warp computes: the windows of up to `capacity` tokens that start in its `range`
+/// What a block, which is one warp, computes: the windows of up to `capacity` tokens that start in its `range`
 /// consecutive slots, of up to `heads` heads. It loads the rows of q, k and v of all of them at once,
 /// at most twice, and then takes them in chunks: as many whole windows as fit 16 slots, or one longer
 /// window. A chunk starts and ends with a window, so that all logits of a row are there at once:
@@ -16,8 +15,9 @@
 /// so that they leave as vectors.
 ///
 /// Groups whose windows fit, all or nearly all, are computed this way, as the partition's counts on the
-/// device say; the few longer windows are left to forward_block.cuh, row by row. Where longer windows are
-/// common that second pass costs more than this one gains, so such groups have it alone.
+/// device say; the few longer windows are left to forward_block.cuh, in blocks that seek them. Where longer
+/// windows are common it has the whole group. Blocks of several warps would hold their place until the
+/// slowest is done, which took a fifth of the time.
 ///
 /// Bound: memory traffic and its latency, two dependent trips a warp: bounds and order, then rows.
 /// Instructions: about 75 a chunk of 16 rows and head at D = 16, 80 a chunk for all heads, and 250 a
@@ -39,14 +39,16 @@
 
 namespace winnow::detail {
 
-/// Do a group's windows fit, or nearly so? How many do not is unknown: a largest one that is hardly
-/// longer, and a mean that is clearly shorter, stand for few.
+/// Do a group's windows fit, or nearly so? How many do not is unknown: a mean far below the capacity stands
+/// for few, and so does a clearly shorter one beside a largest one that is hardly longer.
 template <int D>
 __device__ __forceinline__ bool has_short_windows(const partition_counts& counts) {
   constexpr int capacity = forward_window_layout<D>::capacity;
-  return counts.largest <= capacity ||
-         (counts.largest <= capacity + capacity / 8 &&
-          counts.assigned <= std::int64_t{counts.windows} * (capacity - capacity / 4));
+  const auto mean_is_at_most = [&](int tokens) {
+    return counts.assigned <= std::int64_t{counts.windows} * tokens;
+  };
+  return counts.largest <= capacity || mean_is_at_most(capacity / 6) ||
+         (counts.largest <= capacity + capacity / 8 && mean_is_at_most(capacity - capacity / 4));
 }
 
 template <class T, int D>
@@ -58,9 +60,6 @@ struct window_attender {
   static constexpr int max_heads = layout::heads;
   static constexpr int blocks = rows::blocks;
   static constexpr int vectors = rows::vectors;
-  /// Rows move in passes of the warp; lane i moves vector i % vectors of row i / vectors of each.
-  static constexpr int pass_rows = 32 / vectors;
-  static constexpr int passes = capacity / pass_rows;
   static constexpr unsigned all = 0xffffffffu;
 
   const forward_problem& problem;
@@ -68,41 +67,59 @@ struct window_attender {
   std::uint32_t memory;  ///< the warp's
   int head;              ///< the first of this warp's
   int heads;
+  std::uint32_t tokens = 0;  ///< the address of those of the rows that are loaded
   lane_place place;
 
   [[nodiscard]] __device__ __forceinline__ std::uint32_t array(int h, int which) const {
     return memory + static_cast<std::uint32_t>((3 * h + which) * layout::array_bytes);
   }
   enum { queries, keys, values };
+  /// Where the tokens of what is loaded lie.
   [[nodiscard]] __device__ __forceinline__ std::uint32_t token_at(int row) const {
-    return memory + static_cast<std::uint32_t>(layout::tokens + 4 * row);
+    return tokens + static_cast<std::uint32_t>(4 * row);
   }
 
-  /// This lane's vector of a head's rows.
-  static __device__ __forceinline__ char* vector_of(const packed_view& view, int head) {
-    return advance(view.data + static_cast<int>(threadIdx.x) % vectors * 16, head, view.head_bytes);
-  }
+  /// How the rows of `Heads` heads move: in passes of the warp, lane i vector i % width of a token.
+  template <int Heads>
+  struct row_passes {
+    static constexpr int width = vectors * Heads;
+    static constexpr int rows = 32 / width;  ///< of a pass
+    static constexpr int count = capacity / rows;
+    int row, head, vector;
+    __device__ __forceinline__ row_passes(int lane)
+        : row(lane / width), head(lane % width / vectors), vector(lane % vectors) {}
+    __device__ __forceinline__ char* base(const packed_view& view, int first_head) const {
+      return advance(view.data + vector * 16, first_head + head, view.head_bytes);
+    }
+    /// Where the lane's vector of its first pass lies in the queries.
+    __device__ __forceinline__ std::uint32_t target() const {
+      return static_cast<std::uint32_t>(3 * head * layout::array_bytes) +
+             shared_rows<T, D>::at(row, vector);
+    }
+    /// A pass further; places of vectors repeat every 8 rows.
+    static_assert(rows % 8 == 0);
+    static constexpr int step_bytes = rows * shared_rows<T, D>::row_bytes;
+  };
 
   /// Brings the rows of `count` tokens, and waits for them.
+  template <int Heads>
   __device__ __forceinline__ void load(int first_head, int count) const {
-    const bool inside = place.lane % vectors * 8 < problem.head_dim;
+    const row_passes<Heads> passes(place.lane);
+    const bool inside = passes.vector * 8 < problem.head_dim;
     char* base[3];
 #pragma unroll
-    for (int a = 0; a < 3; ++a) base[a] = vector_of(problem.packed[a], first_head);
+    for (int a = 0; a < 3; ++a) base[a] = passes.base(problem.packed[a], first_head);
+    const std::uint32_t target = memory + passes.target();
 #pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      const int row = pass * pass_rows + place.lane / vectors;
+    for (int pass = 0; pass < passes.count; ++pass) {
+      const int row = pass * passes.rows + passes.row;
       if (row < count) {
         const std::int32_t token = load_shared_int(token_at(row));
-        const std::uint32_t target = rows::at(row, place.lane % vectors);
 #pragma unroll
-        for (int a = 0; a < 3; ++a) {
-          const char* row = advance(base[a], token, problem.packed[a].token_bytes);
-#pragma unroll
-          for (int h = 0; h < max_heads; ++h)
-            if (h == 0 || h < heads)
-              copy_async(array(h, a) + target, row + h * problem.packed[a].head_bytes, inside);
-        }
+        for (int a = 0; a < 3; ++a)
+          copy_async(target + static_cast<std::uint32_t>(a * layout::array_bytes +
+                                                         pass * passes.step_bytes),
+                     advance(base[a], token, problem.packed[a].token_bytes), inside);
       }
     }
     commit_copies();
@@ -110,17 +127,22 @@ struct window_attender {
     __syncwarp();
   }
 
-  /// Writes the results of `count` tokens of head `h`, which lie where q was.
-  /// \return bits of the passes in which this lane's vector is not finite.
-  __device__ __forceinline__ unsigned store(int first_head, int h, int count) const {
-    char* base = vector_of(problem.packed[3], first_head + h);
-    unsigned broken = 0;
+  /// Writes the results of `count` tokens, which lie where q was.
+  /// \return is a vector of this lane's not finite?
+  template <int Heads>
+  __device__ __forceinline__ bool store(int first_head, int count) const {
+    const row_passes<Heads> passes(place.lane);
+    char* base = passes.base(problem.packed[3], first_head);
+    const std::uint32_t source = memory + passes.target();
+    bool broken = false;
+    if (passes.vector * 8 >= problem.head_dim) return false;
 #pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      const int row = pass * pass_rows + place.lane / vectors;
-      if (row < count && place.lane % vectors * 8 < problem.head_dim) {
-        const uint4 x = load_shared_vector(array(h, queries) + rows::at(row, place.lane % vectors));
-        if (probe_vector<T>(x) != 0) broken |= 1u << pass;
+    for (int pass = 0; pass < passes.count; ++pass) {
+      const int row = pass * passes.rows + passes.row;
+      if (row < count) {
+        const uint4 x =
+            load_shared_vector(source + static_cast<std::uint32_t>(pass * passes.step_bytes));
+        broken |= probe_vector<T>(x) != 0;
         *reinterpret_cast<uint4*>(
             advance(base, load_shared_int(token_at(row)), problem.packed[3].token_bytes)) = x;
       }
@@ -250,13 +272,10 @@ struct window_attender {
             for (int e = 0; e < 2; ++e)
               mask[b][2 * r + e] = (attends >> (8 * b + e) & 1u) != 0 ? 0.0f : -INFINITY;
         }
-        int h = 0;
-        if constexpr (max_heads == 2)
-          if (heads == 2) {
-            attend<1, 2>(0, offset, length, mask);
-            h = 2;
-          }
-        if (h < heads) attend<1, 1>(h, offset, length, mask);
+        if (heads == max_heads)
+          attend<1, max_heads>(0, offset, length, mask);
+        else
+          attend<1, 1>(0, offset, length, mask);
       } else {
         length = __ffsll(static_cast<long long>(behind));
         const int columns = (length - 1) % 16 + 1 - 2 * place.t;  // of the last 16
@@ -264,40 +283,50 @@ struct window_attender {
         for (int b = 0; b < 2; ++b)
 #pragma unroll
           for (int e = 0; e < 4; ++e) mask[b][e] = 8 * b + (e & 1) < columns ? 0.0f : -INFINITY;
-        for (int h = 0; h < heads; ++h)
-          if (length <= 32)
-            attend<2, 1>(h, offset, length, mask);
-          else
-            attend<3, 1>(h, offset, length, mask);
+        if (heads == max_heads && length <= 32)
+          attend<2, max_heads>(0, offset, length, mask);
+        else if (heads == max_heads)
+          attend<3, max_heads>(0, offset, length, mask);
+        else
+          for (int h = 0; h < heads; ++h)
+            if (length <= 32)
+              attend<2, 1>(h, offset, length, mask);
+            else
+              attend<3, 1>(h, offset, length, mask);
       }
       offset += length;
     }
     __syncwarp();
   }
 
-  /// All windows that start in slots [from, from + range).
-  /// \return whether this lane's slot lies in a longer one; in a group without short windows, true.
-  __device__ __forceinline__ bool run(int from) const {
-    static_assert(range == 32 && capacity == 48);
-    const int slot = from + place.lane;
-    const auto limit = static_cast<int>(group.max_tokens);
-    // All loads at once, so that one latency serves them. The last window may end 47 slots further.
-    const bool has_short = has_short_windows<D>(*group.counts);
-    const int assigned = group.counts->assigned;
-    int2 window = {-1, -1};
-    std::int32_t tokens[3];
-    const auto load_tokens = [&](int begin) {
+  /// Copies what is to be known of the range from `from` on. The last window may end 47 slots behind it.
+  __device__ __forceinline__ void request_range(std::int64_t from) const {
+    const auto left =
+        static_cast<int>(min(group.max_tokens - from, std::int64_t{range + capacity}));
+    const std::int64_t slot = from + place.lane;
+    copy_element_async(memory + static_cast<std::uint32_t>(layout::bounds + 8 * place.lane),
+                       reinterpret_cast<const std::int64_t*>(group.bounds) + slot,
+                       place.lane < left);
 #pragma unroll
-      for (int i = 0; i < 3; ++i)
-        tokens[i] = begin + 32 * i < limit ? group.order[begin + 32 * i] : 0;
-    };
-    if (slot < limit) window = reinterpret_cast<const int2*>(group.bounds)[slot];
-    load_tokens(slot);
-    if (!has_short) return true;
+    for (int i = 0; i < range + capacity; i += 32)
+      if (i + 32 <= range + capacity || i + place.lane < range + capacity)
+        copy_element_async(
+            memory + static_cast<std::uint32_t>(layout::tokens + 4 * (i + place.lane)),
+            group.order + slot + i, i + place.lane < left);
+    commit_copies();
+  }
 
+  /// The short windows that start in [from, from + range), which has been requested.
+  __device__ __forceinline__ void run(int from) {
+    static_assert(range == 32 && capacity == 48);
+    const int assigned = group.counts->assigned;
+    const int slot = from + place.lane;
+    wait_for_copies<0>();
+    __syncwarp();
+    const int2 window =
+        load_shared_pair(memory + static_cast<std::uint32_t>(layout::bounds + 8 * place.lane));
     const std::uint32_t starts = __ballot_sync(all, slot < assigned && window.x == slot);
-    const bool longer = slot < assigned && window.y - window.x > capacity;
-    if (starts == 0) return longer;
+    if (starts == 0) return;
     const int first = __ffs(static_cast<int>(starts)) - 1;
     const int last = 31 - __clz(static_cast<int>(starts));
     // A window longer than the capacity ends outside the range: it can only be the last.
@@ -305,47 +334,57 @@ struct window_attender {
     const bool left_out = end - last > capacity;
     // The last window comes by itself where not all fit.
     const bool apart = left_out || end - first > capacity;
-    unsigned broken = 0;
+    bool broken = false;
 #pragma unroll 1
     for (int part = 0; part < 2; ++part) {
       const int begin = part == 0 ? first : last;
       const int count = (part == 0 && apart ? last : end) - begin;
       if (count == 0) break;
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        const int row = place.lane + 32 * i - (part == 0 ? first : 0);
-        if (row >= 0 && row < count)
-          store_shared(token_at(row), static_cast<std::uint32_t>(tokens[i]));
-      }
-      __syncwarp();
+      tokens = memory + static_cast<std::uint32_t>(layout::tokens + 4 * begin);
       // Addresses would be kept over the loop, which seldom turns twice.
       int first_head = head;
       asm volatile("" : "+r"(first_head));
-      load(first_head, count);
+      if (heads == max_heads)
+        load<max_heads>(first_head, count);
+      else
+        load<1>(first_head, count);
       attend_rows(count, std::uint64_t{starts >> begin} | std::uint64_t{1} << count);
-#pragma unroll
-      for (int h = 0; h < max_heads; ++h)
-        if (h < heads) broken |= store(first_head, h, count) << (passes * (part * max_heads + h));
+      broken |=
+          heads == max_heads ? store<max_heads>(first_head, count) : store<1>(first_head, count);
       if (!apart || left_out) break;
-      load_tokens(slot + last);
+      __syncwarp();
     }
-    static_assert(2 * max_heads * passes <= 32);
     __syncwarp();
-    if (!__any_sync(all, broken != 0)) return longer;
     // At the end, where nothing else lives, the call costs no registers.
-    for (int i = 0; i < 2 * max_heads * passes; ++i) {
-      const int part = i / passes / max_heads;
-      unsigned left = __ballot_sync(all, (broken >> i & 1u) != 0);
-      while (left != 0) {
-        const int row = (__ffs(static_cast<int>(left)) - 1) / vectors;
-        left &= ~(((1u << vectors) - 1) << (row * vectors));
-        attend_row<T>(problem, group, head + i / passes % max_heads,
-                      from + (part == 0 ? first : last) + i % passes * pass_rows + row);
-      }
+    if (__any_sync(all, broken)) repair(from, assigned);
+  }
+
+  /// Computes the rows again that are not finite.
+  __device__ __forceinline__ void repair(int from, int assigned) const {
+    for (int slot = from; slot < min(from + range, assigned); ++slot) {
+      const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
+      if (window.x != slot || window.y - window.x > capacity) continue;
+      for (int row = window.x; row < window.y; ++row)
+        for (int h = head; h < head + heads; ++h) {
+          const bool inside = place.lane * 8 < problem.head_dim;
+          const char* target =
+              advance(advance(problem.packed[3].data + 16 * (inside ? place.lane : 0), h,
+                              problem.packed[3].head_bytes),
+                      group.order[row], problem.packed[3].token_bytes);
+          const uint4 x = *reinterpret_cast<const uint4*>(target);
+          if (__any_sync(all, inside && probe_vector<T>(x) != 0))
+            attend_row<T>(problem, group, h, row);
+        }
     }
-    return longer;
   }
 };
+
+/// Are the group's short windows left to warps?
+template <int D>
+__device__ __forceinline__ bool takes_windows(const forward_problem& problem,
+                                              const group_problem& group) {
+  return problem.takes_windows && group.path == encoding_path::tiles &&
+         group.kind == relative_kind::none && has_short_windows<D>(*group.counts);
+}
 
 }  // namespace winnow::detail

@@ -54,18 +54,18 @@ struct forward_layout {
   static_assert(bytes(4 * 169) <= 99 * 1024);
 };
 
-/// Shared memory of forward_window.cuh: each warp has its own. \tparam D padded head dim.
+/// Shared memory of forward_window.cuh, whose blocks are single warps. \tparam D padded head dim.
 template <int D>
 struct forward_window_layout {
   static constexpr int range = 32;     ///< slots in which a warp's windows start
   static constexpr int capacity = 48;  ///< tokens of the longest window, and of what a warp loads
   static constexpr int heads = D == 16 ? 2 : 1;  ///< of a warp
-  static constexpr int warps = 4;
-  static constexpr int array_bytes = capacity * 2 * D;    // T [heads][q, k, v][capacity][D]
-  static constexpr int tokens = heads * 3 * array_bytes;  // int [capacity]
-  static constexpr int warp_bytes = tokens + 4 * capacity;
-  static constexpr int bytes = warps * warp_bytes;
-  static_assert(warp_bytes % 16 == 0);
+  static constexpr int min_blocks = D == 16 ? 20 : 16;
+  static constexpr int array_bytes = capacity * 2 * D;  // T [heads][q, k, v][capacity][D]
+  /// What is known of the range's slots, and tokens as far as its last window reaches.
+  static constexpr int bounds = heads * 3 * array_bytes;  // int2 [range]
+  static constexpr int tokens = bounds + 8 * range;       // int [range + capacity]
+  static constexpr int bytes = tokens + 4 * (range + capacity);
 };
 
 /// The windows of an image that forward_grid.cuh takes, in tokens: those that fill its tiles.

@@ -68,6 +68,12 @@ struct group_problem {
   bool has_long_tiles = false;  ///< forward_long.cuh computes tiles in long windows
 };
 
+/// A kernel among those of its call, which run beside each other.
+struct kernel_place {
+  bool is_first = true;
+  bool is_last = true;
+};
+
 struct forward_problem {
   row_view q, k, v, out;
   float* lse = nullptr;  ///< null: not wanted
@@ -77,10 +83,11 @@ struct forward_problem {
   int head_dim = 0;
   bool zero_unassigned = false;
   int heads_per_block = 1;  ///< the launch sets it, and first_index to the group's first column
-  /// Blocks take short windows first: those that start in the slots of two blocks, or, divided into
-  /// 2^window_part_bits parts of their heads, of one.
+  kernel_place place;
+  /// Groups of short windows have kernels of their own; 2^window_part_bits warps share a column's heads.
   bool takes_windows = false;
   int window_part_bits = 0;
+  int tiles = 0;          ///< of rows, of which a block takes several
   packed_view packed[4];  ///< q, k, v and out, for short windows
   int group_count = 0;
   group_problem groups[max_head_groups];

@@ -34,7 +34,7 @@ constexpr forward_tuning tune_forward(std::size_t element_bytes, int head_dim, p
   const bool wide = element_bytes == 4;
   if (wide)
     return head_dim <= 32 ? forward_tuning{4, 64, 2, 2, 2, 4} : forward_tuning{4, 16, 2, 1, 1, 2};
-  if (head_dim == 16) return {4, 128, 2, 2, 2, 5};
+  if (head_dim == 16) return {4, 128, 2, 2, 2, 6};
   if (head_dim == 32) return {4, 64, 2, 2, 2, 4};
   return head_dim == 64 ? forward_tuning{8, 64, 2, 2, 2, 2} : forward_tuning{4, 32, 2, 2, 2, 2};
 }

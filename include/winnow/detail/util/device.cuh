@@ -22,8 +22,8 @@ inline constexpr unsigned all_lanes = 0xffffffffu;
 /// costs more than the launch.
 inline constexpr bool overlap_launches = true;
 
-/// First statement of every kernel that `launch` submits. Until then nothing may touch memory that
-/// another kernel writes or reads.
+/// First statement of every kernel that `launch` submits, or `begin_beside`. Until then nothing may touch
+/// memory that another kernel writes or reads.
 __device__ inline void wait_for_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if constexpr (overlap_launches) asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -36,6 +36,20 @@ __device__ inline void admit_successor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if constexpr (overlap_launches) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+/// Kernels of a call that do not depend on each other run beside each other: the first one waits for what
+/// came before the call, and the others begin when all blocks of their predecessor have. Each ends
+/// after its predecessor, so that who waits for the last one waits for all.
+template <class Place>
+__device__ void begin_beside(const Place& place) {
+  if (place.is_first) wait_for_predecessor();
+  if (!place.is_last) admit_successor();
+}
+/// \param is_block one block of the kernel
+template <class Place>
+__device__ void end_beside(const Place& place, bool is_block) {
+  if (!place.is_first && is_block) wait_for_predecessor();
 }
 
 /// Can the current device overlap kernels? From compute capability 9.0.
@@ -51,7 +65,7 @@ inline bool can_overlap_launches() noexcept {
 #endif
 }
 
-/// Submits a kernel, which has to begin with `wait_for_predecessor`.
+/// Submits a kernel, which has to begin with `wait_for_predecessor` or `begin_beside`.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 blocks, int threads,
                           std::size_t shared_bytes, cudaStream_t stream,
