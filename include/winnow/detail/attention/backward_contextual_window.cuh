@@ -272,11 +272,6 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     }
     return rounding_scale(largest);
   }
-  /// A barrier that warps with and without rows reach in different places, which `__syncthreads` does not
-  /// allow.
-  static __device__ __forceinline__ void meet_all() {
-    asm volatile("barrier.sync 1, %0;" ::"n"(32 * layout::tiles) : "memory");
-  }
   /// A barrier between the tiles of a window.
   static __device__ __forceinline__ void meet(const turn& now) {
     if (now.width > 1)
@@ -315,7 +310,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
                             of_queries);
       }
     }
-    meet_all();
+    __syncthreads();
     if (warp < now.width) {
 #pragma unroll 1
       for (int i = 0; i < now.used; ++i) {
@@ -323,12 +318,13 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
         if (step >= from && step < to) differentiate_keys(i, step - from, of_keys);
       }
     }
-    meet_all();
+    __syncthreads();
   }
 
-  /// This warp's tile, up to the sums of tables. \param kept of long windows.
-  __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
-                                                const tile_tokens& others,
+  /// This warp's tile, if it `takes` one, up to the sums of tables. All warps meet in the same places.
+  /// \param kept of long windows.
+  __device__ __forceinline__ void differentiate(const turn& now, bool takes,
+                                                const tile_tokens& rows, const tile_tokens& others,
                                                 key_gradients& kept) const {
     float dq[2][4], dk[2][4], dv[2][4], row_total[4], column_total[4];
     packed_cells cells[3];
@@ -360,28 +356,31 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       copy(sums.dv, dv);
       copy(sums.total, column_total);
     };
-    if constexpr (Long) {
-      query_state state;
+    query_state state;
+    if (takes)
       begin_tile(now, rows, others, state);
-      meet_all();
-      const rounding_scale scale = scale_of_block();
-      begin_queries(now, rows, scale.up, state);
+    else if (place.lane == 0)
+      at<unsigned>(layout::magnitudes)[warp] = 0;
+    __syncthreads();
+    const rounding_scale scale = scale_of_block();
+    if constexpr (Long) {
       query_sums of_queries;
       key_sums of_keys;
-      clear_queries(of_queries);
-      clear_keys(of_keys);
+      if (takes) {
+        begin_queries(now, rows, scale.up, state);
+        clear_queries(of_queries);
+        clear_keys(of_keys);
+      }
 #pragma unroll 1
       for (int half = 0; half < 2; ++half)
         differentiate_half(now, rows, half, scale.down, state, of_queries, of_keys);
-      take_queries(of_queries);
-      take_keys(of_keys);
-    } else {
+      if (takes) {
+        take_queries(of_queries);
+        take_keys(of_keys);
+      }
+    } else if (takes) {
+      begin_queries(now, rows, scale.up, state);
       {
-        query_state state;
-        begin_tile(now, rows, others, state);
-        meet_all();
-        const rounding_scale scale = scale_of_block();
-        begin_queries(now, rows, scale.up, state);
         query_sums sums;
         clear_queries(sums);
         differentiate_pieces(now, rows, scale.down, state, sums);
@@ -397,8 +396,9 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       }
       meet(now);
     }
-    finish_sums(rows.code, others.code, cells, row_total, column_total, dq, dk);
-    meet_all();
+    if (takes) finish_sums(rows.code, others.code, cells, row_total, column_total, dq, dk);
+    __syncthreads();
+    if (!takes) return;
     const float lower = scale_of_block().down;
     if constexpr (Long) {
       scale_sum(dq, problem.scale * lower);
@@ -439,20 +439,6 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
                                                 const float4& high) {
     add_to(sum, {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}});
   }
-  /// What a warp without rows does meanwhile.
-  __device__ __forceinline__ void stand_by() const {
-    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
-    meet_all();
-    if constexpr (Long) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        meet_all();
-        meet_all();
-      }
-    }
-    meet_all();
-  }
-
   __device__ __forceinline__ void run() const {
     if (Long && group.counts->largest <= contextual_short_capacity) return;
     cursor next =
@@ -472,10 +458,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       if (takes) copy_rows(rows, Long ? others : rows);
       // While rows arrive.
       if (warp == 0) plan_turn(next);
-      if (takes)
-        differentiate(now, rows, Long ? others : rows, kept);
-      else
-        stand_by();
+      differentiate(now, takes, rows, Long ? others : rows, kept);
       const int used = now.used;
       const int used_by_keys = now.used_by_keys();
       now = planned_turn();
