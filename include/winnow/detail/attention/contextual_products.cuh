@@ -296,10 +296,15 @@ struct table_factor {
       }
     }
   }
-  /// Where this lane's part lies; `block` counts over all axes. Two blocks are neighbours.
+  /// Are a lane's parts of two blocks neighbours, so that one load takes both?
+  static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;
+  /// Where this lane's part lies; `block` counts over all axes.
   static __device__ __forceinline__ int element_at(int block, int step) {
     const int lane = static_cast<int>(threadIdx.x) & 31;
-    return ((block / 2 * steps + step) * 32 + lane) * 2 + block % 2;
+    if constexpr (paired)
+      return (block / 2 * 32 + lane) * 2 + block % 2;
+    else
+      return (block * steps + step) * 32 + lane;
   }
   /// Fills the shared copy; all warps take part.
   template <bool Backwards>
@@ -342,22 +347,31 @@ struct table_factor {
   template <bool Backwards, int Parts>
   __device__ __forceinline__ void multiply(const rows& left, int axis, bool radial_axis,
                                            std::uint32_t (&words)[Parts][2][axis_blocks]) const {
-    if constexpr (std::is_same_v<T, half> && matrices && Parts == 1) {
+    if constexpr (paired && Parts == 1) {
       static_assert(axis_blocks % 2 == 0);
 #pragma unroll
       for (int block = 0; block < axis_blocks; block += 2) {
+        const uint4 right =
+            *reinterpret_cast<const uint4*>(staged + element_at(axis * axis_blocks + block, 0));
         std::uint32_t sums[2][2] = {};
-#pragma unroll
-        for (int step = 0; step < steps; ++step) {
-          const uint4 right = *reinterpret_cast<const uint4*>(
-              staged + element_at(axis * axis_blocks + block, step));
-          multiply_half(sums[0], left.a[step], right.x, right.y, sums[0][0], sums[0][1]);
-          multiply_half(sums[1], left.a[step], right.z, right.w, sums[1][0], sums[1][1]);
-        }
+        multiply_half(sums[0], left.a[0], right.x, right.y, 0, 0);
+        multiply_half(sums[1], left.a[0], right.z, right.w, 0, 0);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
           for (int n = 0; n < 2; ++n) words[0][i][block + n] = sums[n][i];
+      }
+    } else if constexpr (std::is_same_v<T, half> && matrices && Parts == 1) {
+#pragma unroll
+      for (int block = 0; block < axis_blocks; ++block) {
+        std::uint32_t sum[2] = {0, 0};
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+          const element right = factor_at<Backwards>(axis, block, step, radial_axis);
+          multiply_half(sum, left.a[step], right.x, right.y, sum[0], sum[1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) words[0][i][block] = sum[i];
       }
     } else {
 #pragma unroll
