@@ -194,6 +194,7 @@ struct contextual_short : contextual_short_units<T, Radial> {
         for (int e = 0; e < 4; ++e) state.q.a[0][e] = q[e];
         if (warp + 1 < tiles) load_queries(now, warp + 1, q);
         this->begin_products(rows_of_unit, state.q, state);
+        __syncwarp();
         typename base::row_windows windows{};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -212,6 +213,7 @@ struct contextual_short : contextual_short_units<T, Radial> {
         if (warp + 1 == tiles) coming = follow(next, false, total, q);
         this->complete_sums(rows_of_unit, state);
         bad |= store_tile(now, warp, state);
+        __syncwarp();  // all lanes have read the tile's products and sums
       }
     }
     wait_for_copies<0>();
