@@ -117,6 +117,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout)
+    return value >= -1 && value <= 100 ? cudaSuccess : cudaErrorInvalidValue;
   winnow::fuzz::require(attribute == cudaFuncAttributeMaxDynamicSharedMemorySize,
                         "only shared memory is asked for");
   if (value < 0 || value > winnow::fuzz::most_shared_bytes) return cudaErrorInvalidValue;

@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(
   end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
 }
 
-/// The short windows of groups of short ones. Grid: x the parts of the columns of heads, y and z the ranges
-/// of slots, y first.
+/// The short windows of groups of short ones. Grid: x the parts of the columns of heads, y the ranges of
+/// slots, of which a block takes several where there are many.
 template <class T, int D>
 __global__ void __launch_bounds__(32, forward_window_layout<D>::min_blocks)
     attend_windows_kernel(const __grid_constant__ forward_problem problem) {
@@ -227,17 +227,21 @@ __global__ void __launch_bounds__(32, forward_window_layout<D>::min_blocks)
   const forward_column column(problem, static_cast<int>(blockIdx.x) >> bits);
   const group_problem& group = column.group;
   const int h = (static_cast<int>(blockIdx.x) & ((1 << bits) - 1)) * layout::heads;
-  const std::int64_t range = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  const std::int64_t from = range * layout::range;
-  if (from < group.max_tokens && h < column.heads) {
-    window_attender<T, D> attender{problem, group, shared_address(aligned_memory),
-                                   group.first_head + column.first_head + h,
-                                   min(column.heads - h, layout::heads)};
-    // Before it is known whether that is wanted, so that one latency serves both.
-    attender.request_range(from);
-    if (takes_windows<D>(problem, group)) attender.run(static_cast<int>(from));
-  }
-  end_beside(problem.place, blockIdx.x == 0 && range == 0);
+  const std::int64_t step = std::int64_t{gridDim.y} * layout::range;
+  if (h < column.heads)
+#pragma unroll 1
+    for (std::int64_t from = std::int64_t{blockIdx.y} * layout::range; from < group.max_tokens;
+         from += step) {
+      window_attender<T, D> attender{problem, group, shared_address(aligned_memory),
+                                     group.first_head + column.first_head + h,
+                                     min(column.heads - h, layout::heads)};
+      // Before it is known whether that is wanted, so that one latency serves both.
+      attender.request_range(from);
+      if (!takes_windows<D>(problem, group)) break;
+      attender.run(static_cast<int>(from));
+      __syncwarp();  // all lanes have read the range's bounds and tokens
+    }
+  end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
 }
 
 }  // namespace winnow::detail

@@ -171,10 +171,12 @@ cudaError_t launch_windows(const forward_problem& problem, std::int64_t tokens, 
                            cudaStream_t stream) noexcept {
   using layout = forward_window_layout<D>;
   const std::int64_t ranges = divide_up<std::int64_t>(tokens, layout::range);
-  const std::int64_t limit = 65535;
-  const dim3 grid(static_cast<unsigned>(columns << problem.window_part_bits),
-                  static_cast<unsigned>(std::min(ranges, limit)),
-                  static_cast<unsigned>(divide_up(ranges, limit)));
+  const int parts = columns << problem.window_part_bits;
+  // Waves of an H200: few enough for blocks to end soon where there are no short windows.
+  constexpr std::int64_t most_blocks = 4 * 132 * layout::min_blocks;
+  const std::int64_t limit =
+      std::min<std::int64_t>(65535, std::max<std::int64_t>(1, most_blocks / parts));
+  const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(std::min(ranges, limit)));
   const auto kernel = attend_windows_kernel<T, D>;
   const cudaError_t error = share_multiprocessors(kernel);
   if (error != cudaSuccess) return error;
