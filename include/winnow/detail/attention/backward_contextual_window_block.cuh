@@ -12,6 +12,7 @@
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
