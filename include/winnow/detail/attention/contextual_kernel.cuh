@@ -119,6 +119,18 @@ inline bool fits_lse(const forward_problem& problem) noexcept {
   return problem.lse_token_stride < limit && problem.lse_token_stride >= -limit;
 }
 
+/// Gives every head so many blocks. \return the number of blocks.
+inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t shares) noexcept {
+  std::int64_t blocks = 0;
+  for (int g = 0; g < problem.group_count; ++g) {
+    group_problem& group = problem.groups[g];
+    group.first_index = static_cast<int>(blocks);
+    group.shares = static_cast<int>(shares);
+    blocks += group.heads * shares;
+  }
+  return blocks;
+}
+
 /// Short windows, of groups that have hardly any others; as many warps a block as fit.
 template <class T, bool Radial>
 cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int memory,
@@ -132,13 +144,7 @@ cudaError_t launch_contextual_short(const forward_problem& problem, int processo
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes(warps));
   if (error != cudaSuccess) return error;
   const std::int64_t shares = std::max<std::int64_t>(1, processors / heads);
-  std::int64_t blocks = 0;
-  for (int g = 0; g < parameters.group_count; ++g) {
-    group_problem& group = parameters.groups[g];
-    group.first_index = static_cast<int>(blocks);
-    group.shares = static_cast<int>(shares);
-    blocks += group.heads * shares;
-  }
+  const std::int64_t blocks = divide_among_blocks(parameters, shares);
   return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), 32 * warps,
                        static_cast<std::size_t>(layout::bytes(warps)), stream, parameters);
 }
@@ -188,13 +194,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
   const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);
   const std::int64_t most = (extent.tokens + layout::rows - 1) / layout::rows;
   const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, resident / heads));
-  std::int64_t blocks = 0;
-  for (int g = 0; g < parameters.group_count; ++g) {
-    group_problem& group = parameters.groups[g];
-    group.first_index = static_cast<int>(blocks);
-    group.shares = static_cast<int>(shares);
-    blocks += group.heads * shares;
-  }
+  const std::int64_t blocks = divide_among_blocks(parameters, shares);
   return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::tuning.threads(),
                        layout::bytes, stream, parameters);
 }
