@@ -54,7 +54,7 @@ template <int D>
 struct long_layout {
   static constexpr int warps = 4;
   static constexpr int rows = 32 * warps;
-  static constexpr int others = 64;
+  static constexpr int others = D == 16 ? 128 : 64;
   static constexpr int min_blocks = D == 16 ? 4 : D == 32 ? 3 : 2;
   static constexpr int row_bytes = 2 * D + 16;
   static constexpr int spans = 0;                     // int2 [warps]
@@ -72,7 +72,11 @@ struct long_layout {
   /// The tokens of a tile of the other side, and of the next.
   static constexpr int other_tokens =
       second + second_stages * others * row_bytes;  // int [second_stages][others]
-  static constexpr int bytes = other_tokens + 4 * second_stages * others;
+  /// Of the next tile of own rows: their windows and tokens, and the tokens of the first tile that it meets.
+  static constexpr int next_windows = other_tokens + 4 * second_stages * others;  // int2 [rows]
+  static constexpr int next_tokens = next_windows + 8 * rows;                     // int [rows]
+  static constexpr int next_others = next_tokens + 4 * rows;                      // int [others]
+  static constexpr int bytes = next_others + 4 * others;
   static_assert(bytes <= 99 * 1024 || D > 64);
 };
 inline constexpr int long_rows = 128;

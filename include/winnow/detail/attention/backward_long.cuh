@@ -10,8 +10,10 @@
 /// longer ones ends at once.
 ///
 /// Registers: the own rows as left factors, the sums of dq (or dk and dv), a piece of 32 x 16 of S and
-/// dP. Shared memory: the own rows, and two tiles of the other side, one of which computes while the
-/// other one arrives.
+/// dP. On the key side at D = 64 v is loaded again for each piece: with it the compiler has no register
+/// left to keep four products in flight. Shared memory: the own rows, and two tiles of the other side, one
+/// of which computes while the other one arrives; windows and tokens of the block's next tile of rows,
+/// which would otherwise wait for three loads one after the other before anything computes.
 ///
 /// Order of sums, rounding of P and dS, and rows that are not finite: as in backward_tile.cuh. There are
 /// no windows of a few tokens here, so delta = dO·O serves.
@@ -43,6 +45,11 @@ struct long_differentiator {
   static constexpr int width = 16 / static_cast<int>(sizeof(T));
   static constexpr int chunks = D / width;  ///< vectors of a row
   static constexpr int passes = others * chunks / threads;
+  /// v does not stay in registers, or its products would wait for each other: registers are scarce.
+  static constexpr bool shares_second = !query_side && D == 64;
+  /// A block brings what it needs to know of its next tile while it computes one. At D = 32 that costs
+  /// more in registers than it gains.
+  static constexpr bool looks_ahead = D != 32;
   static constexpr float weight_shift = 10.0f;
   static constexpr float weight_unit = 0x1p-10f;
   static constexpr unsigned all_lanes = 0xffffffffu;
@@ -58,13 +65,16 @@ struct long_differentiator {
   int warp = static_cast<int>(threadIdx.x) / 32;
   lane_place place;
 
+  // What the tile before has brought for the current one; the second only if it met two tiles itself.
+  bool has_windows = false, had_second_tile = false;
+
   // Of the current tile of own rows:
   int first_slot;      ///< of this warp's 32 rows
   unsigned own;        ///< rows of this warp that are in long windows, as bits
   float lse[2][2];     ///< `weight_shift` - LSE in base 2
   float delta[2][2];   ///< -delta times `raise`
   float raise, lower;  ///< as in backward_tile.cuh
-  typename math::query first_factor[2], second_factor[2];
+  typename math::query first_factor[2], second_factor[shares_second ? 1 : 2];
   float first_sum[2][math::blocks][4];
   float second_sum[query_side ? 1 : 2][math::blocks][4];
 
@@ -91,6 +101,19 @@ struct long_differentiator {
   __device__ __forceinline__ T* other_second(int stage) const {
     return reinterpret_cast<T*>(memory + layout::second) + stage * others * math::stride;
   }
+  /// \name Of the block's next tile of own rows, brought while it computes this one
+  /// Windows and tokens of its rows, and the tokens of the first tile that it meets.
+  /// @{
+  __device__ __forceinline__ int2* next_windows() const {
+    return reinterpret_cast<int2*>(memory + layout::next_windows);
+  }
+  __device__ __forceinline__ std::int32_t* next_tokens() const {
+    return reinterpret_cast<std::int32_t*>(memory + layout::next_tokens);
+  }
+  __device__ __forceinline__ std::int32_t* next_others() const {
+    return reinterpret_cast<std::int32_t*>(memory + layout::next_others);
+  }
+  /// @}
   /// The tokens of this warp's rows.
   __device__ __forceinline__ std::int32_t* own_tokens() const {
     return reinterpret_cast<std::int32_t*>(memory + layout::tokens) + 32 * warp;
@@ -133,6 +156,42 @@ struct long_differentiator {
   __device__ __forceinline__ std::int32_t* other_tokens(int stage) const {
     return reinterpret_cast<std::int32_t*>(memory + layout::other_tokens) + stage * others;
   }
+  /// Brings the line at `address` to the L2.
+  static __device__ __forceinline__ void prefetch(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address));
+  }
+  /// Starts copying windows and tokens of the rows from `slot` on.
+  __device__ __forceinline__ void request_next(int slot) const {
+    static_assert(threads == rows);
+    const int thread = static_cast<int>(threadIdx.x);
+    if (slot + thread >= assigned) return;
+    copy_element_async(shared_address(next_windows() + thread),
+                       reinterpret_cast<const long long*>(bounds) + slot + thread, true);
+    copy_word(next_tokens() + thread, order + slot + thread, true);
+  }
+  /// The range of slots that the rows from `slot` on attend to, once their windows are here; empty if the
+  /// first or the last of them is not in a long window, and the range not as easily found.
+  [[nodiscard]] __device__ __forceinline__ int2 next_range(int slot) const {
+    if (slot < 0 || slot + rows > assigned) return {0, 0};
+    const int2 first = next_windows()[0];
+    const int2 last = next_windows()[rows - 1];
+    if (first.y - first.x <= problem.one_pass || last.y - last.x <= problem.one_pass) return {0, 0};
+    return {first.x, last.y};
+  }
+  /// Starts copying the tokens of the first tile that they meet, and has their rows come nearer.
+  __device__ __forceinline__ void request_next_others(int slot) const {
+    // On the query side that gains nothing.
+    if (!query_side && slot + static_cast<int>(threadIdx.x) < assigned) {
+      const std::int64_t token = next_tokens()[threadIdx.x];
+      prefetch(row_of<T>(problem.k, token, head));
+      prefetch(row_of<T>(problem.v, token, head));
+    }
+    const int2 range = next_range(slot);
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < others && range.y > 0)
+      copy_word(next_others() + thread, order + min(range.x + thread, range.y - 1), true);
+    commit_copies();
+  }
   /// Starts copying the tokens of slots [from, from + others).
   __device__ __forceinline__ void request_tokens(int stage, int from, int last) const {
     const int thread = static_cast<int>(threadIdx.x);
@@ -140,48 +199,7 @@ struct long_differentiator {
       copy_word(other_tokens(stage) + thread, order + min(from + thread, last - 1), true);
   }
   /// Starts copying slots [from, from + others), whose tokens have arrived, and the tokens of the next.
-  __device__ __forceinline__ void load_others(int first_stage, int stage, int from, int last) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const row_view& first = query_side ? problem.k : problem.q;
-    const row_view& second = query_side ? problem.v : problem.grad_out;
-    const bool inside = thread % chunks * width < problem.head_dim;
-    // Strides of vectors in bytes fit 32 bits here.
-    const auto first_stride = static_cast<std::int32_t>(first.token_stride * sizeof(T));
-    const auto second_stride = static_cast<std::int32_t>(second.token_stride * sizeof(T));
-    // Addresses would be kept over the walk, in registers that it needs.
-    int own_head = head;
-    asm volatile("" : "+r"(own_head));
-    const char* first_base = column_of(first, own_head);
-    const char* second_base = column_of(second, own_head);
-    const int lane_offset = thread / chunks * math::stride + thread % chunks * width;
-    const std::uint32_t first_target = shared_address(other_first(first_stage) + lane_offset);
-    const std::uint32_t second_target = shared_address(other_second(stage) + lane_offset);
-    constexpr std::uint32_t row_bytes = math::stride * sizeof(T);
-#pragma unroll
-    for (int pass = 0; pass < passes; ++pass) {
-      const int own_row = thread / chunks + pass * (threads / chunks);
-      const bool there = from + own_row < last && inside;
-      const std::int64_t token = other_tokens(stage)[own_row];
-      const std::uint32_t row = pass * (threads / chunks) * row_bytes;
-      copy_async(first_target + row, first_base + token * first_stride, there);
-      copy_async(second_target + row, second_base + token * second_stride, there);
-    }
-    if constexpr (!query_side)
-      if (thread < others) {
-        const bool valid = from + thread < last;
-        const std::int64_t token = other_tokens(stage)[thread];
-        float2* target_stats = stats(stage) + thread;
-        copy_word(
-            &target_stats->x,
-            problem.lse + token * problem.lse_token_stride + own_head * problem.lse_head_stride,
-            valid);
-        copy_word(&target_stats->y,
-                  problem.delta + own_head * problem.max_tokens + (valid ? from + thread : 0),
-                  valid);
-      }
-    request_tokens(1 - stage, from + others, last);
-    commit_copies();
-  }
+  __device__ __forceinline__ void load_others(int first_stage, int stage, int from, int last);
   /// This thread's column of a head.
   [[nodiscard]] __device__ __forceinline__ const char* column_of(const row_view& view,
                                                                  int own_head) const {
@@ -205,57 +223,11 @@ struct long_differentiator {
 
   /// Starts copying this warp's own rows of both arrays, and on the query side loads O; all at once, so
   /// that they take one latency. Rows past the last token are zeros.
-  __device__ __forceinline__ void load_own(row_vectors& outs) const {
-    const row_view& first = query_side ? problem.q : problem.k;
-    const row_view& second = query_side ? problem.grad_out : problem.v;
-    const int column = place.lane % chunks * width;
-    const bool inside = column < problem.head_dim;
-#pragma unroll
-    for (int pass = 0; pass < chunks; ++pass) {
-      const int row = row_of_pass(pass);
-      const bool there = first_slot + row < assigned && inside;
-      const std::int64_t token = there ? own_tokens()[row] : 0;
-      const int target = row * math::stride + column;
-      copy_async(own_rows(false) + target, row_of<T>(first, token, head) + column, there);
-      copy_async(own_rows(true) + target, row_of<T>(second, token, head) + column, there);
-      if constexpr (query_side) {
-        outs[pass] = {0, 0, 0, 0};
-        if (there)
-          outs[pass] =
-              *reinterpret_cast<const uint4*>(row_of<T>(problem.out, token, head) + column);
-      }
-    }
-  }
+  __device__ __forceinline__ void load_own(row_vectors& outs) const;
 
   /// delta and the magnitude of dO of this warp's rows, whose dO has arrived, for both sides.
   /// \return the largest magnitude.
-  __device__ __forceinline__ unsigned measure_queries(const row_vectors& outs) const {
-    const int column = place.lane % chunks * width;
-    unsigned largest[2] = {0, 0};  // of the upper and the lower 16 rows
-#pragma unroll
-    for (int pass = 0; pass < chunks; ++pass) {
-      const int row = row_of_pass(pass);
-      const uint4 grads =
-          *reinterpret_cast<const uint4*>(own_rows(true) + row * math::stride + column);
-      float dot = measure_vectors<T>(grads, outs[pass], largest[pass * rows_a_pass / 16]);
-#pragma unroll
-      for (int step = chunks / 2; step > 0; step /= 2) dot += __shfl_xor_sync(all_lanes, dot, step);
-      if (place.lane % chunks == 0) {
-        own_deltas()[row] = dot;
-        if (first_slot + row < assigned)
-          problem.delta[head * problem.max_tokens + first_slot + row] = dot;
-      }
-    }
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      largest[part] = __reduce_max_sync(all_lanes, largest[part]) >> 23;
-      if (place.lane == 0 && first_slot + 16 * part < assigned)
-        problem.magnitude[head * problem.magnitude_stride + first_slot / 16 + part] =
-            static_cast<std::uint8_t>(largest[part]);
-    }
-    __syncwarp();
-    return max(largest[0], largest[1]);
-  }
+  __device__ __forceinline__ unsigned measure_queries(const row_vectors& outs) const;
   /// The largest magnitude among the queries of slots [from, last).
   [[nodiscard]] __device__ __forceinline__ unsigned find_magnitude(int from, int last) const {
     unsigned largest = 0;
@@ -276,23 +248,31 @@ struct long_differentiator {
                                               std::uint32_t last_row, int last_from,
                                               float (&s)[2][2][4], float (&dp)[2][2][4],
                                               float (&last_s)[2][2][4], float (&last_dp)[2][2][4]);
-  __device__ __forceinline__ void walk_keys(int from, int last, const warp_span& span);
+  __device__ __forceinline__ void walk_keys(int from, int last, const warp_span& span, int next);
   template <bool Masked>
   __device__ __forceinline__ void differentiate_piece(std::uint32_t query_row,
                                                       std::uint32_t grad_row,
                                                       std::uint32_t to_transposed,
                                                       const float2* columns, int from);
-  __device__ __forceinline__ void walk_queries(int from, int last, const warp_span& span);
+  __device__ __forceinline__ void walk_queries(int from, int last, const warp_span& span, int next);
   /// @}
 
-  /// The rows of the block from `tile_slot` on.
-  __device__ __forceinline__ void walk(int tile_slot) {
+  /// The rows of the block from `tile_slot` on; those from `next` on come after them, or none where it is
+  /// negative.
+  __device__ __forceinline__ void walk(int tile_slot, int next) {
     first_slot = tile_slot + 32 * warp;
     const int row_slot = first_slot + place.lane;
+    const bool has_others =
+        looks_ahead && has_windows && had_second_tile && next_range(tile_slot).y > 0;
     int2 window = {0, 0};
     if (row_slot < assigned) {
-      window = window_of(row_slot);
-      own_tokens()[place.lane] = order[row_slot];
+      if (looks_ahead && has_windows) {
+        window = next_windows()[threadIdx.x];
+        own_tokens()[place.lane] = next_tokens()[threadIdx.x];
+      } else {
+        window = window_of(row_slot);
+        own_tokens()[place.lane] = order[row_slot];
+      }
     }
     own = __ballot_sync(all_lanes, window.y - window.x > problem.one_pass);
     // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
@@ -323,9 +303,12 @@ struct long_differentiator {
       last = span.y;
     }
     if (last > 0 && static_cast<int>(threadIdx.x) < others)
-      other_tokens(0)[threadIdx.x] = order[min(from + static_cast<int>(threadIdx.x), last - 1)];
+      other_tokens(0)[threadIdx.x] =
+          has_others ? next_others()[threadIdx.x]
+                     : order[min(from + static_cast<int>(threadIdx.x), last - 1)];
     __syncthreads();
     if (last > 0) load_others(0, 0, from, last);
+    if (looks_ahead && next >= 0) request_next(next);
     commit_copies();
     unsigned magnitude = 0;
     if (!query_side && own != 0) magnitude = find_magnitude(warp_from, warp_last);
@@ -350,6 +333,8 @@ struct long_differentiator {
       raise = scale.up * weight_unit;
       lower = scale.down;
     }
+    // Otherwise computed again for each piece.
+    if constexpr (shares_second) asm volatile("" : "+f"(raise));
     if constexpr (query_side) {
 #pragma unroll
       for (int m = 0; m < 2; ++m)
@@ -362,7 +347,7 @@ struct long_differentiator {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       first_factor[m].load(own_rows(false) + 16 * m * math::stride);
-      second_factor[m].load(own_rows(true) + 16 * m * math::stride);
+      if constexpr (!shares_second) second_factor[m].load(own_rows(true) + 16 * m * math::stride);
 #pragma unroll
       for (auto& block : first_sum[m])
 #pragma unroll
@@ -375,75 +360,20 @@ struct long_differentiator {
     }
     const warp_span span{warp_from, warp_last, all_from, all_last};
     if constexpr (query_side)
-      walk_keys(from, last, span);
+      walk_keys(from, last, span, next);
     else
-      walk_queries(from, last, span);
+      walk_queries(from, last, span, next);
+    wait_for_copies<0>();
+    has_windows = next >= 0;
+    had_second_tile = last - from > others;
   }
 
   /// Rows of sums that are not finite, as bits.
-  [[nodiscard]] __device__ __forceinline__ unsigned broken_rows() const {
-    unsigned broken = 0;
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float probe = 0.0f;
-#pragma unroll
-        for (int b = 0; b < math::blocks; ++b) {
-          probe += (first_sum[m][b][2 * i] + first_sum[m][b][2 * i + 1]) * 0.0f;
-          if constexpr (!query_side)
-            probe += (second_sum[m][b][2 * i] + second_sum[m][b][2 * i + 1]) * 0.0f;
-        }
-        const unsigned lanes = __ballot_sync(all_lanes, !(probe == 0.0f));
-        if (lanes == 0) continue;
-        for (int g = 0; g < 8; ++g)
-          if ((lanes >> (4 * g) & 0xfu) != 0) broken |= 1u << (16 * m + 8 * i + g);
-      }
-    return broken;
-  }
+  [[nodiscard]] __device__ __forceinline__ unsigned broken_rows() const;
 
   /// Writes rows `which` of a gradient, sums times `by`.
   __device__ __forceinline__ void store(const row_view& view, T* staging, float by, unsigned which,
-                                        const float (&sum)[2][math::blocks][4]) const {
-    if (view.data == nullptr) return;
-    const int dim = problem.head_dim;
-    if (problem.accumulate) {
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = 16 * m + 8 * i + place.g;
-          if ((which >> row & 1u) == 0) continue;
-          T* target = gradient_row<T>(view, own_tokens()[row], head) + 2 * place.t;
-#pragma unroll
-          for (int b = 0; b < math::blocks; ++b) {
-            if (b * 8 >= dim) break;
-            store_gradient(target + b * 8, sum[m][b][2 * i] * by, true);
-            store_gradient(target + b * 8 + 1, sum[m][b][2 * i + 1] * by, true);
-          }
-        }
-      return;
-    }
-    // Through shared memory, so that rows leave as vectors.
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int b = 0; b < math::blocks; ++b)
-          *reinterpret_cast<std::uint32_t*>(staging + (16 * m + 8 * i + place.g) * math::stride +
-                                            b * 8 + 2 * place.t) =
-              pack<T>(sum[m][b][2 * i] * by, sum[m][b][2 * i + 1] * by);
-    __syncwarp();
-    const int column = place.lane % chunks * width;
-#pragma unroll
-    for (int row = place.lane / chunks; row < 32; row += rows_a_pass) {
-      if (column >= dim || (which >> row & 1u) == 0) continue;
-      const std::int64_t token = own_tokens()[row];
-      *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + column) =
-          *reinterpret_cast<const uint4*>(staging + row * math::stride + column);
-    }
-  }
+                                        const float (&sum)[2][math::blocks][4]) const;
 
   __device__ __forceinline__ void finish() {
     if (own == 0) return;
@@ -468,11 +398,14 @@ struct long_differentiator {
       unsigned needed =
           __ballot_sync(all_lanes, needs_tile((batch + place.lane * step) * rows, limit));
       for (; needed != 0; needed &= needed - 1) {
-        const int tile_slot =
-            static_cast<int>((batch + (__ffs(static_cast<int>(needed)) - 1) * step) * rows);
+        const auto slot_of = [&](unsigned tiles) {
+          return static_cast<int>((batch + (__ffs(static_cast<int>(tiles)) - 1) * step) * rows);
+        };
+        const int tile_slot = slot_of(needed);
+        const unsigned later = needed & (needed - 1);
         __syncthreads();
         if (tile_slot < assigned) {
-          walk(tile_slot);
+          walk(tile_slot, looks_ahead && later != 0 ? slot_of(later) : -1);
           finish();
         }
         if (zeroes)
@@ -497,4 +430,5 @@ __global__ void __launch_bounds__(32 * long_layout<D>::warps, long_layout<D>::mi
 
 }  // namespace winnow::detail
 
+#include "winnow/detail/attention/backward_long_memory.cuh"
 #include "winnow/detail/attention/backward_long_walk.cuh"

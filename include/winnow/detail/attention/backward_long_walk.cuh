@@ -98,7 +98,8 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::run_stretch(
 
 template <class T, int D, backward_side Side>
 __device__ __forceinline__ void long_differentiator<T, D, Side>::walk_keys(int from, int last,
-                                                                           const warp_span& span) {
+                                                                           const warp_span& span,
+                                                                           int next) {
   constexpr std::uint32_t row_bytes = layout::row_bytes;
   constexpr std::uint32_t tile_bytes = others * row_bytes;
   constexpr std::uint32_t piece_bytes = 16 * row_bytes;
@@ -114,6 +115,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::walk_keys(int f
   for (int tile = from; tile < last; tile += others) {
     wait_for_copies<0>();
     __syncthreads();
+    if (looks_ahead && tile == from + others && next >= 0) request_next_others(next);
     const int next_first = first_stage + 1 == layout::first_stages ? 0 : first_stage + 1;
     if (tile + others < last) load_others(next_first, 1 - stage, tile + others, last);
     const std::uint32_t keys = shared + layout::first + first_stage * tile_bytes;
@@ -215,6 +217,9 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
     return static_cast<unsigned>(from + 8 * n + 2 * place.t + c - window[m][i].x) <
            static_cast<unsigned>(window[m][i].y);
   };
+  // Rows of v as a left factor.
+  const std::uint32_t own_row =
+      shared_address(own_rows(true) + place.lane % 16 * math::stride + place.lane / 16 * 8);
   std::uint32_t weights[2][4], differences[2][4];
 #pragma unroll
   for (int j = 0; j < fragments; ++j) {
@@ -222,8 +227,15 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
     load_matrices(b, grad_row + 32 * j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      multiply_add_16<T>(dp[m][0], second_factor[m].a[j], b[0], b[1]);
-      multiply_add_16<T>(dp[m][1], second_factor[m].a[j], b[2], b[3]);
+      if constexpr (shares_second) {
+        std::uint32_t v[4];
+        load_matrices(v, own_row + 16 * m * layout::row_bytes + 32 * j);
+        multiply_add_16<T>(dp[m][0], v, b[0], b[1]);
+        multiply_add_16<T>(dp[m][1], v, b[2], b[3]);
+      } else {
+        multiply_add_16<T>(dp[m][0], second_factor[m].a[j], b[0], b[1]);
+        multiply_add_16<T>(dp[m][1], second_factor[m].a[j], b[2], b[3]);
+      }
 #pragma unroll
       for (int pair = 0; pair < pairs / 2; ++pair) {
         const int index = j * pairs + m * (pairs / 2) + pair;
@@ -275,8 +287,9 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::differentiate_p
 }
 
 template <class T, int D, backward_side Side>
-__device__ __forceinline__ void long_differentiator<T, D, Side>::walk_queries(
-    int from, int last, const warp_span& span) {
+__device__ __forceinline__ void long_differentiator<T, D, Side>::walk_queries(int from, int last,
+                                                                              const warp_span& span,
+                                                                              int next) {
   constexpr std::uint32_t row_bytes = layout::row_bytes;
   constexpr std::uint32_t tile_bytes = others * row_bytes;
   constexpr std::uint32_t piece_bytes = 16 * row_bytes;
@@ -288,6 +301,7 @@ __device__ __forceinline__ void long_differentiator<T, D, Side>::walk_queries(
   for (int tile = from; tile < last; tile += others) {
     wait_for_copies<0>();
     __syncthreads();
+    if (looks_ahead && tile == from + others && next >= 0) request_next_others(next);
     if (tile + others < last) load_others(1 - stage, 1 - stage, tile + others, last);
     const int end = (min(span.last - tile, others) + 15) >> 4;
     // All rows attend to all queries of the pieces [inside, inside_end).
