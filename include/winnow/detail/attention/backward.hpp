@@ -154,9 +154,18 @@ inline backward_problem describe_rows(const attention_backward_arguments<void>& 
   return problem;
 }
 
+/// How the parts of tables lie: as tables do, or as tiles of contextual encoding have their rows, padded
+/// and those of linear axes backwards in dTq and dTv.
+struct parts_order {
+  bool padded = false;
+  bool radial = false;
+  int head_dim = 0;  ///< padded
+};
+
 /// Carves the parts of one table's gradient and notes the sum that is to be made of them.
 inline float* take_parts(memory_carver& carver, const tensor_view<void, 4>& gradient,
-                         const backward_problem& problem, parts_sums& sums) noexcept {
+                         const backward_problem& problem, const parts_order& order, bool backward,
+                         parts_sums& sums) noexcept {
   if (gradient.data == nullptr) return nullptr;
   parts_sum& sum = sums.sums[sums.count++];
   sum.rows = static_cast<int>(gradient.shape[0]);
@@ -168,8 +177,14 @@ inline float* take_parts(memory_carver& carver, const tensor_view<void, 4>& grad
   sum.axis_stride = gradient.stride[1];
   sum.head_stride = gradient.stride[2];
   sum.target = static_cast<float*>(gradient.data);
-  float* parts =
-      carver.take<float>(std::int64_t{sum.heads} * sum.count * sum.axes * sum.rows * sum.dim);
+  sum.row_pitch = order.padded ? tile_rows : sum.rows;
+  sum.dim_pitch = order.padded ? order.head_dim : sum.dim;
+  if (order.padded && backward) {
+    sum.backward_axes = order.radial ? 2 : 3;
+    sum.last = sum.rows - (order.radial ? 2 : 1);
+  }
+  float* parts = carver.take<float>(std::int64_t{sum.heads} * sum.count * sum.axes * sum.row_pitch *
+                                    sum.dim_pitch);
   sum.parts = parts;
   return parts;
 }
@@ -185,9 +200,13 @@ inline tensor_view<void, 4> as_table(const tensor_view<void, 2>& bias) noexcept 
   return {bias.data, bias.type, layout};
 }
 
-inline std::int64_t elements_of(const tensor_view<void, 4>& gradient) noexcept {
+/// Of a part of all heads.
+inline std::int64_t elements_of(const tensor_view<void, 4>& gradient,
+                                const parts_order& order) noexcept {
   if (gradient.data == nullptr) return 0;
-  return gradient.shape[0] * gradient.shape[1] * gradient.shape[2] * gradient.shape[3];
+  return gradient.shape[1] * gradient.shape[2] *
+         (order.padded ? std::int64_t{tile_rows} * order.head_dim
+                       : gradient.shape[0] * gradient.shape[3]);
 }
 
 /// Lays out the workspace and everything that is launched. `workspace` may be null, to learn the
@@ -229,6 +248,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     launch.extent.radial = wanted.radial;
     launch.problem = common;
     backward_problem& problem = launch.problem;
+    const parts_order order{!by_rows && wanted.position == position_encoding::contextual,
+                            wanted.radial, instance.head_dim};
     std::int64_t part_bytes = 0;
     int first_head = 0;
     int window_tokens = std::numeric_limits<int>::max();  ///< of a grid's smallest window
@@ -251,8 +272,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         if (arguments.group_gradients != nullptr) {
           const head_group_gradients<void>& gradients = arguments.group_gradients[g];
           part_bytes +=
-              4 * (elements_of(gradients.table_q) + elements_of(gradients.table_k) +
-                   elements_of(gradients.table_v) + elements_of(as_table(gradients.bias_table)));
+              4 * (elements_of(gradients.table_q, order) + elements_of(gradients.table_k, order) +
+                   elements_of(gradients.table_v, order) +
+                   elements_of(as_table(gradients.bias_table), order));
         }
       }
       first_head += group.heads;
@@ -282,27 +304,34 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
       part_count = std::max(
           blocks, std::min<std::int64_t>((tokens + 63) / 64,
                                          contextual_window_blocks(wanted.radial) / problem.heads));
+    std::int64_t long_count = 0;
+    if (one_pass > contextual_short_capacity && wanted.position == position_encoding::contextual)
+      long_count = std::min<std::int64_t>(
+          part_count, std::max(1, contextual_long_window_blocks / problem.heads));
     // Every launch with parts gets its share of the limit; there are at most four.
     if (part_bytes > 0) {
-      part_count =
-          std::min(part_count, std::max<std::int64_t>(1, table_parts_limit / 4 / part_bytes));
+      const std::int64_t limit = std::max<std::int64_t>(2, table_parts_limit / 4 / part_bytes);
+      long_count = std::min(long_count, limit / 2);
+      part_count = std::min(part_count, limit - long_count);
       blocks = std::min(blocks, part_count);
     }
     if (one_pass > 0 && wanted.position == position_encoding::none)
       blocks = std::min<std::int64_t>(blocks,
                                       std::max(1, long_blocks(instance.head_dim) / problem.heads));
     problem.blocks_per_head = static_cast<int>(blocks);
-    problem.parts_per_head = static_cast<int>(std::max(part_count, blocks));
+    problem.short_parts = static_cast<int>(std::max(part_count, blocks));
+    problem.parts_per_head = problem.short_parts + static_cast<int>(long_count);
 
     int index = 0;
     for (int g = 0; g < arguments.group_count && arguments.group_gradients != nullptr; ++g) {
       if (!belongs(arguments.groups[g])) continue;
       table_parts& parts = problem.groups[index++].parts;
       const head_group_gradients<void>& gradients = arguments.group_gradients[g];
-      parts.table_q = take_parts(carver, gradients.table_q, problem, plan.sums);
-      parts.table_k = take_parts(carver, gradients.table_k, problem, plan.sums);
-      parts.table_v = take_parts(carver, gradients.table_v, problem, plan.sums);
-      parts.bias = take_parts(carver, as_table(gradients.bias_table), problem, plan.sums);
+      parts.table_q = take_parts(carver, gradients.table_q, problem, order, true, plan.sums);
+      parts.table_k = take_parts(carver, gradients.table_k, problem, order, false, plan.sums);
+      parts.table_v = take_parts(carver, gradients.table_v, problem, order, true, plan.sums);
+      parts.bias =
+          take_parts(carver, as_table(gradients.bias_table), problem, order, false, plan.sums);
       launch.key_side_sums |= gradients.table_k.data != nullptr;
     }
   }

@@ -566,7 +566,6 @@ struct contextual_differentiator {
   __device__ __forceinline__ void run(int part) {
     const bool zeroes = problem.zero_unassigned && !problem.accumulate;
     const int limit = zeroes ? group.counts->tokens : assigned;
-    if (problem.one_pass > 0 && !zeroes && group.counts->largest <= problem.one_pass) return;
     bool begun = problem.one_pass == 0;
     if (begun) tables.begin_block(part);
     unsigned wanted = 0;
@@ -596,9 +595,13 @@ __global__ void __launch_bounds__(
     contextual_gradient_layout<sizeof(T), D, Side, Radial>::min_blocks)
     differentiate_contextual_kernel(const __grid_constant__ backward_problem problem) {
   extern __shared__ __align__(16) std::byte memory[];
-  wait_for_predecessor();
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
+  // Where all windows go in one pass, this begins beside those, and ends behind them.
+  const bool idle = problem.one_pass > 0 && !(problem.zero_unassigned && !problem.accumulate) &&
+                    entry.problem.counts->largest <= problem.one_pass;
+  if (!idle || blockIdx.x == 0) wait_for_predecessor();
+  if (idle) return;
   contextual_differentiator<T, D, Side, Radial>(problem, entry, where.group_head, memory)
       .run(where.part);
 }

@@ -128,12 +128,16 @@ struct contextual_window_layout {
   static constexpr int radial_stride = tile_rows + 2;        ///< int32
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
-  static constexpr int magnitudes = 0;                           // uint32 [tiles]
-  static constexpr int deltas = 64;                              // float [tiles][16]
-  static constexpr int radius = deltas + 4 * 16 * tiles;         // float [tiles][16]
-  static constexpr int plan = radius + 4 * 16 * tiles;           // int4 [tiles]: the next turn's
-  static constexpr int plan_used = plan + 16 * tiles;            // int: tiles
-  static constexpr int tables = plan_used + 16;                  // T [q, k, v][3 · tile_rows]
+  static constexpr int magnitudes = 0;                    // uint32 [tiles]
+  static constexpr int deltas = 64;                       // float [tiles][16]
+  static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
+  static constexpr int plans =
+      radius + 4 * 16 * tiles;                  // of this turn and the next one: int4 [tiles],
+  static constexpr int plan_used = 16 * tiles;  // int2: tiles, shared
+  static constexpr int plan_bytes = plan_used + 16;
+  /// Short windows that wait for their turn, int2 [32]: the first slot, rows.
+  static constexpr int waiting = plans + 2 * plan_bytes;
+  static constexpr int tables = waiting + (Long ? 0 : 8 * 32);   // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
   static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
 

@@ -115,14 +115,13 @@ struct contextual_memory {
     for (int which = 0; which < own_count; ++which) {
       parts[which] = bases[which];
       if (parts[which] == nullptr) continue;
-      parts[which] += (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * table_rows *
-                      problem.head_dim;
+      parts[which] +=
+          (std::int64_t{group_head} * problem.parts_per_head + part) * 3 * tile_rows * D;
       if (problem.one_pass > 0) continue;
       for (int step = first_step(which); step < steps; step += warps)
         for (int i = 0; i < 2; ++i)
-          if (float* target = part_row(parts[which], step, i))
-            for (int block = 0; block * 8 < problem.head_dim; ++block)
-              *reinterpret_cast<float2*>(target + block * 8) = {0.0f, 0.0f};
+          for (int block = 0; block * 8 < problem.head_dim; ++block)
+            *reinterpret_cast<float2*>(part_row(parts[which], step, i) + block * 8) = {0.0f, 0.0f};
     }
   }
 
@@ -130,17 +129,10 @@ struct contextual_memory {
   [[nodiscard]] __device__ __forceinline__ int first_step(int which) const {
     return (warp + which * (warps - steps % warps)) % warps;
   }
-  /// This lane's place in the part of row g + 8i of 16 table rows; null: there is no such row.
+  /// This lane's place in the part of row g + 8i of 16 rows. Parts have their rows as tables have them here:
+  /// also what is no row of a table.
   __device__ __forceinline__ float* part_row(float* part, int step, int i) const {
-    const int axis = step / (tile_rows / 16);
-    int row = step % (tile_rows / 16) * 16 + place.g + 8 * i;
-    if (query_side && linear(axis)) {
-      row = 2 * (length - 1) - row;
-      // Spherical tables have a last row that linear axes do not use; its gradient is 0.
-      if (row == -1) row = 2 * length - 1;
-    }
-    if (row < 0 || row >= table_rows) return nullptr;
-    return part + (axis * table_rows + row) * problem.head_dim + 2 * place.t;
+    return part + (step * 16 + place.g + 8 * i) * D + 2 * place.t;
   }
 
   /// Adds a product of 16 table rows times `by` to the part.
@@ -150,7 +142,6 @@ struct contextual_memory {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float* target = part_row(parts[which], step, i);
-      if (target == nullptr) continue;
 #pragma unroll
       for (int block = 0; block < math::blocks; ++block)
         if (block * 8 < problem.head_dim)

@@ -26,17 +26,19 @@
 /// Registers: sums by cell, and with the radial axis products of the tile's queries. Shared memory:
 /// tables, rows of q, k, v and dO, one-hot cells, products, pieces; later sums by table row.
 ///
-/// Sums of tables leave for the block's part in global memory, each element by one thread in order. Short
-/// windows come first and begin with zeros; long ones, and still longer ones in backward_contextual.cuh, add
-/// to the same parts. Which windows a block has follows from the sum of all windows' costs: ranges of equal
-/// length would give some blocks twice the work of others where the scan is dense.
+/// Sums of tables leave for the block's part in global memory, each element by one thread in order. Blocks of
+/// short and of long windows have parts of their own: long ones begin where short ones leave multiprocessors
+/// idle. Still longer ones, in backward_contextual.cuh, add to the parts of short ones. Which windows a block
+/// has follows from the sum of all windows' costs: ranges of equal length would give some blocks twice the
+/// work of others where the scan is dense. Some twenty of its short windows wait at a time, and a turn takes
+/// what fills it, largest first: a turn takes as long as its largest window, whatever else is in it.
 ///
 /// What is here: the turns of a block, and how a tile begins and ends. Shared memory, tables and the choice of
 /// windows are in backward_contextual_window_block.cuh, a tile's products in
 /// backward_contextual_window_pieces.cuh, what leaves it in backward_contextual_window_results.cuh.
 ///
-/// Bound by instructions, of which a warp issues one in six cycles: about 2,300 for a tile with one piece, 560
-/// for each further one.
+/// Bound by the latency of dependent instructions: registers and shared memory allow 8 warps a multiprocessor
+/// with the radial axis and 12 without, and a warp issues an instruction in six cycles.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +62,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
   using base::all_lanes;
   using base::begin_block;
   using base::clear;
+  using base::clear_parts;
   using base::copy;
   using base::copy_rows;
   using base::differentiate_keys;
@@ -88,6 +91,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
   using base::queries;
   using base::region;
   using base::rows_of_tile;
+  using base::see_starts;
   using base::share_of_block;
   using base::store_cells;
   using base::store_keys;
@@ -186,11 +190,11 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      state.lse[i] = 0.0f;
+      state.lse[i] = INFINITY;
       if (rows.token[i] >= 0)
         state.lse[i] =
             problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
-      state.single[i] = rows.end[i] - rows.begin[i] == 1;
+      state.single[i] = rows.window[i] >> 16 == 1;
     }
     wait_for_copies<0>();
     __syncwarp();
@@ -272,10 +276,16 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     }
     return rounding_scale(largest);
   }
-  /// A barrier between the tiles of a window.
-  static __device__ __forceinline__ void meet(const turn& now) {
-    if (now.width > 1)
-      asm volatile("barrier.sync %0, %1;" ::"r"(2 + now.base), "r"(32 * now.width) : "memory");
+  /// All warps meet, those with rows and those without in different places of the code: not `bar.sync`, which
+  /// promises that it is one.
+  static __device__ __forceinline__ void meet() {
+    asm volatile("barrier.sync 0;" ::: "memory");
+  }
+  /// Between what short windows' queries leave and what their keys take: windows of one tile need no other
+  /// warp, and where a turn has others, all meet. The warp with most pieces comes last anyway.
+  static __device__ __forceinline__ void meet_tiles(const turn& now) {
+    if (now.shared)
+      meet();
     else
       __syncwarp();
   }
@@ -310,7 +320,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
                             of_queries);
       }
     }
-    __syncthreads();
+    meet();
     if (warp < now.width) {
 #pragma unroll 1
       for (int i = 0; i < now.used; ++i) {
@@ -318,12 +328,25 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
         if (step >= from && step < to) differentiate_keys(i, step - from, of_keys);
       }
     }
-    __syncthreads();
+    meet();
   }
 
-  /// This warp's tile, if it `takes` one, up to the sums of tables. All warps meet in the same places.
+  /// A turn of a warp without rows.
+  __device__ __forceinline__ void stand_by(const turn& now) const {
+    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
+    meet();
+#pragma unroll 1
+    for (int i = 0; i < (Long ? 4 : 2); ++i) {
+      if constexpr (Long)
+        meet();
+      else
+        meet_tiles(now);
+    }
+    meet();
+  }
+  /// This warp's tile, up to the sums of tables.
   /// \param kept of long windows.
-  __device__ __forceinline__ void differentiate(const turn& now, bool takes,
+  __device__ __forceinline__ void differentiate(int number, const turn& now,
                                                 const tile_tokens& rows, const tile_tokens& others,
                                                 key_gradients& kept) const {
     float dq[2][4], dk[2][4], dv[2][4], row_total[4], column_total[4];
@@ -357,36 +380,28 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       copy(sums.total, column_total);
     };
     query_state state;
-    if (takes)
-      begin_tile(now, rows, others, state);
-    else if (place.lane == 0)
-      at<unsigned>(layout::magnitudes)[warp] = 0;
-    __syncthreads();
+    begin_tile(now, rows, others, state);
+    meet();
     const rounding_scale scale = scale_of_block();
+    begin_queries(now, rows, scale.up, state);
     if constexpr (Long) {
       query_sums of_queries;
       key_sums of_keys;
-      if (takes) {
-        begin_queries(now, rows, scale.up, state);
-        clear_queries(of_queries);
-        clear_keys(of_keys);
-      }
+      clear_queries(of_queries);
+      clear_keys(of_keys);
 #pragma unroll 1
       for (int half = 0; half < 2; ++half)
         differentiate_half(now, rows, half, scale.down, state, of_queries, of_keys);
-      if (takes) {
-        take_queries(of_queries);
-        take_keys(of_keys);
-      }
-    } else if (takes) {
-      begin_queries(now, rows, scale.up, state);
+      take_queries(of_queries);
+      take_keys(of_keys);
+    } else {
       {
         query_sums sums;
         clear_queries(sums);
         differentiate_pieces(now, rows, scale.down, state, sums);
         take_queries(sums);
       }
-      meet(now);
+      meet_tiles(now);
       {
         key_sums sums;
         clear_keys(sums);
@@ -394,11 +409,10 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
         for (int i = now.base; i < now.base + now.width; ++i) differentiate_keys(i, warp, sums);
         take_keys(sums);
       }
-      meet(now);
+      meet_tiles(now);
     }
-    if (takes) finish_sums(rows.code, others.code, cells, row_total, column_total, dq, dk);
-    __syncthreads();
-    if (!takes) return;
+    finish_sums(rows.code, others.code, cells, row_total, column_total, dq, dk);
+    meet();
     const float lower = scale_of_block().down;
     if constexpr (Long) {
       scale_sum(dq, problem.scale * lower);
@@ -419,8 +433,10 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       if (now.last_of_queries) store_queries(now.first, rows, 1.0f, dq);
       if (now.last_of_keys) store_keys(now.first_key, others, 1.0f, 1.0f, dk, dv);
     } else {
-      store_queries(now.first, rows, problem.scale * lower, dq);
-      store_keys(now.first, rows, lower, weight_unit, dk, dv);
+      const int first =
+          planned_turn(number).first;  // read again, which is less than to have kept it
+      store_queries(first, rows, problem.scale * lower, dq);
+      store_keys(first, rows, lower, weight_unit, dk, dv);
     }
   }
   static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
@@ -439,31 +455,43 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
                                                 const float4& high) {
     add_to(sum, {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}});
   }
+  /// Plans turns: the warp that most often has no rows in one.
+  static constexpr int planner = tiles - 1;
+
   __device__ __forceinline__ void run() const {
-    if (Long && group.counts->largest <= contextual_short_capacity) return;
+    if (Long && group.counts->largest <= contextual_short_capacity) {
+      clear_parts();
+      return;
+    }
     cursor next =
-        share_of_block(Long ? static_cast<int>(gridDim.x) / whole.heads : problem.parts_per_head);
-    if (Long && next.from >= next.until) return;
+        share_of_block(Long ? problem.parts_per_head - problem.short_parts : problem.short_parts);
     begin_block();
-    if (warp == 0) plan_turn(next);
+    if constexpr (!Long) {
+      see_starts(next);
+      if (warp == planner) at<int2>(layout::waiting)[place.lane] = {0, 0};
+    }
+    if (warp == planner) plan_turn(0, next);
     __syncthreads();
-    turn now = planned_turn();
+    turn now = planned_turn(0);
     tile_tokens rows = load_queries(now);
     tile_tokens others;
-    if constexpr (Long) others = load_keys(now);
+    if constexpr (Long) others = load_keys(now, rows);
     key_gradients kept;
     __syncthreads();
-    while (now.used > 0) {
+    for (int number = 0; now.used > 0; ++number) {
       const bool takes = takes_part(now);
       if (takes) copy_rows(rows, Long ? others : rows);
       // While rows arrive.
-      if (warp == 0) plan_turn(next);
-      differentiate(now, takes, rows, Long ? others : rows, kept);
+      if (warp == planner) plan_turn(number + 1, next);
+      if (takes)
+        differentiate(number, now, rows, Long ? others : rows, kept);
+      else
+        stand_by(now);
       const int used = now.used;
       const int used_by_keys = now.used_by_keys();
-      now = planned_turn();
+      now = planned_turn(number + 1);
       rows = load_queries(now);
-      if constexpr (Long) others = load_keys(now);
+      if constexpr (Long) others = load_keys(now, rows);
       add_to_parts(used, used_by_keys, scale_of_block().down);
       __syncthreads();
     }
@@ -477,12 +505,15 @@ __global__ void __launch_bounds__(32 * contextual_window_layout<Radial, Long>::t
     differentiate_contextual_windows_kernel(const __grid_constant__ backward_problem problem,
                                             const __grid_constant__ backward_rows rows) {
   extern __shared__ __align__(16) std::byte memory[];
-  wait_for_predecessor();
+  // Long windows begin where short ones leave multiprocessors idle, and end behind them.
+  if constexpr (!Long) wait_for_predecessor();
+  admit_successor();
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
   contextual_window_differentiator<T, Radial, Long>{
       rows, problem, entry, entry.problem, memory, where.group_head, where.part}
       .run();
+  if (Long && blockIdx.x == 0) wait_for_predecessor();
 }
 
 }  // namespace winnow::detail

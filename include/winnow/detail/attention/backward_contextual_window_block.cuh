@@ -112,31 +112,36 @@ struct contextual_window_block {
   [[nodiscard]] __device__ __forceinline__ int first_block(int which) const {
     return (warp + which) % tiles;
   }
-  /// Of which row of its block's 16 row g + 8·i of a product is the sum.
-  [[nodiscard]] __device__ __forceinline__ int row_of_product(bool by_cell, int i) const {
+  /// Of which row of its block's 16 row g of a product is the sum; that of row g + 8 is `rows_between` on.
+  [[nodiscard]] __device__ __forceinline__ int row_of_product(bool by_cell) const {
     const int g = place.g;
-    return 8 * (g >> 1 & 1) +
-           (by_cell ? 4 * (g & 1) + (g >> 2) + 2 * i : 2 * (g >> 2) + (g & 1) + 4 * i);
+    return 8 * (g >> 1 & 1) + (by_cell ? 4 * (g & 1) + (g >> 2) : 2 * (g >> 2) + (g & 1));
   }
+  static __device__ __forceinline__ int rows_between(bool by_cell) { return by_cell ? 2 : 4; }
+  /// A part has padded rows, ascending by cell as the sums do.
+  static constexpr int part_width = 16;
+  static constexpr int part_size = 3 * tile_rows * part_width;
   __device__ __forceinline__ float* part_of(int which) const {
     float* base = which == 0   ? entry.parts.table_q
                   : which == 1 ? entry.parts.table_v
                                : entry.parts.table_k;
     if (base == nullptr) return nullptr;
     // All parts of a launch together take at most `table_parts_limit`.
-    return base + (group_head * problem.parts_per_head + part) * 3 * table_rows * problem.head_dim;
+    const int first = Long ? problem.short_parts : 0;
+    return base + (group_head * problem.parts_per_head + first + part) * part_size;
   }
   __device__ __forceinline__ void begin_block() const {
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);
-    // Where windows are long the parts have what short ones gave.
-    for (int which = Long ? 3 : 0; which < 3; ++which) {
+    clear_parts();
+  }
+  __device__ __forceinline__ void clear_parts() const {
+    for (int which = 0; which < 3; ++which) {
       float* target = part_of(which);
       if (target == nullptr) continue;
-      for (int i = static_cast<int>(threadIdx.x); i < 3 * table_rows * problem.head_dim;
-           i += threads)
-        target[i] = 0.0f;
+      for (int i = static_cast<int>(threadIdx.x); i < part_size / 4; i += threads)
+        reinterpret_cast<float4*>(target)[i] = {0.0f, 0.0f, 0.0f, 0.0f};
     }
   }
 
@@ -150,7 +155,8 @@ struct contextual_window_block {
     int count = 0;  ///< its rows; 0: the warp has none
     int base = 0;   ///< the tiles [base, base + width) hold its windows' keys
     int width = 0;
-    int used = 0;  ///< tiles that hold queries; 0: the block has done all
+    int used = 0;         ///< tiles that hold queries; 0: the block has done all
+    bool shared = false;  ///< Of short windows: has one of them several tiles?
     // Of long windows:
     int first_key = 0, key_count = 0;                      ///< this warp's keys
     int number = 0;                                        ///< of the tile of queries in its window
@@ -164,21 +170,30 @@ struct contextual_window_block {
   /// there. Every 64th slot is a probe, so that a long window has one.
   struct cursor {
     int from, until;
+    /// Where the windows of slots from + 1 + lane and 32 slots on start: loaded a turn ahead.
+    int starts[2] = {0, 0};
     // The long window whose turns are under way:
     int window = 0, length = 0;
     int query_chunk = 0, key_chunk = 0;
   };
-  /// Adds windows that start in the next 64 slots to a turn of short windows, by one warp. `tile` is the one
-  /// that this lane writes down. \return does the next window not fit?
-  __device__ __forceinline__ bool fill_tiles(cursor& next, int& used, int4& tile) const {
+  /// Looks at the next 64 slots.
+  __device__ __forceinline__ void see_starts(cursor& next) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int slot = next.from + 1 + 32 * half + place.lane;
+      next.starts[half] = slot < assigned ? bounds[slot].x : assigned;
+    }
+  }
+  /// Adds short windows that start in the next 64 slots to those that wait, of which each lane has one or
+  /// none, by one warp: windows that share a tile are one. No 64 slots have more than nine.
+  __device__ __forceinline__ void add_waiting(cursor& next, int2& waits) const {
     const int from = next.from;
     const int until = next.until;
     // Bit s: in slot from + 1 + s starts a window, or the last has ended there.
     std::uint64_t starts = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int slot = from + 1 + 32 * half + place.lane;
-      const bool mark = slot < assigned ? bounds[slot].x == slot : slot == assigned;
+      const bool mark = next.starts[half] == from + 1 + 32 * half + place.lane;
       starts |= std::uint64_t{__ballot_sync(all_lanes, mark)} << (32 * half);
     }
     if (until - from <= 64) {
@@ -187,30 +202,48 @@ struct contextual_window_block {
       const std::uint64_t behind = starts >> bit << bit;
       starts = (starts ^ behind) | (behind & (0 - behind));
     }
+    unsigned free = __ballot_sync(all_lanes, waits.y == 0);
     int done = 0;
-    bool full = false;
-    while (used < tiles && done < 64 && from + done < until) {
-      const unsigned near = static_cast<unsigned>(starts >> done) & 0xffffu;
+    while (done < 64 && from + done < until) {
+      const std::uint64_t left = starts >> done;
+      const unsigned near = static_cast<unsigned>(left) & 0xffffu;
       int count = 32 - __clz(static_cast<int>(near));
-      int needed = 1;
       if (near == 0) {
-        count = bounds[from + done].y - (from + done);
-        needed = (count + 15) / 16;
-        if (count > layout::capacity) {
-          done += count;
-          continue;
+        count = __ffsll(static_cast<long long>(left));
+        if (count == 0) {  // ends behind the 64 slots
+          if (done > 0) break;
+          count = bounds[from].y - from;
         }
-        full = used + needed > tiles;
-        if (full) break;
       }
-      const int own = place.lane - used;
-      if (own >= 0 && own < needed)
-        tile = {from + done + 16 * own, min(16, count - 16 * own), used, needed};
-      used += needed;
+      if (count <= contextual_short_capacity) {
+        if (place.lane == __ffs(static_cast<int>(free)) - 1) waits = {from + done, count};
+        free &= free - 1;
+      }
       done += count;
     }
     next.from = from + done;
-    return full;
+    see_starts(next);
+  }
+  /// Fills a turn with windows that wait, those of most tiles first, by one warp. `tile` is the one that this
+  /// lane writes down. \return tiles
+  __device__ __forceinline__ int fill_tiles(int2& waits, int4& tile) const {
+    int used = 0;
+    while (used < tiles) {
+      const unsigned needed = static_cast<unsigned>(waits.y + 15) / 16;
+      const unsigned most =
+          __reduce_max_sync(all_lanes, needed <= static_cast<unsigned>(tiles - used) ? needed : 0u);
+      if (most == 0) break;
+      const int lane = __ffs(static_cast<int>(__ballot_sync(all_lanes, needed == most))) - 1;
+      const int first = __shfl_sync(all_lanes, waits.x, lane);
+      const int count = __shfl_sync(all_lanes, waits.y, lane);
+      const int width = static_cast<int>(most);
+      const int own = place.lane - used;
+      if (own >= 0 && own < width)
+        tile = {first + 16 * own, min(16, count - 16 * own), used, width};
+      if (place.lane == lane) waits.y = 0;
+      used += width;
+    }
+    return used;
   }
   /// Long windows go in chunks of up to eight tiles.
   struct chunks {
@@ -247,20 +280,30 @@ struct contextual_window_block {
     }
     return false;
   }
-  /// Plans the next turn, by one warp.
-  __device__ __forceinline__ void plan_turn(cursor& next) const {
+  static __device__ __forceinline__ int plan_of(int number) {
+    return layout::plans + (Long ? 0 : number % 2 * layout::plan_bytes);
+  }
+  /// Plans a turn, by one warp.
+  __device__ __forceinline__ void plan_turn(int number, cursor& next) const {
+    const int plan = plan_of(number);
     int used = 0;
+    bool shared = false;
     if constexpr (Long) {
       used = next_chunks(next) ? 1 : 0;
       if (place.lane == 0)
-        *at<int4>(layout::plan) = {next.window, next.length, next.query_chunk, next.key_chunk};
+        *at<int4>(plan) = {next.window, next.length, next.query_chunk, next.key_chunk};
     } else {
+      constexpr int enough = 20;
+      int2 waits = at<int2>(layout::waiting)[place.lane];
+      while (next.from < next.until && __popc(__ballot_sync(all_lanes, waits.y > 0)) <= enough)
+        add_waiting(next, waits);
       int4 tile = {0, 0, 0, 0};
-      bool full = false;
-      while (!full && used < tiles && next.from < next.until) full = fill_tiles(next, used, tile);
-      if (place.lane < tiles) at<int4>(layout::plan)[place.lane] = tile;
+      used = fill_tiles(waits, tile);
+      at<int2>(layout::waiting)[place.lane] = waits;
+      if (place.lane < tiles) at<int4>(plan)[place.lane] = tile;
+      shared = __any_sync(all_lanes, tile.w > 1);
     }
-    if (place.lane == 0) *at<int>(layout::plan_used) = used;
+    if (place.lane == 0) *at<int2>(plan + layout::plan_used) = {used, shared ? 1 : 0};
   }
   /// Is the window in `slot` long, and the slot its first probe?
   [[nodiscard]] __device__ __forceinline__ static bool is_first_probe(int slot,
@@ -306,7 +349,8 @@ struct contextual_window_block {
     }
     const std::uint32_t through = warp_inclusive_sum(own);
     auto* totals = at<std::uint32_t>(layout::deltas);
-    int* counts = at<int>(layout::plan);  // of probes before this block's share, and before its end
+    int* counts =
+        at<int>(layout::plans);  // of probes before this block's share, and before its end
     if (place.lane == 31) totals[warp] = through;
     if (threadIdx.x < 2) counts[threadIdx.x] = 0;
     __syncthreads();
@@ -343,14 +387,15 @@ struct contextual_window_block {
     __syncthreads();
     return result;
   }
-  [[nodiscard]] __device__ __forceinline__ turn planned_turn() const {
-    const int used = *at<int>(layout::plan_used);
+  [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number) const {
+    const int place_of_plan = plan_of(number);
+    const auto [used, shared] = *at<int2>(place_of_plan + layout::plan_used);
     if (used == 0) return {};
     if constexpr (!Long) {
-      const int4 tile = at<int4>(layout::plan)[warp];
-      return {tile.x, tile.y, tile.z, tile.w, used};
+      const int4 tile = at<int4>(place_of_plan)[warp];
+      return {tile.x, tile.y, tile.z, tile.w, used, shared != 0};
     } else {
-      const int4 plan = *at<int4>(layout::plan);
+      const int4 plan = *at<int4>(place_of_plan);
       const chunks parts = chunks_of(plan.y);
       const int end = plan.x + plan.y;
       const int chunk = 16 * parts.tiles;
@@ -383,7 +428,9 @@ struct contextual_window_block {
     std::int32_t copied;    ///< the token whose row this lane copies half of; -1: none
     std::int32_t token[2];  ///< of rows g and g + 8
     std::uint32_t code[2];
-    int begin[2], end[2];  ///< columns of their windows, from the first row of tile `base` on
+    /// Columns of their windows, from the first row of tile `base` on: the first in the lower half, how many
+    /// in the upper.
+    std::uint32_t window[2];
     float radius[2];
   };
   __device__ __forceinline__ tile_tokens load_tokens(int first, int count, int origin) const {
@@ -398,8 +445,8 @@ struct contextual_window_block {
       result.token[i] = there ? order[slot] : -1;
       result.code[i] = there ? group.positions[slot] : 0;
       const int2 window = there ? bounds[slot] : int2{origin, origin};
-      result.begin[i] = window.x - origin;
-      result.end[i] = window.y - origin;
+      result.window[i] = (static_cast<std::uint32_t>(window.y - window.x) << 16) |
+                         (static_cast<std::uint32_t>(window.x - origin) & 0xffffu);
       result.radius[i] = Radial && there ? group.radius[slot] + 0.0f : 0.0f;  // no -0
     }
     return result;
@@ -408,8 +455,10 @@ struct contextual_window_block {
     return load_tokens(now.first, now.count,
                        Long ? now.first_key - 16 * warp : now.first - 16 * (warp - now.base));
   }
-  __device__ __forceinline__ tile_tokens load_keys(const turn& now) const {
-    return load_tokens(now.first_key, now.key_count, 0);
+  /// The same of keys, of which only where they are in their window may differ if they are the queries.
+  __device__ __forceinline__ tile_tokens load_keys(const turn& now,
+                                                   const tile_tokens& as_queries) const {
+    return now.first_key == now.first ? as_queries : load_tokens(now.first_key, now.key_count, 0);
   }
   /// Starts loading the rows of queries and keys, which may be the same.
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows,

@@ -22,9 +22,20 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], 
                : "memory");
 }
 
+// By address: the compiler does not find what many pointers share.
+__device__ __forceinline__ float2 load_pair(std::uint32_t address) {
+  std::uint32_t bits;
+  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
+  return __half22float2(*reinterpret_cast<const half2*>(&bits));
+}
+__device__ __forceinline__ float load_half(std::uint32_t address) {
+  std::uint16_t bits;
+  asm volatile("ld.shared.b16 %0, [%1];\n" : "=h"(bits) : "r"(address) : "memory");
+  return __half2float(*reinterpret_cast<const half*>(&bits));
+}
 /// Adds to a word of shared memory. Also what is 0: a branch around each addition costs more.
-__device__ __forceinline__ void add_in_shared(const int* word, int more) {
-  asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(shared_address(word)), "r"(more) : "memory");
+__device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
+  asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(address), "r"(more) : "memory");
 }
 
 template <class T, bool Radial, bool Long>
@@ -302,24 +313,40 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
         multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
-    std::uint32_t radial_rows[2] = {0, 0};
-    if constexpr (Radial) look_up_radial(rows, j, radial_rows, p, sides, ds);
+    [[maybe_unused]] radial_places places;
+    if constexpr (Radial) look_up_radial(rows, j, places, p, sides, ds);
 
     const float factor = problem.scale * log2_e;
 #pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        p[n][e] = fmaf(p[n][e], factor, fmaf(sides[n][e], log2_e, state.lse[e / 2]));
+    // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
+    // their LSE.
+    if (j == now.base + now.width - 1) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int begin = static_cast<std::int16_t>(rows.window[i]);
+        const int column = 16 * (j - now.base) + 2 * place.t - begin;
+        const unsigned window = rows.window[i] >> 16;
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const int e = 2 * i + c;
+            const bool attends = static_cast<unsigned>(column + 8 * n + c) < window;
+            p[n][e] = attends ? p[n][e] : -INFINITY;
+            ds[n][e] = attends ? ds[n][e] : 0.0f;
+          }
+      }
+    }
+#pragma unroll
+    for (auto& block : p)
+#pragma unroll
+      for (float& x : block) x = exp2_fast(x);
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int column = 16 * (j - now.base) + 2 * place.t - rows.begin[i];
-      const auto window = static_cast<unsigned>(rows.end[i] - rows.begin[i]);
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int e = 2 * i + c;
-          const bool attends = static_cast<unsigned>(column + 8 * n + c) < window;
-          const float logit = fmaf(p[n][e], factor, fmaf(sides[n][e], log2_e, state.lse[i]));
-          p[n][e] = exp2_fast(attends ? logit : -INFINITY);
-          ds[n][e] = attends ? ds[n][e] : 0.0f;
-        }
       float unit = weight_unit;
       if (!Long && now.width == 1) {
         // The row's window lies in this piece: delta = Σ P·dP / Σ P, not dO·O with a rounded O.
@@ -344,7 +371,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
         for (int e = 2 * i; e < 2 * i + 2; ++e)
           ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
     }
-    if constexpr (Radial) sum_radial(j, radial_rows, p, ds);
+    if constexpr (Radial) sum_radial(j, places, p, ds);
 
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
@@ -364,21 +391,32 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
     const weight_fragment<T> values_left(p);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      piece[32 * m] = gradients.a[m];
-      piece[layout::piece_bytes / 4 + 32 * m] = values_left.a[m];
+      // In the order that the keys take transposed.
+      const int matrix = m / 2 + m % 2 * 2;
+      piece[32 * matrix] = gradients.a[m];
+      piece[layout::piece_bytes / 4 + 32 * matrix] = values_left.a[m];
     }
   }
 
-  /// What the radial axis adds to a piece, and the table rows of its pairs.
+  /// Of a lane's pairs in a piece, where in shared memory the products of the query are by the pair's table
+  /// row, less what row g + 8 lies behind row g. Sums lie a constant further on.
+  using radial_places = std::uint32_t[2][4];
+  static constexpr int radial_bytes_of_row = 4 * layout::radial_stride;
+  static_assert(layout::query_radial_stride == layout::radial_stride);
+
+  /// What the radial axis adds to a piece.
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
-                                                 std::uint32_t (&radial_rows)[2], float (&p)[2][4],
+                                                 radial_places& places, float (&p)[2][4],
                                                  float (&sides)[2][4], float (&ds)[2][4]) const {
-    const auto* of_rows = reinterpret_cast<const half2*>(region(warp) + layout::query_radial) +
-                          place.g * layout::query_radial_stride;
-    const auto* of_columns = reinterpret_cast<const half*>(region(j) + layout::key_radial) +
-                             2 * place.t * layout::key_radial_stride;
+    const std::uint32_t of_rows =
+        shared_address(region(warp) + layout::query_radial) +
+        static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
+    const std::uint32_t of_columns =
+        shared_address(region(j) + layout::key_radial) +
+        static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
     const float* other_radius = at<float>(layout::radius) + 16 * j + 2 * place.t;
-    const int most_steps = (length << 22) - 1;
+    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
+    const int most_steps = in_register((length << 22) - 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -387,35 +425,37 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
-          const int step = radial_step(rows.radius[i] - other, group.inverse_a, most_steps);
-          const int row = length + (step >> 22);
-          radial_rows[n] |= static_cast<std::uint32_t>(row) << (8 * e);
-          const float2 query = __half22float2(of_rows[i * 8 * layout::query_radial_stride + row]);
+          const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
+          places[n][e] = of_rows + static_cast<std::uint32_t>(step >> 20);
+          const float2 query = load_pair(places[n][e] + i * 8 * radial_bytes_of_row);
           p[n][e] += query.x;
           ds[n][e] += query.y;
-          sides[n][e] += __half2float(of_columns[(8 * n + c) * layout::key_radial_stride + row]);
+          sides[n][e] += load_half(of_columns + static_cast<std::uint32_t>(step >> 21) +
+                                   (8 * n + c) * 2 * layout::key_radial_stride);
         }
       }
   }
   /// Sums a piece up by radial row, for its rows and its columns. Integers have the same sum in every
   /// order.
-  __device__ __forceinline__ void sum_radial(int j, const std::uint32_t (&radial_rows)[2],
+  __device__ __forceinline__ void sum_radial(int j, const radial_places& places,
                                              const float (&p)[2][4],
                                              const float (&ds)[2][4]) const {
-    constexpr int stride = layout::radial_stride;
-    int* of_rows = reinterpret_cast<int*>(region(warp) + layout::radial_sums) + place.g * stride;
-    int* of_columns =
-        reinterpret_cast<int*>(region(j) + layout::radial_sums) + (32 + 2 * place.t) * stride;
+    constexpr int sums = layout::radial_sums - layout::query_radial;
+    const std::uint32_t to_columns =
+        shared_address(region(j) + layout::radial_sums) -
+        shared_address(region(warp) + layout::query_radial) +
+        static_cast<std::uint32_t>((32 + 2 * place.t - place.g) * radial_bytes_of_row);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = static_cast<int>(radial_rows[n] >> (8 * e) & 0xffu);
+        const std::uint32_t of_row = places[n][e] + sums + e / 2 * 8 * radial_bytes_of_row;
         const int gradient = __float2int_rn(ds[n][e] * gradient_points);
-        add_in_shared(of_rows + e / 2 * 8 * stride + row, gradient);
-        add_in_shared(of_columns + (8 * n + (e & 1)) * stride + row, gradient);
+        add_in_shared(of_row, gradient);
+        add_in_shared(places[n][e] + to_columns + (8 * n + (e & 1)) * radial_bytes_of_row,
+                      gradient);
         const int weight = __float2int_rn(p[n][e] * weight_points);
-        add_in_shared(of_rows + (16 + e / 2 * 8) * stride + row, weight);
+        add_in_shared(of_row + 16 * radial_bytes_of_row, weight);
       }
   }
 
@@ -423,11 +463,9 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
   __device__ __forceinline__ void differentiate_keys(int i, int held, key_sums& sums) const {
     const std::byte* piece =
         region(i) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
-    std::uint32_t turned[4];
-    load_matrices_transposed(turned, piece);
-    const std::uint32_t gradients[4] = {turned[0], turned[2], turned[1], turned[3]};
-    load_matrices_transposed(turned, piece + layout::piece_bytes);
-    const std::uint32_t weights[4] = {turned[0], turned[2], turned[1], turned[3]};
+    std::uint32_t gradients[4], weights[4];
+    load_matrices_transposed(gradients, piece);
+    load_matrices_transposed(weights, piece + layout::piece_bytes);
     std::uint32_t left[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {

@@ -29,21 +29,21 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::keys;
   using base::largest_sum;
   using base::left_offset;
-  using base::length;
   using base::linear;
   using base::of_keys;
   using base::of_queries;
   using base::part_of;
+  using base::part_width;
   using base::place;
   using base::problem;
   using base::queries;
   using base::region;
   using base::row_of_product;
+  using base::rows_between;
   using base::rows_of_tile;
   using base::shift_of;
   using base::sums;
   using base::table;
-  using base::table_rows;
   using base::tiles;
   using base::warp;
   using base::weight_points;
@@ -168,7 +168,6 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     float* target = part_of(which);
     if (target == nullptr) return;
     target += 2 * place.t;
-    const int second = problem.head_dim > 8 ? 8 : 0;  // of zeros otherwise
     const std::byte* rows = rows_of_tile(which == 0   ? queries
                                          : which == 1 ? grads
                                                       : keys,
@@ -181,9 +180,6 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     const std::byte* left = sums(0, which) +
                             (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                             ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-    const unsigned last = static_cast<unsigned>(table_rows - 1);
-    const int by_cell[2] = {row_of_product(true, 0), row_of_product(true, 1)};
-    const int by_row[2] = {row_of_product(false, 0), row_of_product(false, 1)};
 #pragma unroll 1
     for (int block = first_block(which); block < blocks; block += tiles) {
       float product[2][4];
@@ -200,18 +196,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
             multiply_add_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
         }
       }
-      const int axis = block / axis_blocks;
-      const int first = block % axis_blocks * 16;
+      const bool by_cell = linear(block / axis_blocks);
+      const int between = rows_between(by_cell) * part_width;
+      float* sum = target + (16 * block + row_of_product(by_cell)) * part_width;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        int row = first + (linear(axis) ? by_cell[i] : by_row[i]);
-        if (which < 2 && linear(axis)) row = 2 * (length - 1) - row;
-        // What is no row of the table has a sum of zeros, which may go to any row.
-        row = static_cast<int>(min(static_cast<unsigned>(row), last));
-        float* sum = target + static_cast<unsigned>((axis * table_rows + row) * problem.head_dim);
-        add_in_memory(sum, product[0][2 * i] * by, product[0][2 * i + 1] * by);
-        add_in_memory(sum + second, product[1][2 * i] * by, product[1][2 * i + 1] * by);
-      }
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+          add_in_memory(sum + i * between + 8 * n, product[n][2 * i] * by,
+                        product[n][2 * i + 1] * by);
     }
   }
   /// Adds what a turn's tiles give to the block's part of tables' gradients.

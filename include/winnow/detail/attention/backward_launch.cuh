@@ -74,10 +74,10 @@ cudaError_t launch_contextual_windows(const backward_problem& problem, bool radi
                          static_cast<const backward_rows&>(problem));
   };
   const auto launch_both = [&](auto is_radial) {
-    const cudaError_t error = launch(is_radial, std::false_type{}, problem.parts_per_head);
-    if (error != cudaSuccess || problem.one_pass <= contextual_short_capacity) return error;
-    const int blocks = std::max(1, contextual_long_window_blocks / problem.heads);
-    return launch(is_radial, std::true_type{}, std::min(blocks, problem.parts_per_head));
+    const cudaError_t error = launch(is_radial, std::false_type{}, problem.short_parts);
+    const int long_parts = problem.parts_per_head - problem.short_parts;
+    if (error != cudaSuccess || long_parts == 0) return error;
+    return launch(is_radial, std::true_type{}, long_parts);
   };
   return radial ? launch_both(std::true_type{}) : launch_both(std::false_type{});
 }

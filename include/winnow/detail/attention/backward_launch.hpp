@@ -12,7 +12,7 @@ namespace winnow::detail {
 
 /// One gradient of a table: `count` parts to sum up in order for each element.
 struct parts_sum {
-  const float* parts = nullptr;  ///< [heads][count][axes][rows][dim]
+  const float* parts = nullptr;  ///< [heads][count][axes][row_pitch][dim_pitch]
   float* target = nullptr;
   std::int64_t row_stride = 0;
   std::int64_t axis_stride = 0;
@@ -22,6 +22,11 @@ struct parts_sum {
   int axes = 0;
   int rows = 0;
   int dim = 0;
+  int row_pitch = 0;
+  int dim_pitch = 0;
+  /// On the first axes row r is in place `last` - r of a part; what would be before the first is 0.
+  int backward_axes = 0;
+  int last = 0;
 };
 
 struct parts_sums {

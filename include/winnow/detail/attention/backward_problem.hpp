@@ -15,8 +15,9 @@ namespace winnow::detail {
 enum class backward_side : int { query, key };
 
 /// One group's gradients of tables on their way: each block sums up a part, and the parts are summed
-/// up in order afterwards. Laid out [heads][parts_per_head][axis][row][head_dim] for tables and
-/// [heads][parts_per_head][rows] for the bias. Null: not wanted.
+/// up in order afterwards. Laid out [heads][parts_per_head][axis][row][head_dim] for tables, with padded
+/// rows in the order of tiles where those give them, and [heads][parts_per_head][rows] for the bias. Null:
+/// not wanted.
 struct table_parts {
   float* table_q = nullptr;
   float* table_k = nullptr;
@@ -53,9 +54,11 @@ struct backward_rows {
   int heads = 0;  ///< of this launch
   /// Block b of a head takes tiles (row path: slots) b, b + blocks_per_head, ...
   int blocks_per_head = 1;
-  /// Parts of a table's gradient, a block of a head each. More than `blocks_per_head` where the kernel of
-  /// short contextual windows has more blocks than those of long ones.
+  /// Parts of a table's gradient, a block of a head each. More than `blocks_per_head` where contextual windows
+  /// go in one pass: the first `short_parts` are those of short windows, to which windows too long for one
+  /// pass add, the others those of long ones.
   int parts_per_head = 1;
+  int short_parts = 1;
   /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
   /// longer ones by backward_long.cuh.
   int one_pass = 0;

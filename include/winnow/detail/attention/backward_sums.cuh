@@ -32,19 +32,22 @@ __global__ void __launch_bounds__(32 * Warps)
   for (std::int64_t block = blockIdx.x; block < blocks_per_head * job.heads; block += gridDim.x) {
     const std::int64_t head = block / blocks_per_head;
     const std::int64_t element = block % blocks_per_head * 32 + lane;
+    const std::int64_t d = element % job.dim;
+    const std::int64_t row = element / job.dim % job.rows;
+    const std::int64_t axis = element / job.dim / job.rows;
+    const std::int64_t place = axis < job.backward_axes ? job.last - row : row;
     float sum = 0.0f;
-    if (element < size) {
-      const float* parts = job.parts + head * job.count * size + element;
+    if (element < size && place >= 0) {
+      const std::int64_t part_size = std::int64_t{job.axes} * job.row_pitch * job.dim_pitch;
+      const float* parts = job.parts + head * job.count * part_size +
+                           (axis * job.row_pitch + place) * job.dim_pitch + d;
 #pragma unroll 8
-      for (int part = warp; part < job.count; part += Warps) sum += parts[part * size];
+      for (int part = warp; part < job.count; part += Warps) sum += parts[part * part_size];
     }
     partial[warp][lane] = sum;
     __syncthreads();
     if (warp == 0 && element < size) {
       for (int w = 1; w < Warps; ++w) sum += partial[w][lane];
-      const std::int64_t d = element % job.dim;
-      const std::int64_t row = element / job.dim % job.rows;
-      const std::int64_t axis = element / job.dim / job.rows;
       float* target =
           job.target + row * job.row_stride + axis * job.axis_stride + head * job.head_stride + d;
       *target = all.accumulate ? *target + sum : sum;
