@@ -145,6 +145,10 @@ block_rows backbone::rows_of(int stage, int block) const {
   return rows;
 }
 
+std::uint32_t* backbone::positions_of(const block_rows& rows) const {
+  return rows.ids != nullptr ? positions_.as<std::uint32_t>() : nullptr;
+}
+
 void* backbone::attended(int stage, int block) const {
   return at_element(wide_,
                     std::int64_t{rows_of(stage, block).count()} * 3 * network_.channels_of(stage));
@@ -209,9 +213,9 @@ template <class Visit>
 void backbone::visit_products(Visit&& visit) const {
   for (int s = 0; s < network_.stages(); ++s) {
     for (int b = 0; b < network_.depth_of(s); ++b) {
+      if (fuses(s)) continue;
       visit(qkv_product(s, b));
       visit(projection_product(s, b));
-      if (fuses_mlp(s)) continue;
       visit(expansion_product(s, b));
       visit(contraction_product(s, b));
     }
@@ -235,81 +239,92 @@ void backbone::run_stage(int stage, mode what, cudaStream_t stream) {
     const bool computes = at(stage).pruning.kept[index(b)] > 0;
     const bool embeds = stage == 0 && b == 0;
     if (!ranks && !computes && !embeds) continue;
-    prepare_rows(stage, b, previous, what, stream);
+    if (fuses(stage))
+      prepare_fused(stage, b, ranks, stream);
+    else
+      prepare_rows(stage, b, previous, ranks, stream);
     previous = -1;
     if (!computes) continue;
     run_block(stage, b, stream);
-    previous = fuses_mlp(stage) ? -1 : b;
+    previous = fuses(stage) ? -1 : b;
   }
   end_stage(stage, previous, stream);
 }
 
-/// Everything between two blocks, or in front of the first: what the previous one left is added, windows
-/// are ranked where that is due, and the norm goes to the rows of this block.
-void backbone::prepare_rows(int stage, int block, int previous, mode what, cudaStream_t stream) {
-  const stage_state& state = at(stage);
-  const bool embeds = stage == 0 && block == 0;
-  const block_rows rows = rows_of(stage, block);
-  token_update update;
-  update.channels = network_.channels_of(stage);
-  update.map = state.map;
-  update.stream = state.stream.data();
-  if (previous >= 0) {
-    update.change = change_.data();
-    update.changed = rows_of(stage, previous);
+/// In front of a fused block: patches are embedded and windows ranked where that is due.
+void backbone::prepare_fused(int stage, int block, bool ranks, cudaStream_t stream) {
+  float* magnitude = ranks ? magnitude_.as<float>() : nullptr;
+  if (stage == 0 && block == 0) {
+    embed(magnitude, stream);
+  } else if (ranks) {
+    token_update update = token_update_of(stage, -1);
+    update.magnitude = magnitude;
+    check_cuda(launch_token_update(type(), update, stream), "token update");
   }
-  const norm_weights norm = arrays_.norm(block_prefix(stage, block) + "norm1");
-  // A dense block's positions are known beforehand.
-  std::uint32_t* positions = rows.ids != nullptr ? positions_.as<std::uint32_t>() : nullptr;
-  const bool ranks = block == state.pruning.ranked_at && what == mode::complete;
-  const bool touches_all = embeds || previous >= 0;
-  const auto update_tokens = [&] {
-    if (embeds)
-      embed(update, stream);
-    else
-      check_cuda(launch_token_update(type(), update, stream), "token update");
-  };
+  if (ranks) check_cuda(launch_ranking(ranking_of(stage), stream), "ranking");
+}
+
+/// In front of the other blocks: what the previous one left is added, windows are ranked where that is
+/// due, and the norm goes to the rows of this block.
+void backbone::prepare_rows(int stage, int block, int previous, bool ranks, cudaStream_t stream) {
+  token_update update = token_update_of(stage, previous);
+  row_update start;
+  start.channels = network_.channels_of(stage);
+  start.block = rows_of(stage, block);
+  start.stream = at(stage).stream.data();
+  start.rows = normed_.data();
+  start.norm = arrays_.norm(block_prefix(stage, block) + "norm1");
+  start.positions = positions_of(start.block);
   if (ranks) {
     update.magnitude = magnitude_.as<float>();
-    update_tokens();
-    rank(stage, stream);
-  } else if (touches_all || rows.ids == nullptr) {
-    update.rows = normed_.data();
-    update.next = rows;
-    update.norm = norm;
-    update.positions = positions;
-    update_tokens();
+    check_cuda(launch_token_update(type(), update, stream), "token update");
+    check_cuda(launch_ranking(ranking_of(stage), stream), "ranking");
+  } else if (previous >= 0 || start.block.ids == nullptr) {
+    update.rows = start.rows;
+    update.next = start.block;
+    update.norm = start.norm;
+    update.positions = start.positions;
+    check_cuda(launch_token_update(type(), update, stream), "token update");
     return;
   }
-  if (rows.kept == 0) return;
-  row_update start;
-  start.channels = update.channels;
-  start.block = rows;
-  start.stream = state.stream.data();
-  start.rows = normed_.data();
-  start.norm = norm;
-  start.positions = positions;
+  if (start.block.kept == 0) return;
   check_cuda(launch_row_update(type(), start, stream), "row update");
 }
 
-void backbone::embed(const token_update& update, cudaStream_t stream) {
+/// \param previous the block whose change is added; -1: none
+token_update backbone::token_update_of(int stage, int previous) const {
+  token_update update;
+  update.channels = network_.channels_of(stage);
+  update.map = at(stage).map;
+  update.stream = at(stage).stream.data();
+  if (previous < 0) return update;
+  update.change = change_.data();
+  update.changed = rows_of(stage, previous);
+  return update;
+}
+
+void backbone::embed(float* magnitude, cudaStream_t stream) {
   patch_embedding embedding;
   embedding.size = size_;
   embedding.images = images_;
   embedding.weight = arrays_.at("patch_embed.projection.weight");
   embedding.bias = arrays_.at("patch_embed.projection.bias");
   embedding.norm = arrays_.norm("patch_embed.norm");
-  check_cuda(launch_embedding(type(), embedding, update, stream), "patch embedding");
+  embedding.stream = at(0).stream.data();
+  embedding.magnitude = magnitude;
+  check_cuda(launch_embedding(type(), embedding, stream), "patch embedding");
 }
 
 void backbone::run_block(int stage, int block, cudaStream_t stream) {
-  products_.run(qkv_product(stage, block), stream);
-  attend(stage, block, stream);
-  products_.run(projection_product(stage, block), stream);
-  if (fuses_mlp(stage)) {
+  if (fuses(stage)) {
+    start_fused(stage, block, stream);
+    attend(stage, block, stream);
     finish_fused(stage, block, stream);
     return;
   }
+  products_.run(qkv_product(stage, block), stream);
+  attend(stage, block, stream);
+  products_.run(projection_product(stage, block), stream);
   row_update middle;
   middle.channels = network_.channels_of(stage);
   middle.block = rows_of(stage, block);
@@ -322,12 +337,26 @@ void backbone::run_block(int stage, int block, cudaStream_t stream) {
   products_.run(contraction_product(stage, block), stream);
 }
 
+void backbone::start_fused(int stage, int block, cudaStream_t stream) {
+  const std::string prefix = block_prefix(stage, block);
+  fused_qkv start;
+  start.block = rows_of(stage, block);
+  start.stream = at(stage).stream.data();
+  start.norm = arrays_.norm(prefix + "norm1");
+  start.matrix = arrays_.at(prefix + "qkv");
+  start.bias = arrays_.at(prefix + "attn.w_msa.qkv.bias");
+  start.rows = wide_.data();
+  start.positions = positions_of(start.block);
+  check_cuda(launch_fused_qkv(type(), start, stream), "q, k, v");
+}
+
 void backbone::finish_fused(int stage, int block, cudaStream_t stream) {
   const std::string prefix = block_prefix(stage, block);
   fused_mlp rest;
   rest.block = rows_of(stage, block);
   rest.stream = at(stage).stream.data();
-  rest.change = change_.data();
+  rest.attended = attended(stage, block);
+  rest.projection_bias = arrays_.at(prefix + "attn.w_msa.proj.bias");
   rest.norm = arrays_.norm(prefix + "norm2");
   rest.matrices = arrays_.at(prefix + "mlp");
   rest.hidden_bias = arrays_.at(prefix + "ffn.layers.0.0.bias");
@@ -393,7 +422,7 @@ void backbone::end_stage(int stage, int previous, cudaStream_t stream) {
   if (merges) products_.run(merge_product(stage), stream);
 }
 
-void backbone::rank(int stage, cudaStream_t stream) {
+ranking backbone::ranking_of(int stage) const {
   const stage_state& state = at(stage);
   ranking work;
   work.map = state.map;
@@ -409,7 +438,7 @@ void backbone::rank(int stage, cudaStream_t stream) {
     work.ranks[shifted] = state.ranks[shifted].as<std::int32_t>();
     work.importance[shifted] = state.importance[shifted].as<float>();
   }
-  check_cuda(launch_ranking(work, stream), "ranking");
+  return work;
 }
 
 std::vector<stage_ranking> backbone::rankings() const {

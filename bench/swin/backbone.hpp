@@ -75,18 +75,24 @@ class backbone {
   [[nodiscard]] block_rows rows_of(int stage, int block) const;
   template <class Visit>
   void visit_products(Visit&& visit) const;
-  void embed(const token_update& update, cudaStream_t stream);
+  void embed(float* magnitude, cudaStream_t stream);
   void run_stage(int stage, mode what, cudaStream_t stream);
-  void prepare_rows(int stage, int block, int previous, mode what, cudaStream_t stream);
+  void prepare_fused(int stage, int block, bool ranks, cudaStream_t stream);
+  void prepare_rows(int stage, int block, int previous, bool ranks, cudaStream_t stream);
+  [[nodiscard]] token_update token_update_of(int stage, int previous) const;
   void run_block(int stage, int block, cudaStream_t stream);
-  /// Whether a stage's MLPs are one kernel each, which leaves no change to be added.
-  [[nodiscard]] bool fuses_mlp(int stage) const {
-    return network_.channels_of(stage) == fused_mlp_channels;
+  /// Whether a stage's blocks are one kernel before attention and one after it, which leave no change to
+  /// be added.
+  [[nodiscard]] bool fuses(int stage) const {
+    return network_.channels_of(stage) == fused_channels;
   }
+  void start_fused(int stage, int block, cudaStream_t stream);
   void finish_fused(int stage, int block, cudaStream_t stream);
   void attend(int stage, int block, cudaStream_t stream);
   void end_stage(int stage, int previous, cudaStream_t stream);
-  void rank(int stage, cudaStream_t stream);
+  [[nodiscard]] ranking ranking_of(int stage) const;
+  /// Where a block's positions for attention go; null: all windows, whose positions are known beforehand.
+  [[nodiscard]] std::uint32_t* positions_of(const block_rows& rows) const;
   [[nodiscard]] product qkv_product(int stage, int block) const;
   [[nodiscard]] product projection_product(int stage, int block) const;
   [[nodiscard]] product expansion_product(int stage, int block) const;

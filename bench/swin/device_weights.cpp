@@ -47,12 +47,15 @@ device_weights::device_weights(const model& network, const weights& arrays, dtyp
     else
       append(bytes, by_token(values, static_cast<std::size_t>(spec.shape.back())), type);
   }
-  if (network.channels == fused_mlp_channels)
+  if (network.channels == fused_channels)
     for (int b = 0; b < network.depth_of(0); ++b) {
       const std::string prefix = block_prefix(0, b);
+      offsets_[prefix + "qkv"] = bytes.size();
+      append(bytes, pack_qkv(arrays.at(prefix + "attn.w_msa.qkv.weight")), type);
       offsets_[prefix + "mlp"] = bytes.size();
       append(bytes,
-             pack_mlp(arrays.at(prefix + "ffn.layers.0.0.weight"),
+             pack_mlp(arrays.at(prefix + "attn.w_msa.proj.weight"),
+                      arrays.at(prefix + "ffn.layers.0.0.weight"),
                       arrays.at(prefix + "ffn.layers.1.weight")),
              type);
     }

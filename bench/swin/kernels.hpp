@@ -38,7 +38,7 @@ struct norm_weights {
   const void* bias = nullptr;
 };
 
-/// What happens to every token of a map between two blocks, or in front of the first:
+/// What happens to every token of a map between two blocks:
 ///
 ///     x = stream; change: x += change[row of the token], stream = x
 ///     magnitude = mean |x|; rows[row of the token] = norm(x)
@@ -58,20 +58,19 @@ struct token_update {
 };
 cudaError_t launch_token_update(dtype type, const token_update& update, cudaStream_t stream);
 
-/// The patch embedding.
+/// The patch embedding, for 96 channels: stream = norm(weight · patch + bias), magnitude = mean |stream|.
 struct patch_embedding {
   image_size size;
   const void* images = nullptr;  ///< [batch, 3, height, width]
   const void* weight = nullptr;  ///< [96, 3, 4, 4]
   const void* bias = nullptr;
   norm_weights norm;
+  void* stream = nullptr;      ///< [tokens, 96]
+  float* magnitude = nullptr;  ///< [tokens]; null: not wanted
 };
-/// Embeds patches, x = norm(weight · patch + bias), and does with x what a token update does, which here
-/// has no change.
-cudaError_t launch_embedding(dtype type, const patch_embedding& embedding,
-                             const token_update& update, cudaStream_t stream);
+cudaError_t launch_embedding(dtype type, const patch_embedding& work, cudaStream_t stream);
 
-/// The same for the rows of one block: x = stream + change[row], stream = x, rows[row] = norm(x).
+/// A token update for the rows of one block: x = stream + change[row], stream = x, rows[row] = norm(x).
 struct row_update {
   int channels = 0;
   block_rows block;
@@ -83,23 +82,44 @@ struct row_update {
 };
 cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t stream);
 
-/// The second half of a block of 96 channels: stream += change, then
+/// \name A block of 96 channels: two kernels around attention
+/// @{
+inline constexpr int fused_channels = 96;
+
+/// rows = matrix · norm(stream) + bias: q, k and v of the rows of the block, side by side.
+struct fused_qkv {
+  block_rows block;
+  const void* stream = nullptr;
+  norm_weights norm;
+  const void* matrix = nullptr;  ///< `pack_qkv` of it
+  const void* bias = nullptr;
+  void* rows = nullptr;                ///< [block.count(), 3 * 96]
+  std::uint32_t* positions = nullptr;  ///< [block.count()] for attention; null: not wanted
+};
+inline constexpr std::size_t packed_qkv_elements = std::size_t{3} * fused_channels * fused_channels;
+cudaError_t launch_fused_qkv(dtype type, const fused_qkv& work, cudaStream_t stream);
+/// The matrix [288, 96] in the order in which the kernel reads it; host memory.
+std::vector<float> pack_qkv(const std::vector<float>& w);
+
+/// stream += projection · attended + projection_bias, then
 /// stream += w2 · gelu(w1 · norm(stream) + hidden_bias) + bias, for the rows of the block.
 struct fused_mlp {
   block_rows block;
   void* stream = nullptr;
-  const void* change = nullptr;
+  const void* attended = nullptr;  ///< [block.count(), 96]
+  const void* projection_bias = nullptr;
   norm_weights norm;
-  const void* matrices = nullptr;  ///< `pack_mlp` of both
+  const void* matrices = nullptr;  ///< `pack_mlp` of all three
   const void* hidden_bias = nullptr;
   const void* bias = nullptr;
 };
-inline constexpr int fused_mlp_channels = 96;
 inline constexpr std::size_t packed_mlp_elements =
-    2 * std::size_t{mlp_ratio} * fused_mlp_channels * fused_mlp_channels;
+    (2 * std::size_t{mlp_ratio} + 1) * fused_channels * fused_channels;
 cudaError_t launch_fused_mlp(dtype type, const fused_mlp& work, cudaStream_t stream);
-/// w1 [384, 96] and w2 [96, 384] in the order in which the kernel reads them; host memory.
-std::vector<float> pack_mlp(const std::vector<float>& w1, const std::vector<float>& w2);
+/// The projection [96, 96], w1 [384, 96] and w2 [96, 384] in the order in which the kernel reads them.
+std::vector<float> pack_mlp(const std::vector<float>& projection, const std::vector<float>& w1,
+                            const std::vector<float>& w2);
+/// @}
 
 /// The end of a stage: x = stream + change, output = norm(x) for every token, and for every place of the
 /// next map merged = norm(the four x side by side).

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(threads)
   if (adds) detail::wait_for_predecessor();
   detail::admit_successor();
   if (renewed) value.add(work.change + std::int64_t{spot.from} * row_type::channels, lane);
-  finish(work, spot, value, renewed, work.norm_weight, work.norm_bias, lane);
+  finish(work, spot, value, renewed, lane);
 }
 
 template <class T>
@@ -76,19 +76,17 @@ __global__ void __launch_bounds__(threads)
   const int row = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
   const bool present = row < work.count;
   const place where = place_of(work.block, present ? row : 0);
-  const bool inside = present && where.y < work.block.height && where.x < work.block.width;
-  const std::int64_t token =
-      (static_cast<std::int64_t>(where.image) * work.block.height + where.y) * work.block.width +
-      where.x;
+  const bool inside = present && work.block.inside(where);
+  T* const token = work.stream + work.block.token_at(where) * row_type::channels;
 
   row_type value;
   value.clear();
-  if (inside) value.load(work.stream + token * row_type::channels, lane);
+  if (inside) value.load(token, lane);
   if (adds) detail::wait_for_predecessor();
   if (inside && adds) {
     value.add(work.change + std::int64_t{row} * row_type::channels, lane);
     value.round();
-    value.store(work.stream + token * row_type::channels, lane);
+    value.store(token, lane);
   }
   row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
   if (!present) return;
@@ -193,7 +191,6 @@ __global__ void __launch_bounds__(end_threads, 8)
   write_output<T, Lanes>(work, north_east, east, image, y, x + 1, lane);
   write_output<T, Lanes>(work, south_west, south, image, y + 1, x, lane);
   write_output<T, Lanes>(work, south_east, east && south, image, y + 1, x + 1, lane);
-  if (work.merged == nullptr) return;
   const float total =
       north_west.template row<Lanes>().sum() + north_east.template row<Lanes>().sum() +
       south_west.template row<Lanes>().sum() + south_east.template row<Lanes>().sum();
@@ -216,26 +213,21 @@ __global__ void __launch_bounds__(end_threads, 8)
   write(south_east, 3 * channels);
 }
 
-/// Calls `body(T(), lanes)` with the lanes of a row as a constant.
-template <class Body>
-cudaError_t with_shape(dtype type, int channels, Body&& body) {
-  const auto with_type = [&](auto lanes) {
-    if (type == dtype::float16) return body(half(), lanes);
-    if (type == dtype::bfloat16) return body(bfloat16(), lanes);
-    return cudaErrorInvalidValue;
-  };
-  switch (channels) {
-    case 96:
-      return with_type(std::integral_constant<int, 4>());
-    case 192:
-      return with_type(std::integral_constant<int, 8>());
-    case 384:
-      return with_type(std::integral_constant<int, 16>());
-    case 768:
-      return with_type(std::integral_constant<int, 32>());
-    default:
-      return cudaErrorInvalidValue;
-  }
+/// The last stage's end, which merges nothing: the lanes of a row hold one token.
+template <class T, int Lanes>
+__global__ void __launch_bounds__(threads)
+    output_kernel(const __grid_constant__ end_arguments<T> work) {
+  detail::wait_for_predecessor();
+  using row_type = token_row<T, Lanes>;
+  const int lane = static_cast<int>(threadIdx.x) % Lanes;
+  const auto index = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
+  const int line = index / work.width;  // of all images
+  const int image = line / work.height;
+  const bool present = image < work.batch;
+  const stored_token<T> token = read_token<T, Lanes>(
+      work, present, image, line - image * work.height, index - line * work.width, lane);
+  write_output<T, Lanes>(work, token, present, image, line - image * work.height,
+                         index - line * work.width, lane);
 }
 
 unsigned blocks_for(std::int64_t rows, int lanes, int block = threads) {
@@ -267,6 +259,11 @@ cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stre
   return with_shape(type, end.channels, [&](auto element, auto lanes) {
     using T = decltype(element);
     const end_arguments<T> work(end);
+    if (end.merged == nullptr) {
+      const std::int64_t tokens = std::int64_t{work.batch} * work.height * work.width;
+      return detail::launch_kernel(output_kernel<T, lanes>, blocks_for(tokens, lanes), threads, 0,
+                                   stream, work);
+    }
     const std::int64_t places =
         std::int64_t{work.batch} * round_up_div(work.height, 2) * round_up_div(work.width, 2);
     return detail::launch_kernel(stage_end_kernel<T, lanes>, blocks_for(places, lanes, end_threads),

@@ -2,12 +2,14 @@
 /// \file
 /// Ranks windows by the magnitudes of their tokens.
 ///
-/// What a cluster of eight blocks computes: the order of one image's windows for one shift. Each block
-/// sums the windows of its eighth, a warp a window, hands the sums to the other seven through
-/// distributed shared memory, and ranks its eighth by counting the windows that come before each one.
+/// What a cluster of up to eight blocks computes: the order of one image's windows for one shift. Each block
+/// sums the windows of its share, eight lanes a window of which each takes a column, hands the sums to
+/// the others through distributed shared memory, and ranks its share, again eight lanes a window, by
+/// counting the windows that come before each one.
 ///
-/// What bounds it: two trips to the L2 and the barrier of the cluster; there are a few hundred windows, and
-/// their squares in comparisons. Both shifts and all images are one launch.
+/// What bounds it: latency, of two trips to the L2 and the barrier of the cluster; there are a few hundred
+/// windows, and their squares in comparisons. So a cluster has as many blocks as it takes to have all
+/// windows at once, where eight suffice for that. Both shifts and all images are one launch.
 #include <cooperative_groups.h>
 
 #include "swin/kernels.hpp"
@@ -16,8 +18,11 @@
 namespace winnow::swin {
 namespace {
 
-constexpr int threads = 512;
-constexpr int cluster_blocks = 8;
+constexpr int threads = 640;
+constexpr int most_blocks = 8;  // of a cluster
+constexpr int lanes = 8;        // of a window
+static_assert(window_edge <= lanes && most_blocks <= lanes);
+constexpr int slots = threads / lanes;  // windows at a time
 
 /// Larger for more important windows; NaN above all.
 __device__ __forceinline__ std::uint32_t key_of(float importance) {
@@ -25,65 +30,90 @@ __device__ __forceinline__ std::uint32_t key_of(float importance) {
   return bits > 0x7f800000u ? 0x7fffffffu : bits;
 }
 
-/// The L2 norm over a rolled window's tokens, by one warp; padding counts 0.
-__device__ float window_norm(const ranking& work, int shift, int image, int window, int lane) {
+/// The L2 norm over a rolled window's tokens, by eight lanes; padding counts 0.
+__device__ __forceinline__ float window_norm(const ranking& work, int shift, int image, int window,
+                                             bool present, int lane) {
   const int columns = (work.map.width + window_edge - 1) / window_edge;
   const int padded_height = (work.map.height + window_edge - 1) / window_edge * window_edge;
   const int padded_width = columns * window_edge;
+  const int top = window / columns * window_edge + shift;
+  int x = window % columns * window_edge + lane + shift;
+  if (x >= padded_width) x -= padded_width;
+  present = present && lane < window_edge && x < work.map.width;
+  const float* column =
+      work.magnitude + static_cast<std::int64_t>(image) * work.map.height * work.map.width + x;
+  float values[window_edge];
+#pragma unroll
+  for (int i = 0; i < window_edge; ++i) {
+    int y = top + i;
+    if (y >= padded_height) y -= padded_height;
+    values[i] = present && y < work.map.height ? column[y * work.map.width] : 0.0f;
+  }
   float squares = 0.0f;
 #pragma unroll
-  for (int turn = 0; turn < 2; ++turn) {
-    const int i = lane + turn * 32;
-    if (i >= window_tokens) continue;
-    int y = window / columns * window_edge + i / window_edge + shift;
-    int x = window % columns * window_edge + i % window_edge + shift;
-    if (y >= padded_height) y -= padded_height;
-    if (x >= padded_width) x -= padded_width;
-    if (y >= work.map.height || x >= work.map.width) continue;
-    const float value =
-        work.magnitude[(static_cast<std::int64_t>(image) * work.map.height + y) * work.map.width +
-                       x];
-    squares += value * value;
-  }
+  for (const float value : values) squares += value * value;
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, step);
+  for (int step = lanes / 2; step > 0; step /= 2)
+    squares += __shfl_xor_sync(detail::all_lanes, squares, step);
   return sqrtf(squares);
 }
 
+/// How many windows come before window `w`, among every eighth from the lane's first on.
+__device__ __forceinline__ int count_before(const std::uint32_t* keys, int windows, int w,
+                                            int lane) {
+  const std::uint32_t key = keys[w];
+  int before = 0;
+  int other = lane;
+  // Ties go to the lower id. Keys have 31 bits.
+#pragma unroll 8
+  for (; other < w; other += lanes) before += keys[other] + 1 > key;
+#pragma unroll 8
+  for (; other < windows; other += lanes) before += keys[other] > key;
+  return before;
+}
+
 /// Grid: x the blocks of a cluster, y the images, z the shifts.
-__global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(threads)
-    ranking_kernel(const __grid_constant__ ranking work) {
+__global__ void __launch_bounds__(threads) ranking_kernel(const __grid_constant__ ranking work) {
   extern __shared__ std::uint32_t keys[];
   const auto cluster = cooperative_groups::this_cluster();
-  cluster.sync();  // all blocks have started, so their memory is there
+  const int blocks = static_cast<int>(gridDim.x);
+  cluster.barrier_arrive();
   detail::wait_for_predecessor();
   detail::admit_successor();
   const int shifted = static_cast<int>(blockIdx.z);
-  if (work.ids[shifted] == nullptr) return;  // the whole cluster
+  const bool wanted = work.ids[shifted] != nullptr;  // by the whole cluster
   const int image = static_cast<int>(blockIdx.y);
   const int windows = work.windows;
-  const int share = (windows + cluster_blocks - 1) / cluster_blocks;
-  const int first = static_cast<int>(cluster.block_rank()) * share;
-  const int last = min(first + share, windows);
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int share = (windows + blocks - 1) / blocks;
+  const int first = static_cast<int>(blockIdx.x) * share;
+  const int last = wanted ? min(first + share, windows) : first;
+  const int slot = static_cast<int>(threadIdx.x) / lanes;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
   const std::int64_t row = static_cast<std::int64_t>(image) * windows;
 
-#pragma unroll 4
-  for (int w = first + warp; w < last; w += threads / 32) {
-    const float importance = window_norm(work, shifted ? shift_of_odd_blocks : 0, image, w, lane);
-    const std::uint32_t key = key_of(importance);
-    if (lane < cluster_blocks) cluster.map_shared_rank(keys, static_cast<unsigned>(lane))[w] = key;
+  bool all_started = false;
+  for (int start = first; start < last; start += slots) {
+    const int w = start + slot;
+    const bool present = w < last;
+    const float importance = window_norm(work, shifted ? shift_of_odd_blocks : 0, image,
+                                         present ? w : first, present, lane);
+    if (!all_started) cluster.barrier_wait();  // so their memory is there
+    all_started = true;
+    if (!present) continue;
+    if (lane < blocks)
+      cluster.map_shared_rank(keys, static_cast<unsigned>(lane))[w] = key_of(importance);
     if (lane == 0) work.importance[shifted][row + w] = importance;
   }
+  if (!all_started) cluster.barrier_wait();
   cluster.sync();
-  for (int w = first + warp; w < last; w += threads / 32) {
-    const std::uint32_t key = keys[w];
-    int before = 0;
-    for (int other = lane; other < windows; other += 32)
-      before += keys[other] > key || (keys[other] == key && other < w);
-    before = __reduce_add_sync(0xffffffffu, before);
-    if (lane != 0) continue;
+  for (int start = first; start < last; start += slots) {
+    const int w = start + slot;
+    const bool present = w < last;
+    int before = present ? count_before(keys, windows, w, lane) : 0;
+#pragma unroll
+    for (int step = lanes / 2; step > 0; step /= 2)
+      before += __shfl_xor_sync(detail::all_lanes, before, step);
+    if (!present || lane != 0) continue;
     work.ranks[shifted][row + w] = before;
     if (before < work.longest[shifted])
       work.ids[shifted][static_cast<std::int64_t>(image) * work.longest[shifted] + before] = w;
@@ -95,9 +125,21 @@ __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(threads
 cudaError_t launch_ranking(const ranking& work, cudaStream_t stream) {
   const auto windows = static_cast<std::size_t>(work.windows);
   if (windows > max_ranked_windows) return cudaErrorInvalidValue;
-  const dim3 grid(cluster_blocks, static_cast<unsigned>(work.map.batch), 2);
-  return detail::launch_kernel(ranking_kernel, grid, threads, windows * sizeof(std::uint32_t),
-                               stream, work);
+  unsigned blocks = 1;
+  while (blocks < most_blocks && blocks * slots < windows) blocks *= 2;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {blocks, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks, static_cast<unsigned>(work.map.batch), 2);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = windows * sizeof(std::uint32_t);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = detail::can_overlap_launches() ? 2 : 1;
+  return cudaLaunchKernelEx(&config, ranking_kernel, work);
 }
 
 }  // namespace winnow::swin

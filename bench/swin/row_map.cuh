@@ -10,6 +10,11 @@
 
 namespace winnow::swin {
 
+/// A place of the padded map.
+struct place {
+  int image, y, x;
+};
+
 /// The numbers of `block_rows` as the device wants them.
 struct row_map {
   int height, width;                // of the map
@@ -44,6 +49,13 @@ struct row_map {
     return (image * kept + rank) * window_tokens + rolled_y % window_edge * window_edge +
            rolled_x % window_edge;
   }
+  /// Whether a place is a token of the map, not of its padding.
+  __device__ __forceinline__ bool inside(const place& where) const {
+    return where.y < height && where.x < width;
+  }
+  __device__ __forceinline__ std::int64_t token_at(const place& where) const {
+    return (static_cast<std::int64_t>(where.image) * height + where.y) * width + where.x;
+  }
   /// Position for attention of a place of the padded map.
   __device__ __forceinline__ packed_position position_of(int y, int x) const {
     const int rolled_y = y >= shift ? y - shift : y - shift + padded_height;
@@ -53,10 +65,6 @@ struct row_map {
                                         (rolled_x >= padded_width - shift ? 1 : 0);
     return pack_position(rolled_x % window_edge, rolled_y % window_edge, region);
   }
-};
-
-struct place {
-  int image, y, x;
 };
 
 /// A place of the padded map from a row.

@@ -5,7 +5,10 @@
 /// the network are 24 times a power of two.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/storage.hpp"
 
@@ -39,7 +42,7 @@ struct token_row {
   }
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (float& value : x) value = 0.0f;
+    for (int i = 0; i < lane_channels; ++i) x[i] = 0.0f;
   }
   /// From an array of T or of float.
   template <class Stored>
@@ -56,6 +59,10 @@ struct token_row {
 #pragma unroll
     for (int i = 0; i < piece; ++i) x[p * piece + i] = static_cast<float>(packed.values[i]);
   }
+  /// From 16 bytes as they are stored, which a condition in front of their load leaves one register each.
+  __device__ __forceinline__ void unpack_stored(const uint4& stored, int p) {
+    unpack(reinterpret_cast<const packed_piece<T>&>(stored), p);
+  }
   __device__ __forceinline__ packed_piece<T> packed(int p) const {
     packed_piece<T> result;
 #pragma unroll
@@ -71,7 +78,7 @@ struct token_row {
   /// What a later kernel would read from the stream.
   __device__ __forceinline__ void round() {
 #pragma unroll
-    for (float& value : x) value = static_cast<float>(static_cast<T>(value));
+    for (int i = 0; i < lane_channels; ++i) x[i] = static_cast<float>(static_cast<T>(x[i]));
   }
   __device__ __forceinline__ void store(T* row, int lane) const {
 #pragma unroll
@@ -81,19 +88,19 @@ struct token_row {
   __device__ __forceinline__ float sum() const {
     float total = 0.0f;
 #pragma unroll
-    for (const float value : x) total += value;
+    for (int i = 0; i < lane_channels; ++i) total += x[i];
     return total;
   }
   __device__ __forceinline__ float squares_around(float mean) const {
     float total = 0.0f;
 #pragma unroll
-    for (const float value : x) total += (value - mean) * (value - mean);
+    for (int i = 0; i < lane_channels; ++i) total += (x[i] - mean) * (x[i] - mean);
     return total;
   }
   __device__ __forceinline__ float magnitude() const {
     float total = 0.0f;
 #pragma unroll
-    for (const float value : x) total += fabsf(value);
+    for (int i = 0; i < lane_channels; ++i) total += fabsf(x[i]);
     return row_sum<Lanes>(total) * (1.0f / channels);
   }
   /// (x - mean) * scale * weight + bias.
@@ -115,5 +122,28 @@ struct token_row {
     return scaled(mean, rsqrtf(variance + epsilon), weight, bias, lane);
   }
 };
+
+/// Calls `body(T(), lanes)` with the lanes of a row as a constant.
+/// Channel counts and types that no kernel serves are an invalid value.
+template <class Body>
+cudaError_t with_shape(dtype type, int channels, Body&& body) {
+  const auto with_type = [&](auto lanes) {
+    if (type == dtype::float16) return body(half(), lanes);
+    if (type == dtype::bfloat16) return body(bfloat16(), lanes);
+    return cudaErrorInvalidValue;
+  };
+  switch (channels) {
+    case 96:
+      return with_type(std::integral_constant<int, 4>());
+    case 192:
+      return with_type(std::integral_constant<int, 8>());
+    case 384:
+      return with_type(std::integral_constant<int, 16>());
+    case 768:
+      return with_type(std::integral_constant<int, 32>());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
 
 }  // namespace winnow::swin

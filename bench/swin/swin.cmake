@@ -9,6 +9,7 @@ if(WINNOW_CUDA)
                                  swin/device_weights.cpp swin/fidelity.cpp swin/fidelity.cu
                                  swin/gemm.cpp
                                  swin/latency.cpp swin/embedding.cu swin/fused_mlp.cu
+                                 swin/fused_qkv.cu
                                  swin/norms.cu swin/ranking.cu)
   target_link_libraries(winnow_swin PUBLIC winnow_swin_host CUDA::cublasLt
                                     PRIVATE winnow_warnings)

@@ -67,12 +67,9 @@ __device__ __forceinline__ token_spot locate(const token_arguments<T>& work, uns
 
 /// Writes what is wanted of a token: itself, if it is new, its magnitude, its norm. All lanes of a warp
 /// take part.
-/// \param norm_weight, norm_bias of the next rows, of T or of float.
-template <class T, int Lanes, class Stored>
+template <class T, int Lanes>
 __device__ __forceinline__ void finish(const token_arguments<T>& work, const token_spot& spot,
-                                       token_row<T, Lanes> value, bool renewed,
-                                       const Stored* norm_weight, const Stored* norm_bias,
-                                       int lane) {
+                                       token_row<T, Lanes> value, bool renewed, int lane) {
   constexpr int channels = token_row<T, Lanes>::channels;
   if (renewed) {
     value.round();
@@ -83,7 +80,7 @@ __device__ __forceinline__ void finish(const token_arguments<T>& work, const tok
     if (spot.inside && lane == 0) work.magnitude[spot.token] = magnitude;
   }
   if (work.rows == nullptr) return;
-  token_row<T, Lanes> normed = value.normed(norm_weight, norm_bias, norm_epsilon, lane);
+  token_row<T, Lanes> normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
   if (spot.to < 0) return;
   if (!spot.inside) normed.clear();
   normed.store(work.rows + std::int64_t{spot.to} * channels, lane);
