@@ -46,7 +46,11 @@ struct contextual_block {
   using key_cells = std::conditional_t<Radial, uint2, uint4>;
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,
   /// so that their sums stay below 65,504 and are normalised at the very end.
-  static constexpr float lag = sizeof(T) == 2 ? softmax_state::slack : 0.0f;
+  /// That lag also is how far logits may exceed the largest one before it is raised, which costs as much as
+  /// two thirds of the pairs that made it so. In long windows weights must not become so small.
+  static constexpr bool lags = sizeof(T) == 2;
+  static constexpr float slack = 6.0f, slack_short = lags ? 9.0f : slack;
+  static constexpr int slack_window = 400;
 
   const forward_problem& problem;
   int group_index;
@@ -101,8 +105,9 @@ struct contextual_block {
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
+    float slack;
     float fixed_point[2];  ///< the scales of radial sums
-    softmax_state softmax;
+    scaled_softmax_state softmax;
     float o[math::blocks][4];
     float cells[words][4];  ///< weights by cell
   };
@@ -194,6 +199,8 @@ struct contextual_block {
   template <bool Backwards>
   __device__ void multiply_radial(const factor& table, const typename factor::rows& left,
                                   std::byte* target, int eight_rows) const;
+  /// \tparam Behind a part of the offset that is one of the instruction.
+  template <int Behind>
   __device__ float radial_product(int offset) const;
   /// 16 rows of q or K.
   __device__ void load_left(const std::byte* rows_, typename factor::rows& left) const;
@@ -259,9 +266,9 @@ struct contextual_block {
   /// (float: 2³¹): no sum of some weights reaches twice that, though each of them is rounded, and
   /// rounding costs little of it, however long the window is. Short windows begin with room for larger weights, as a rescaling costs them more than
   /// they lose.
-  static constexpr float fixed_limit = lag > 0.0f ? 0x1p22f : 0x1p29f;
+  static constexpr float fixed_limit = lags ? 0x1p22f : 0x1p29f;
   static constexpr int short_window = 256;
-  static constexpr float fixed_start = 0x1p23f, fixed_start_short = lag > 0.0f ? 0x1p20f : 0x1p23f;
+  static constexpr float fixed_start = 0x1p23f, fixed_start_short = lags ? 0x1p20f : 0x1p23f;
   __device__ void keep_fixed_point(row_state& state) const;
   /// Lanes of a warp add in some order, which does not matter to integers.
   __device__ void add_shared(int offset, std::uint32_t weight) const;
@@ -315,6 +322,7 @@ struct contextual_block {
     if constexpr (Radial)
       state.radial = in_register(layout::scratch + scratch_of_warp() + layout::radial_row(place.g) +
                                  4 * state.length);
+    state.slack = group().counts->largest <= slack_window ? slack_short : slack;
     state.inverse_scale = __fdividef(1.0f, problem.scale);
     state.most_steps = (state.length << 22) - 1;
   }

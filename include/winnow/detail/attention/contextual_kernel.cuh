@@ -82,7 +82,7 @@ template <class T, int D, bool Radial, bool Vectors>
 __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                   contextual_layout<sizeof(T), D, Radial>::min_blocks)
     contextual_forward_kernel(const __grid_constant__ forward_problem problem) {
-  wait_for_predecessor();
+  begin_beside(problem.place);
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
@@ -103,7 +103,12 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                                                           shortest}
                       .run();
   constexpr int rows = contextual_layout<sizeof(T), D, Radial>::rows;
-  if (__syncthreads_or(incomplete)) complete_rows<T>(problem, share_of_block(problem), rows);
+  if (__syncthreads_or(incomplete)) {
+    // It looks at rows of short windows, too.
+    if (!problem.place.is_first) wait_for_predecessor();
+    complete_rows<T>(problem, share_of_block(problem), rows);
+  }
+  end_beside(problem.place, blockIdx.x == 0);
 }
 
 /// Do rows start on 16 bytes, a distance apart that fits 32 bits?
@@ -152,7 +157,7 @@ cudaError_t launch_contextual_short(const forward_problem& problem, int processo
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
-                                     cudaStream_t stream) noexcept {
+                                     kernel_place place, cudaStream_t stream) noexcept {
   using layout = contextual_layout<sizeof(T), D, Radial>;
   forward_problem parameters = problem;
   parameters.group_count = 0;
@@ -184,11 +189,14 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
       error =
           cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       parameters.takes_windows = true;
+      parameters.place = {place.is_first, false};
+      place.is_first = false;
       if (error == cudaSuccess)
         error =
             launch_contextual_short<T, Radial>(parameters, processors, block_memory, heads, stream);
       if (error != cudaSuccess) return error;
     }
+  parameters.place = place;
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
   const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);
@@ -199,14 +207,20 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
                        layout::bytes, stream, parameters);
 }
 
-/// Two launches where there are both kinds of windows: side by side on a multiprocessor they took a
-/// fifth more time than one after the other.
+/// Launches of their own where there are both kinds of windows, the longer ones first. The others' blocks come
+/// as theirs end: sharing a multiprocessor from the beginning, both took a fifth more time.
 template <class T, int D>
 cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
                                       cudaStream_t stream) noexcept {
-  const cudaError_t error = launch_contextual_groups<T, D, false>(problem, extent, stream);
-  return error != cudaSuccess ? error
-                              : launch_contextual_groups<T, D, true>(problem, extent, stream);
+  int radial = 0;
+  for (int g = 0; g < problem.group_count; ++g)
+    radial += problem.groups[g].kind == relative_kind::spherical ? 1 : 0;
+  const kernel_place of_radial{true, radial == problem.group_count}, of_others{radial == 0, true};
+  const cudaError_t error =
+      launch_contextual_groups<T, D, true>(problem, extent, of_radial, stream);
+  return error != cudaSuccess
+             ? error
+             : launch_contextual_groups<T, D, false>(problem, extent, of_others, stream);
 }
 
 }  // namespace winnow::detail

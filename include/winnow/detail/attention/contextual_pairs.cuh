@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -167,27 +168,26 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   int radial_steps[2][4];
   if constexpr (Radial) score_radial(state, key, stage, s, sides, radial_steps);
   // Logits over the scale, which is positive.
-  float largest[2] = {-INFINITY, -INFINITY};
+  float largest[2];
 #pragma unroll
   for (int b = 0; b < 2; ++b)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const bool attends = Interior || (attended >> (8 * b + e) & 1) != 0;
       s[b][e] = attends ? fmaf(sides[b][e], state.inverse_scale, s[b][e]) : -INFINITY;
-      largest[e / 2] = fmaxf(largest[e / 2], s[b][e]);
+      largest[e / 2] = b == 0 && e % 2 == 0 ? s[b][e] : fmaxf(largest[e / 2], s[b][e]);
     }
   const float factor = problem.scale * log2_e;
-#pragma unroll
-  for (float& row_logit : largest) row_logit *= factor;
   if (!state.softmax.holds(largest)) {
     float by[2];
-    if (state.softmax.template raise<true>(largest, by)) rescale(by, state);
+    if (state.softmax.raise(largest, factor, state.slack, lags ? state.slack : 0.0f, by))
+      rescale(by, state);
   }
 #pragma unroll
   for (int b = 0; b < 2; ++b)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      s[b][e] = exp2_fast(fmaf(s[b][e], factor, state.softmax.offset[e / 2] - lag));
+      s[b][e] = exp2_fast(fmaf(s[b][e], factor, state.softmax.offset[e / 2]));
   add_values(s, value_tile(stage), key, state);
   if (state.has_values) add_weights(s, key, radial_steps, state);
 }
@@ -201,22 +201,27 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   const int gk = in_register((key + 2 * place.t) * layout::key_stride + layout::key_products +
                              parts * 2 * layout::cells + state.length * layout::radial_element);
   const float* radii = at<const float>(layout::key_radius) + stage * keys + key + 2 * place.t;
-#pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    const float2 pair = *reinterpret_cast<const float2*>(radii + 8 * b);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float radius = j == 0 ? pair.x : pair.y;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int step = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
-        radial_steps[b][2 * i + j] = step;
-        const int offset = step >> (layout::radial_element == 2 ? 21 : 20);
-        scores[b][2 * i + j] += radial_product(gq + offset + i * layout::radial_row(8));
-        sides[b][2 * i + j] += radial_product(gk + offset + (8 * b + j) * layout::key_stride);
-      }
-    }
-  }
+  const auto add = [&](auto pair_constant, const float2(&radii_of)[2]) {
+    // Key 8b + j of this lane, row g + 8i.
+    constexpr int pair = decltype(pair_constant)::value;
+    constexpr int b = pair / 4, i = pair / 2 % 2, j = pair % 2;
+    const float radius = j == 0 ? radii_of[b].x : radii_of[b].y;
+    const int step = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
+    radial_steps[b][2 * i + j] = step;
+    const int offset = step >> (layout::radial_element == 2 ? 21 : 20);
+    scores[b][2 * i + j] += radial_product<i * layout::radial_row(8)>(gq + offset);
+    sides[b][2 * i + j] += radial_product<(8 * b + j) * layout::key_stride>(gk + offset);
+  };
+  const float2 own[2] = {*reinterpret_cast<const float2*>(radii),
+                         *reinterpret_cast<const float2*>(radii + 8)};
+  add(std::integral_constant<int, 0>(), own);
+  add(std::integral_constant<int, 1>(), own);
+  add(std::integral_constant<int, 2>(), own);
+  add(std::integral_constant<int, 3>(), own);
+  add(std::integral_constant<int, 4>(), own);
+  add(std::integral_constant<int, 5>(), own);
+  add(std::integral_constant<int, 6>(), own);
+  add(std::integral_constant<int, 7>(), own);
 }
 
 }  // namespace winnow::detail

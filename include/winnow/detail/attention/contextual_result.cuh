@@ -212,7 +212,7 @@ __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors, Layout>:
     }
     if (problem.lse != nullptr && place.t == 0 && wanted)
       problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride] =
-          state.softmax.log_sum(i) + lag * ln_2;
+          state.softmax.log_sum(i);
   }
   return __any_sync(0xffffffffu, !finite);
 }

@@ -148,14 +148,14 @@ struct contextual_short : contextual_short_units<T, Radial> {
     if (problem.lse != nullptr) {
       const int row = place.g + 8 * (place.t & 1);
       const float sum = odd ? state.softmax.sum[2] : state.softmax.sum[0];
-      const float largest = odd ? state.softmax.largest[1] : state.softmax.largest[0];
+      const float offset = odd ? state.softmax.offset[1] : state.softmax.offset[0];
       std::byte* target;
       asm("mad.wide.s32 %0, %1, %2, %3;"
           : "=l"(target)
           : "r"(tokens[row]), "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)),
             "l"(pointer(lse)));
       if (row < own && place.t < 2)
-        *reinterpret_cast<float*>(target) = fmaf(largest + __log2f(sum), ln_2, base::lag * ln_2);
+        *reinterpret_cast<float*>(target) = (__log2f(sum) - offset) * ln_2;
     }
     return !finite;
   }
@@ -249,12 +249,15 @@ struct contextual_short : contextual_short_units<T, Radial> {
 template <class T, bool Radial>
 __global__ void __launch_bounds__(32 * contextual_short_layout<Radial>::most_warps, 1)
     contextual_short_kernel(const __grid_constant__ forward_problem problem) {
-  wait_for_predecessor();
+  begin_beside(problem.place);
   extern __shared__ __align__(16) std::byte memory[];
   using layout = contextual_short_layout<Radial>;
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
-  if (shortest_left<Radial>(problem, group) == 0) return;
+  if (shortest_left<Radial>(problem, group) == 0) {
+    end_beside(problem.place, blockIdx.x == 0);
+    return;
+  }
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   const int warps = static_cast<int>(blockDim.x) / 32;
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
@@ -265,6 +268,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial>::most_war
   if (threadIdx.x == 0) *reinterpret_cast<int*>(memory + layout::next_range) = 0;
   __syncthreads();
   if (__syncthreads_or(attender.run())) attender.complete();
+  end_beside(problem.place, blockIdx.x == 0);
 }
 
 }  // namespace winnow::detail

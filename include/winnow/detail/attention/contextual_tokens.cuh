@@ -75,12 +75,19 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
+template <int Behind>
 __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::radial_product(
     int offset) const {
-  if constexpr (parts == 1)
-    return __half2float(*at<const half>(offset));
-  else
-    return *at<const float>(offset);
+  const std::uint32_t address = shared + static_cast<std::uint32_t>(offset);
+  if constexpr (parts == 1) {
+    std::uint16_t bits;
+    asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=h"(bits) : "r"(address), "n"(Behind));
+    return __half2float(__ushort_as_half(bits));
+  } else {
+    float product;
+    asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(product) : "r"(address), "n"(Behind));
+    return product;
+  }
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
@@ -160,7 +167,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
       }
     }
   }
-  state.softmax = softmax_state();
+  state.softmax = scaled_softmax_state();
 #pragma unroll
   for (auto& block : state.o)
 #pragma unroll

@@ -64,12 +64,22 @@ template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::rescale_radial(
     float first, float second) const {
   __syncwarp();
-  for (int r = place.t; r < tile_rows; r += 4)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      std::uint32_t& sum = radial_sums()[i * (layout::radial_row(8) / 4) + r];
-      sum = __float2uint_rn(from_fixed(sum, i == 0 ? first : second));
+  for (int i = 0; i < 2; ++i) {
+    // Powers of two, at most 1: a shift that rounds.
+    const int shift =
+        min(127 - static_cast<int>(__float_as_uint(i == 0 ? first : second) >> 23), 31);
+    const std::uint32_t half_unit = (1u << shift) >> 1;
+    constexpr std::uint32_t counted = lags ? 0xffffffu : 0xffffffffu;
+    auto* sums = reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4));
+#pragma unroll
+    for (int r = place.t; r < tile_rows / 4; r += 4) {
+      const uint4 sum = sums[r];
+      sums[r] = {((sum.x & counted) + half_unit) >> shift, ((sum.y & counted) + half_unit) >> shift,
+                 ((sum.z & counted) + half_unit) >> shift,
+                 ((sum.w & counted) + half_unit) >> shift};
     }
+  }
   __syncwarp();
 }
 
@@ -105,7 +115,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::from_fixed(
     std::uint32_t sum, float unit) {
-  if constexpr (lag > 0.0f)
+  if constexpr (lags)
     return fmaf(__uint_as_float(__byte_perm(sum, 0x4b000000u, 0x7210u)), unit, -0x1p23f * unit);
   else
     return __uint2float_rn(sum) * unit;
@@ -114,7 +124,7 @@ __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ std::uint32_t contextual_block<T, D, Radial, Vectors, Layout>::fixed(
     float weight, float scale) {
-  if constexpr (lag > 0.0f)
+  if constexpr (lags)
     return __float_as_uint(fmaf(weight, scale, 0x1p23f));
   else
     return __float2uint_rn(weight * scale);

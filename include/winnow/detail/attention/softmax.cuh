@@ -90,4 +90,56 @@ struct softmax_state {
   }
 };
 
+/// The same of contextual encoding, whose kernels count logits over a positive factor: to know that a row
+/// stays as it is takes a comparison of them as they are. Maxima are whole, so that weights are rescaled
+/// by powers of two.
+struct scaled_softmax_state {
+  float limit[2] = {-INFINITY,
+                    -INFINITY};    ///< from which on a row's maximum rises, over the factor
+  float offset[2] = {0.0f, 0.0f};  ///< -largest - lag, but finite
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+
+  [[nodiscard]] __device__ __forceinline__ bool holds(const float (&logit)[2]) const {
+    // A NaN changes nothing.
+    return !__any_sync(0xffffffffu, logit[0] > limit[0] || logit[1] > limit[1]);
+  }
+  /// As in `softmax_state`. \param scale the factor. \param slack how far logits may exceed `largest`.
+  /// \param lag weights are 2^(logit - largest - lag).
+  __device__ __forceinline__ bool raise(const float (&logit)[2], float scale, float slack,
+                                        float lag, float (&factor)[2]) {
+    bool rescale = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float row_logit = floorf(quad_max(logit[i]) * scale);
+      const bool is_first = limit[i] == -INFINITY;
+      const float largest = is_first ? -INFINITY : -lag - offset[i];
+      factor[i] = 1.0f;
+      if (row_logit > largest + slack) {
+        if (!is_first) {
+          factor[i] = exp2_fast(largest - row_logit);
+          rescale = true;
+        }
+        // Whole numbers exceed the slack by 1.
+        limit[i] = __fdividef(row_logit + (slack + 1.0f), scale);
+        offset[i] = -lag - row_logit;
+      }
+      sum[2 * i] *= factor[i];
+    }
+    return __any_sync(0xffffffffu, rescale);
+  }
+  template <bool LaneSums>
+  __device__ __forceinline__ void finish() {
+    if constexpr (LaneSums) {
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+      }
+    }
+  }
+  [[nodiscard]] __device__ __forceinline__ float log_sum(int i) const {
+    return (log2f(sum[2 * i]) - offset[i]) * ln_2;
+  }
+};
+
 }  // namespace winnow::detail
