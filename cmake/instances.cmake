@@ -13,6 +13,19 @@ foreach(head_dim IN LISTS WINNOW_HEAD_DIMS)
 endforeach()
 list(REMOVE_DUPLICATES winnow_kernel_dims)
 
+# Where kernels are compiled for compute capability 9.0, it has some of its own beside them. These use
+# instructions of the target sm_90a, which no other GPU has, so they are compiled for it alone.
+set(winnow_hopper 0)
+set(architectures ${CMAKE_CUDA_ARCHITECTURES})
+if("native" IN_LIST architectures)
+  list(APPEND architectures ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
+endif()
+foreach(architecture IN LISTS architectures)
+  if(architecture MATCHES "^(90a?(-real)?|all|all-major)$")
+    set(winnow_hopper 1)
+  endif()
+endforeach()
+
 # winnow_add_instances(TARGET)
 function(winnow_add_instances target)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/instances)
@@ -34,6 +47,27 @@ function(winnow_add_instances target)
     configure_file(${PROJECT_SOURCE_DIR}/cmake/attention_backward_rows_instance.cu.in ${file} @ONLY)
     target_sources(${target} PRIVATE ${file})
   endforeach()
+  if(winnow_hopper)
+    set(hopper_sources "")
+    foreach(type IN LISTS WINNOW_DTYPES)
+      foreach(dim IN LISTS winnow_kernel_dims)
+        if(NOT type STREQUAL "float" AND dim LESS_EQUAL 64) # as takes_wgmma says
+          set(file ${folder}/attention_forward_${type}_${dim}_wgmma.cu)
+          configure_file(${PROJECT_SOURCE_DIR}/cmake/attention_forward_wgmma_instance.cu.in ${file}
+                         @ONLY)
+          list(APPEND hopper_sources ${file})
+        endif()
+      endforeach()
+    endforeach()
+    if(hopper_sources)
+      add_library(${target}_hopper OBJECT ${hopper_sources})
+      target_link_libraries(${target}_hopper PRIVATE winnow_headers
+                                                     $<BUILD_INTERFACE:winnow_warnings>)
+      set_target_properties(${target}_hopper PROPERTIES CUDA_ARCHITECTURES 90a-real
+                                                        POSITION_INDEPENDENT_CODE ON)
+      target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_hopper>)
+    endif()
+  endif()
   configure_file(${PROJECT_SOURCE_DIR}/cmake/winnow_instances.hpp.in ${folder}/winnow_instances.hpp
                  @ONLY)
   target_include_directories(${target} PRIVATE ${folder})

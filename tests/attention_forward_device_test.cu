@@ -208,6 +208,42 @@ TYPED_TEST(AttentionForwardDevice, SurvivesLogitsOfTenThousand) {
   }
 }
 
+/// Long windows of all head dims, of which each has its own kernel, between short ones.
+TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsOfEachHeadDim) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const double limit = precision_limit(dtype_of<TypeParam>, quantity::output);
+  const std::vector<int> sizes{1024, 256, 300, 20, 700, 193, 1, 400, 384};
+  for (const int dim : {16, 24, 32, 56, 64}) {
+    SCOPED_TRACE("head dim " + std::to_string(dim));
+    attention_case<TypeParam> problem({{5, share(sized_labels(sizes, false, 41))},
+                                       {1, share(random_labels(3278, 3, 1, false, false, 42))}},
+                                      dim, 43);
+    device_attention<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(run(device.forward()));
+    expect_matches_reference(problem, device);
+    const auto out = device.out.to_host();
+    device.out.poison();
+    WINNOW_ASSERT_OK(run(device.forward()));
+    EXPECT_TRUE(same_bits(out, device.out.to_host()));
+
+    const auto q = problem.q;
+    for (TypeParam& x : problem.q) x = from_float<TypeParam>(to_float(x) * 3000.0f);
+    device_attention<TypeParam> large(problem);
+    WINNOW_ASSERT_OK(run(large.forward()));
+    expect_matches_reference(problem, large, false, std::max(1e-3, limit));
+    problem.q = q;
+
+    const partition& windows = problem.specs()[0].windows->view();
+    const std::int64_t token = windows.order[windows.offsets[2] + 7];
+    for (auto* rows : {&problem.q, &problem.k, &problem.v})
+      (*rows)[static_cast<std::size_t>(token * problem.heads * dim + 3)] =
+          from_float<TypeParam>(std::numeric_limits<float>::quiet_NaN());
+    device_attention<TypeParam> bad(problem);
+    WINNOW_ASSERT_OK(run(bad.forward()));
+    expect_matches_reference(problem, bad);
+  }
+}
+
 /// Windows around the sizes at which kernels change, in an order that breaks every tile: all short, a few
 /// hardly longer, some long, few long; few blocks and many; as many heads as a block takes and more.
 TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizes) {

@@ -134,23 +134,25 @@ inline forward_problem describe(const attention_forward_arguments<void>& argumen
   return problem;
 }
 
-using forward_launcher = cudaError_t (*)(const forward_problem&, const launch_extent&,
-                                         cudaStream_t) noexcept;
-
 /// One compiled pair of storage type and padded head dim, with a launcher for each encoding.
 struct forward_instance {
   dtype type;
   int head_dim;
   forward_launcher launch[3];  ///< by position_encoding
+  forward_launcher hopper_launch = nullptr;
 };
 
-template <class T, int D>
+/// \tparam Hopper has `launch_wgmma_forward` been compiled?
+template <class T, int D, bool Hopper = false>
 constexpr forward_instance instance_of() noexcept {
-  return {dtype_of<T>,
-          D,
-          {launch_forward<T, D, position_encoding::none>,
-           launch_forward<T, D, position_encoding::contextual>,
-           launch_forward<T, D, position_encoding::bias>}};
+  forward_instance instance{dtype_of<T>,
+                            D,
+                            {launch_forward<T, D, position_encoding::none>,
+                             launch_forward<T, D, position_encoding::contextual>,
+                             launch_forward<T, D, position_encoding::bias>}};
+  if constexpr (Hopper && takes_wgmma(sizeof(T), D))
+    instance.hopper_launch = launch_wgmma_forward<T, D>;
+  return instance;
 }
 
 /// The smallest instance that holds the head dim; null: none was compiled.
@@ -200,6 +202,7 @@ status attention_forward(const forward_instance (&instances)[Count],
        {position_encoding::none, position_encoding::contextual, position_encoding::bias}) {
     launch_extent extent;
     const forward_problem problem = describe(arguments, position, extent);
+    extent.hopper_launch = instance->hopper_launch;
     if (problem.group_count == 0) continue;
     const cudaError_t error = instance->launch[static_cast<int>(position)](problem, extent, stream);
     if (error != cudaSuccess)

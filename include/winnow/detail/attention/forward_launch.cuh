@@ -13,6 +13,7 @@
 #include "winnow/detail/attention/forward_kernel.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/forward_long.cuh"
+#include "winnow/detail/attention/forward_long_launch.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -32,18 +33,6 @@ inline int heads_per_block(const forward_problem& problem, std::int64_t blocks_o
     heads *= 2;
   }
   return heads;
-}
-
-/// Sets heads_per_block, and each group's first column. \return how many columns there are.
-inline int divide_heads(forward_problem& problem, int heads_per_block) noexcept {
-  problem.heads_per_block = heads_per_block;
-  int columns = 0;
-  for (int g = 0; g < problem.group_count; ++g) {
-    group_problem& group = problem.groups[g];
-    group.first_index = columns;
-    columns += (group.heads + heads_per_block - 1) / heads_per_block;
-  }
-  return columns;
 }
 
 /// Sets `packed`. \return false: a step does not fit 32 bits.
@@ -78,40 +67,14 @@ bool mark_long_tiles(forward_problem& problem) noexcept {
   return any;
 }
 
-/// Kernels that run beside each other on a multiprocessor have to agree on how much of its memory is shared.
-template <class Kernel>
-cudaError_t share_multiprocessors(Kernel kernel) noexcept {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
-}
-
-/// One wave of blocks for an H200, each of many items: with a few more or less they end together.
+/// Tiles in long windows, by the kernel that suits the device.
 template <class T, int D>
 cudaError_t launch_long_forward(const forward_problem& problem, const launch_extent& extent,
                                 cudaStream_t stream) noexcept {
+  if (extent.hopper_launch != nullptr && is_hopper())
+    return extent.hopper_launch(problem, extent, stream);
   using layout = forward_long_layout<D>;
-  constexpr std::int64_t blocks = 132 * layout::min_blocks;
-  const std::int64_t tiles = extent.tokens / long_tile;
-  forward_problem parameters = problem;
-  int columns = 0;
-  std::int64_t least_time = INT64_MAX;
-  for (int heads = 1; heads <= layout::most_heads; heads *= 2) {
-    forward_problem divided = problem;
-    const int divisions = divide_heads(divided, heads);
-    // Blocks take items in rounds. An item's beginning takes as long as a quarter of a head.
-    const std::int64_t time = (divisions * tiles + blocks - 1) / blocks * (4 * heads + 1);
-    if (time >= least_time) continue;
-    least_time = time;
-    parameters = divided;
-    columns = divisions;
-  }
-  const auto kernel = attend_long_windows_kernel<T, layout>;
-  cudaError_t error = share_multiprocessors(kernel);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes);
-  if (error != cudaSuccess) return error;
-  return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
-                       32 * layout::warps, layout::bytes, stream, parameters, tiles, columns);
+  return launch_long_items<layout>(attend_long_windows_kernel<T, layout>, problem, extent, stream);
 }
 
 /// Does forward_grid.cuh serve all groups of the launch? Sets what it needs to know.

@@ -65,6 +65,17 @@ inline bool can_overlap_launches() noexcept {
 #endif
 }
 
+/// Has the current device the instructions of the target sm_90a?
+inline bool is_hopper() noexcept {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+}
+
 /// Submits a kernel, which has to begin with `wait_for_predecessor` or `begin_beside`.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 blocks, int threads,
