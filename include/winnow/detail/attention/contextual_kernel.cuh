@@ -189,7 +189,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
       error =
           cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       parameters.takes_windows = true;
-      parameters.place = {place.is_first, false};
+      parameters.place = {place.is_first, true};
       place.is_first = false;
       if (error == cudaSuccess)
         error =
@@ -215,7 +215,8 @@ cudaError_t launch_contextual_forward(const forward_problem& problem, const laun
   int radial = 0;
   for (int g = 0; g < problem.group_count; ++g)
     radial += problem.groups[g].kind == relative_kind::spherical ? 1 : 0;
-  const kernel_place of_radial{true, radial == problem.group_count}, of_others{radial == 0, true};
+  const kernel_place of_radial{true, radial != problem.group_count};
+  const kernel_place of_others{radial == 0, false};
   const cudaError_t error =
       launch_contextual_groups<T, D, true>(problem, extent, of_radial, stream);
   return error != cudaSuccess

@@ -19,9 +19,10 @@
 ///
 /// Groups that have hardly any but short windows, without a position encoding, have two kernels of their
 /// own: one takes the short windows warp by warp (forward_window.cuh), and blocks of the other one seek the
-/// few longer ones, ask for 32 tiles of rows at once and pass over rows of short windows. All three, and
-/// that of long windows, are launched, since only the device knows which groups those are; blocks of
-/// groups that are not theirs end at once, and the kernels run beside each other (`begin_beside`).
+/// few longer ones and pass over rows of short windows. All three, and that of long windows, are launched,
+/// since only the device knows which groups those are; blocks of groups that are not theirs end at once, and
+/// the kernels run beside each other (`begin_beside`). Blocks that seek, and those of tiles where there are
+/// many tokens, ask for 32 tiles at once: one after the other took a tenth of a call of long windows.
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -70,16 +71,12 @@ struct forward_column {
 
 /// Rows [64 · number, 64 · number + 64), or as many as a block has, of windows that are longer than
 /// `passed_over`.
-template <class T, int D, position_encoding Position, bool Vectors>
+template <class T, int D, position_encoding Position, bool Vectors, bool Seeks = false>
 __device__ __forceinline__ void attend_block(const forward_problem& problem,
                                              const group_problem& group, int first_head, int heads,
                                              std::int64_t number, int passed_over,
                                              std::byte* memory) {
-  using layout = forward_layout<sizeof(T), D, Position>;
-  constexpr bool takes_long_tiles = sizeof(T) == 2 && Vectors &&
-                                    Position == position_encoding::none &&
-                                    forward_long_layout<D>::exists;
-  static_assert(!takes_long_tiles || long_tile % layout::rows == 0);
+  using layout = forward_layout<sizeof(T), D, Position, Seeks>;
   const std::int64_t start = number * layout::rows;
   if (start >= group.max_tokens) return;
   const int first = static_cast<int>(start);
@@ -98,12 +95,6 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
     own_bounds = slots[row];
     own_token = group.order[start + row];
   }
-  bool is_long = false;
-  if constexpr (takes_long_tiles) {
-    const std::int64_t tile = start / long_tile * long_tile;
-    if (group.has_long_tiles && tile + long_tile <= group.max_tokens)
-      is_long = is_long_tile<D>(group, tile) && tile + long_tile <= assigned;
-  }
   const int active = max(0, min(assigned - first, layout::rows));
   if (active < stored && active > 0) range_last = slots[active - 1].y;
   // Rows past the last token in a window attend to nothing.
@@ -119,45 +110,117 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
       zero_rows<T>(problem, group.first_head + first_head + h, tokens, active,
                    max(active, min(present - first, layout::rows)));
   }
-  if (active == 0 || is_long) return;
-  if (group.path == encoding_path::rows) {
-    const int begin = row / 32 * 16;
-    for (int h = 0; h < heads; ++h)
-      for (int r = begin; r < min(begin + 16, active); ++r)
-        attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
-    return;
-  }
+  if (active == 0) return;
+  if constexpr (!Vectors || Position != position_encoding::none)
+    if (group.path == encoding_path::rows) {
+      const int begin = row / 32 * 16;
+      for (int h = 0; h < heads; ++h)
+        for (int r = begin; r < min(begin + 16, active); ++r)
+          attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
+      return;
+    }
   if constexpr (Vectors && layout::takes_windows)
     if (passed_over > 0 && __syncthreads_or(own_bounds.y) == 0) return;
-  forward_block<T, D, Position, Vectors> block{
+  forward_block<T, D, Position, Vectors, Seeks> block{
       problem, group,  memory,      first_head, heads,
       first,   active, range_first, range_last, shared_address(memory)};
   block.run();
 }
 
-/// Which of 32 tiles of rows, `step` apart, have rows of longer windows, or, if wanted, of tokens in no
-/// window? Longer windows cover the middle of a tile or one of its ends.
-template <int Rows, int Capacity>
-__device__ __forceinline__ unsigned seek_tiles(const forward_problem& problem,
-                                               const group_problem& group, std::int64_t first,
-                                               std::int64_t step) {
-  static_assert(Rows <= 2 * Capacity);
-  const std::int64_t start = (first + (threadIdx.x & 31) * step) * Rows;
+/// Is there anything for forward_block.cuh to do in the tile of `Rows` slots from `start` on? Not where
+/// forward_long.cuh takes it, nor where only short windows and no tokens without one are.
+template <int D, int Rows, int PassedOver>
+__device__ __forceinline__ bool wants_tile(const forward_problem& problem,
+                                           const group_problem& group, std::int64_t start) {
+  static_assert(long_tile % Rows == 0 && (PassedOver == 0 || Rows <= 2 * PassedOver));
   const int assigned = group.counts->assigned;
-  bool wanted = problem.zero_unassigned && start < group.max_tokens && start + Rows > assigned;
+  if (start >= group.max_tokens) return false;
+  if (problem.zero_unassigned && start + Rows > assigned) return true;
+  if (start >= assigned) return false;
+  if (group.has_long_tiles && group.counts->largest >= forward_long_layout<D>::window) {
+    const std::int64_t tile = start / long_tile * long_tile;
+    if (tile + long_tile <= assigned && is_long_tile<D>(group, tile)) return false;
+  }
+  if constexpr (PassedOver == 0) return true;
+  // Longer windows cover the middle of a tile or one of its ends.
+  bool wanted = false;
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     const std::int64_t slot = start + min(i * (Rows / 2), Rows - 1);
     if (slot < assigned) {
       const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
-      wanted |= window.y - window.x > Capacity;
+      wanted |= window.y - window.x > PassedOver;
     }
   }
-  return __ballot_sync(0xffffffffu, wanted);
+  return wanted;
+}
+
+/// Every n-th tile of rows, for n blocks, of which this one has number `block`. Lanes look at 32 of its
+/// tiles at once.
+template <class T, int D>
+__device__ __forceinline__ void walk_tiles(const forward_problem& problem,
+                                           const forward_column& column, int block, int blocks,
+                                           std::byte* memory) {
+  using layout = forward_layout<sizeof(T), D, position_encoding::none>;
+  const group_problem& group = column.group;
+#pragma unroll 1
+  for (std::int64_t first = block; first * layout::rows < group.max_tokens;
+       first += 32 * std::int64_t{blocks}) {
+    const std::int64_t seen = first + static_cast<std::int64_t>(threadIdx.x & 31) * blocks;
+#pragma unroll 1
+    for (unsigned wanted = __ballot_sync(
+             0xffffffffu, wants_tile<D, layout::rows, 0>(problem, group, seen * layout::rows));
+         wanted != 0; wanted &= wanted - 1) {
+      const std::int64_t turn = __ffs(static_cast<int>(wanted)) - 1;
+      attend_block<T, D, position_encoding::none, true>(
+          problem, group, column.first_head, column.heads, first + turn * blocks, 0, memory);
+      __syncthreads();
+    }
+  }
+}
+
+/// The tiles that have rows of windows beyond the capacity of a warp. Those of a team of blocks look at the
+/// same tiles, one a thread, and share out what they find: longer windows are few, but near each other.
+template <class T, int D>
+__device__ __forceinline__ void seek_tiles(const forward_problem& problem,
+                                           const forward_column& column, int block, int blocks,
+                                           std::byte* memory) {
+  using layout = forward_layout<sizeof(T), D, position_encoding::none, true>;
+  constexpr int capacity = forward_window_layout<D>::capacity;
+  constexpr int warps = layout::tuning.warps;
+  __shared__ unsigned found[warps];
+  const group_problem& group = column.group;
+  const int teams = max(1, blocks / 8);
+  const int team = block % teams;
+  const int members = (blocks - team + teams - 1) / teams;
+  const auto thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+  for (std::int64_t first = team; first * layout::rows < group.max_tokens;
+       first += 32 * warps * std::int64_t{teams}) {
+    const std::int64_t seen = first + std::int64_t{thread} * teams;
+    const unsigned lanes = __ballot_sync(
+        0xffffffffu, wants_tile<D, layout::rows, capacity>(problem, group, seen * layout::rows));
+    if (thread % 32 == 0) found[thread / 32] = lanes;
+    __syncthreads();
+    int turn = members - block / teams;
+#pragma unroll 1
+    for (int warp = 0; warp < warps; ++warp)
+#pragma unroll 1
+      for (unsigned wanted = found[warp]; wanted != 0; wanted &= wanted - 1) {
+        if (turn++ % members != 0) continue;
+        const std::int64_t number = 32 * warp + __ffs(static_cast<int>(wanted)) - 1;
+        attend_block<T, D, position_encoding::none, true, true>(
+            problem, group, column.first_head, column.heads, first + number * teams, capacity,
+            memory);
+        __syncthreads();
+      }
+    __syncthreads();
+  }
 }
 
 /// Grid: x the columns of heads of the launch, y and z the blocks of rows, y first.
-template <class T, int D, position_encoding Position, bool Vectors>
+/// \tparam Walks a block takes several tiles of rows, and y is all there is.
+template <class T, int D, position_encoding Position, bool Vectors, bool Walks>
 __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning.threads(),
                                   forward_layout<sizeof(T), D, Position>::tuning.min_blocks)
     attention_forward_kernel(const __grid_constant__ forward_problem problem) {
@@ -166,20 +229,19 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   extern __shared__ __align__(128) std::byte aligned_memory[];
   const forward_column column(problem, static_cast<int>(blockIdx.x));
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  bool left = false;
-  if constexpr (Vectors && layout::takes_windows) left = takes_windows<D>(problem, column.group);
-  if constexpr (Vectors && layout::takes_windows) {
-    if (!left)
-#pragma unroll 1
-      for (int tile = static_cast<int>(block); tile < problem.tiles;
-           tile += static_cast<int>(gridDim.y)) {
-        attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head,
-                                              column.heads, tile, 0, aligned_memory);
-        __syncthreads();
-      }
+  bool wanted = true;
+  if constexpr (Vectors && layout::takes_windows) wanted = !takes_windows<D>(problem, column.group);
+  if constexpr (Walks) {
+    if (wanted)
+      walk_tiles<T, D>(problem, column, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y),
+                       aligned_memory);
   } else {
-    attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head, column.heads,
-                                          block, 0, aligned_memory);
+    if constexpr (Vectors && layout::walks_tiles)
+      wanted =
+          wanted && wants_tile<D, layout::rows, 0>(problem, column.group, block * layout::rows);
+    if (wanted)
+      attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head, column.heads,
+                                            block, 0, aligned_memory);
   }
   end_beside(problem.place, block == 0 && blockIdx.x == 0);
 }
@@ -188,30 +250,18 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
 /// something quickly.
 template <class T, int D>
 __global__ void __launch_bounds__(
-    forward_layout<sizeof(T), D, position_encoding::none>::tuning.threads(),
-    forward_layout<sizeof(T), D, position_encoding::none>::tuning.min_blocks)
+    forward_layout<sizeof(T), D, position_encoding::none, true>::tuning.threads(),
+    forward_layout<sizeof(T), D, position_encoding::none, true>::tuning.min_blocks)
     attend_longer_windows_kernel(const __grid_constant__ forward_problem problem) {
   begin_beside(problem.place);
-  using layout = forward_layout<sizeof(T), D, position_encoding::none>;
   constexpr int capacity = forward_window_layout<D>::capacity;
   extern __shared__ __align__(128) std::byte aligned_memory[];
   const forward_column column(problem, static_cast<int>(blockIdx.x));
   const group_problem& group = column.group;
   if (takes_windows<D>(problem, group) &&
-      (group.counts->largest > capacity || problem.zero_unassigned)) {
-    const int step = static_cast<int>(gridDim.y);
-#pragma unroll 1
-    for (std::int64_t first = blockIdx.y; first * layout::rows < group.max_tokens;
-         first += 32 * step)
-#pragma unroll 1
-      for (unsigned wanted = seek_tiles<layout::rows, capacity>(problem, group, first, step);
-           wanted != 0; wanted &= wanted - 1) {
-        attend_block<T, D, position_encoding::none, true>(
-            problem, group, column.first_head, column.heads,
-            first + (__ffs(static_cast<int>(wanted)) - 1) * step, capacity, aligned_memory);
-        __syncthreads();
-      }
-  }
+      (group.counts->largest > capacity || problem.zero_unassigned))
+    seek_tiles<T, D>(problem, column, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y),
+                     aligned_memory);
   end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
 }
 

@@ -115,7 +115,7 @@ cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
 template <class T, int D>
 cudaError_t launch_longer_windows(const forward_problem& problem, const launch_extent& extent,
                                   std::int64_t tiles, cudaStream_t stream) noexcept {
-  using layout = forward_layout<sizeof(T), D, position_encoding::none>;
+  using layout = forward_layout<sizeof(T), D, position_encoding::none, true>;
   forward_problem parameters = problem;
   divide_heads(parameters, 1);
   const std::int64_t blocks =
@@ -131,12 +131,12 @@ cudaError_t launch_longer_windows(const forward_problem& problem, const launch_e
 /// The short windows of groups of short ones.
 template <class T, int D>
 cudaError_t launch_windows(const forward_problem& problem, std::int64_t tokens, int columns,
-                           cudaStream_t stream) noexcept {
+                           int waves, cudaStream_t stream) noexcept {
   using layout = forward_window_layout<D>;
   const std::int64_t ranges = divide_up<std::int64_t>(tokens, layout::range);
   const int parts = columns << problem.window_part_bits;
-  // Waves of an H200: few enough for blocks to end soon where there are no short windows.
-  constexpr std::int64_t most_blocks = 4 * 132 * layout::min_blocks;
+  // Blocks begin at one a nanosecond, which is lost where there are no short windows.
+  const std::int64_t most_blocks = waves * 132 * layout::min_blocks;
   const std::int64_t limit =
       std::min<std::int64_t>(65535, std::max<std::int64_t>(1, most_blocks / parts));
   const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(std::min(ranges, limit)));
@@ -166,27 +166,26 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   while (parameters.heads_per_block > 1 && layout::bytes(bias_floats()) > most_bytes / 2)
     parameters.heads_per_block /= 2;
   const int columns = divide_heads(parameters, parameters.heads_per_block);
-  const bool has_long_tiles = mark_long_tiles<T, D, Position>(parameters);
-
-  const bool vectors =
-      problem.q.vectors && problem.k.vectors && problem.v.vectors && problem.out.vectors;
-  const auto kernel = vectors ? attention_forward_kernel<T, D, Position, true>
-                              : attention_forward_kernel<T, D, Position, false>;
+  // Rows off 16 bytes, and groups that are computed row by row, have code of their own.
+  const bool vectors = problem.q.vectors && problem.k.vectors && problem.v.vectors &&
+                       problem.out.vectors &&
+                       (Position != position_encoding::none || problem.scale > 0.0f);
+  constexpr int wave = 132 * layout::tuning.min_blocks;  // of an H200
+  // Of many tokens most tiles may be other kernels', and a block each would take long only to begin. Of
+  // fewer ones blocks of a tile each end at the same time.
+  const bool walks =
+      layout::walks_tiles && vectors && (blocks > 5 * wave || columns * blocks > 12 * wave);
+  const std::int64_t rows_of_blocks = walks ? std::max(1, 3 * wave / columns) : blocks;
+  auto kernel = vectors ? attention_forward_kernel<T, D, Position, true, false>
+                        : attention_forward_kernel<T, D, Position, false, false>;
+  if constexpr (layout::walks_tiles)
+    if (walks) kernel = attention_forward_kernel<T, D, Position, true, true>;
   const std::size_t bytes = layout::bytes(bias_floats());
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
   }
-  std::int64_t rows_of_blocks = blocks;
-  if constexpr (layout::takes_windows)
-    if (vectors) {
-      // Waves of an H200: few enough for blocks to end soon where short windows leave them nothing.
-      constexpr int waves = 3;
-      rows_of_blocks = std::min<std::int64_t>(
-          blocks, std::max(1, waves * 132 * layout::tuning.min_blocks / columns));
-      parameters.tiles = static_cast<int>(blocks);
-    }
   const std::int64_t limit = 65535;
   const dim3 grid(static_cast<unsigned>(columns),
                   static_cast<unsigned>(std::min(rows_of_blocks, limit)),
@@ -195,33 +194,40 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
     return launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
   } else {
     // Where blocks are few, more kernels cost more than they gain.
-    constexpr int few_blocks = 264;
-    if constexpr (layout::takes_windows)
-      parameters.takes_windows =
-          vectors && columns * blocks > few_blocks && pack_views(sizeof(T), parameters);
-    const bool takes_windows = parameters.takes_windows;
-    kernel_place& place = parameters.place;
-    place.is_last = !takes_windows && !has_long_tiles;
+    const bool has_long_tiles =
+        columns * blocks > 2 * 132 && mark_long_tiles<T, D, Position>(parameters);
+    const bool takes_windows = layout::takes_windows && vectors && columns * blocks > wave &&
+                               pack_views(sizeof(T), parameters);
+    parameters.takes_windows = takes_windows;
+    // What takes longest begins first. Of many tokens short windows come before the tiles, as both begin
+    // with thousands of blocks; so they do not where the others are more.
+    parameters.place = {true, true};
     cudaError_t error = cudaSuccess;
+    if constexpr (forward_long_layout<D>::exists)
+      if (has_long_tiles) {
+        error = launch_long_forward<T, D>(parameters, extent, stream);
+        parameters.place.is_first = false;
+      }
+    const auto launch_tiles = [&] {
+      if (error == cudaSuccess && (takes_windows || has_long_tiles))
+        error = share_multiprocessors(kernel);
+      if (error == cudaSuccess)
+        error = launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
+      parameters.place.is_first = false;
+    };
+    if (!takes_windows) launch_tiles();
     if constexpr (layout::takes_windows)
       if (takes_windows) {
         parameters.window_part_bits =
             parameters.heads_per_block > forward_window_layout<D>::heads ? 1 : 0;
-        error = launch_longer_windows<T, D>(parameters, extent, blocks, stream);
-        place.is_first = false;
-      }
-    if (error == cudaSuccess && (takes_windows || has_long_tiles))
-      error = share_multiprocessors(kernel);
-    if (error == cudaSuccess)
-      error = launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
-    place = {false, !has_long_tiles};
-    if constexpr (layout::takes_windows)
-      if (error == cudaSuccess && takes_windows)
-        error = launch_windows<T, D>(parameters, extent.tokens, columns, stream);
-    if constexpr (forward_long_layout<D>::exists)
-      if (error == cudaSuccess && has_long_tiles) {
-        place.is_last = true;
-        return launch_long_forward<T, D>(parameters, extent, stream);
+        if (error == cudaSuccess)
+          error = launch_longer_windows<T, D>(parameters, extent, blocks, stream);
+        parameters.place.is_first = false;
+        if (!walks) launch_tiles();
+        if (error == cudaSuccess)
+          error = launch_windows<T, D>(parameters, extent.tokens, columns, walks && D == 32 ? 1 : 4,
+                                       stream);
+        if (walks) launch_tiles();
       }
     return error;
   }

@@ -34,6 +34,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/forward_long_items.cuh"
 #include "winnow/detail/attention/forward_long_layout.hpp"
 #include "winnow/detail/attention/forward_rows.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -525,7 +526,7 @@ struct long_attention {
   }
 };
 
-/// One wave of blocks. An item is a tile of rows and a column of heads, columns fastest.
+/// One wave of blocks; forward_long_items.cuh says what they take.
 template <class T, class Layout>
 __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
     attend_long_windows_kernel(const __grid_constant__ forward_problem problem, std::int64_t tiles,
@@ -536,29 +537,26 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
   for (int g = 0; g < problem.group_count; ++g)
     any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= Layout::window;
   if (!any) return end_beside(problem.place, blockIdx.x == 0);
-  const auto group_of = [&](int column) {
-    int g = 0;
-    while (g + 1 < problem.group_count && column >= problem.groups[g + 1].first_index) ++g;
-    return g;
-  };
-  const std::int64_t items = tiles * columns;
+  using part_of_heads = long_part<Layout::most_heads>;
+  const std::int64_t items = count_long_items(problem, tiles, columns);
   const std::int64_t step = gridDim.x;
   // Lanes look ahead which of the block's next items are long tiles.
   for (std::int64_t batch = blockIdx.x; batch < items; batch += 32 * step) {
     const std::int64_t seen = batch + (threadIdx.x & 31) * step;
-    int4 found{};  // the slot, the column and the range of keys
+    int4 found{};  // the slot, the part of the heads and the range of keys
     bool wanted = false;
     if (seen < items) {
-      const std::int64_t tile = seen / columns;
+      std::int64_t tile;
+      const part_of_heads part = find_long_item<Layout::most_heads>(problem, columns, seen, tile);
       const int start = static_cast<int>(tile) * long_tile;
-      const int column = static_cast<int>(seen - tile * columns);
-      const group_problem& group = problem.groups[group_of(column)];
-      if (group.has_long_tiles && start <= group.counts->assigned - long_tile) {
+      const group_problem& group = problem.groups[group_of_column(problem, part.column())];
+      if (heads_of(problem, group, part).count > 0 && group.has_long_tiles &&
+          start <= group.counts->assigned - long_tile) {
         const auto* bounds = reinterpret_cast<const int2*>(group.bounds) + start;
         const int2 top = bounds[0];
         const int2 bottom = bounds[long_tile - 1];
         wanted = is_long_tile<Layout::head_dim>(top, bottom);
-        found = {start, column, top.x, bottom.y};
+        found = {start, part.code, top.x, bottom.y};
       }
     }
     int4* table = reinterpret_cast<int4*>(memory + Layout::items);
@@ -567,10 +565,10 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
     __syncthreads();
     for (unsigned left = __ballot_sync(0xffffffffu, wanted); left != 0; left &= left - 1) {
       const int4 next = table[__ffs(static_cast<int>(left)) - 1];
-      const group_problem& group = problem.groups[group_of(next.y)];
-      const int group_head = (next.y - group.first_index) * problem.heads_per_block;
-      const long_item item{next.x, next.z, next.w, group.first_head + group_head,
-                           min(problem.heads_per_block, group.heads - group_head)};
+      const part_of_heads part{next.y};
+      const group_problem& group = problem.groups[group_of_column(problem, part.column())];
+      const long_heads heads = heads_of(problem, group, part);
+      const long_item item{next.x, next.z, next.w, group.first_head + heads.first, heads.count};
       long_attention<T, Layout>(problem, group, memory).run(item);
     }
   }

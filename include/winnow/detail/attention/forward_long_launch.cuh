@@ -45,12 +45,18 @@ cudaError_t launch_long_items(Kernel kernel, const forward_problem& problem,
   for (int heads = 1; heads <= Layout::most_heads; heads *= 2) {
     forward_problem divided = problem;
     const int divisions = divide_heads(divided, heads);
-    // Blocks take items in rounds. An item's beginning takes as long as a quarter of a head.
-    const std::int64_t time = divide_up(divisions * tiles, blocks) * (4 * heads + 1);
+    // Blocks take items in rounds. An item's beginning takes as long as a quarter of a head. What is left
+    // for a last round may come head by head.
+    const std::int64_t rounds = divisions * tiles / blocks;
+    const std::int64_t left = divisions * tiles % blocks;
+    const std::int64_t together = left > 0 ? 4 * heads + 1 : 0;
+    const std::int64_t apart = divide_up(left * heads, blocks) * 5;
+    const std::int64_t time = rounds * (4 * heads + 1) + std::min(together, apart);
     if (time >= least_time) continue;
     least_time = time;
     parameters = divided;
     columns = divisions;
+    if (rounds > 0 && apart < together) parameters.whole_items = rounds * blocks;
   }
   cudaError_t error = share_multiprocessors(kernel);
   if (error != cudaSuccess) return error;

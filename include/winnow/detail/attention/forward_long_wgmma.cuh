@@ -350,7 +350,7 @@ struct wgmma_attention : wgmma_block<Layout> {
   }
 };
 
-/// One wave of blocks. An item is a tile of rows and a column of heads, columns fastest.
+/// One wave of blocks; forward_long_items.cuh says what they take.
 template <class T, class Layout>
 __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
     attend_long_wgmma_kernel(const __grid_constant__ forward_problem problem, std::int64_t tiles,

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/forward_long.cuh"
+#include "winnow/detail/attention/forward_long_items.cuh"
 #include "winnow/detail/attention/forward_rows.cuh"
 #include "winnow/detail/attention/forward_wgmma_layout.hpp"
 #include "winnow/detail/attention/mma.cuh"
@@ -190,26 +191,23 @@ struct wgmma_copies : wgmma_block<Layout> {
 template <class Layout, class Take>
 __device__ __forceinline__ void for_items(const forward_problem& problem, std::int64_t tiles,
                                           int columns, std::byte* memory, Take&& take) {
-  const auto group_of = [&](int column) {
-    int g = 0;
-    while (g + 1 < problem.group_count && column >= problem.groups[g + 1].first_index) ++g;
-    return g;
-  };
+  using part_of_heads = long_part<Layout::most_heads>;
   constexpr int bits = (1 << Layout::row_tiles) - 1;
   static_assert(bits < long_tile);
   int4* table = reinterpret_cast<int4*>(memory + Layout::items) + 32 * warp_id();
-  const std::int64_t items = tiles * columns;
+  const std::int64_t items = count_long_items(problem, tiles, columns);
   const std::int64_t step = gridDim.x;
   // Lanes look ahead which of the block's next items have long tiles.
   for (std::int64_t batch = blockIdx.x; batch < items; batch += 32 * step) {
     const std::int64_t seen = batch + lane_id() * step;
-    int4 found{};  // the slot and the tiles, the column, and the range of keys
+    int4 found{};  // the slot and the tiles, the part of the heads, and the range of keys
     if (seen < items) {
-      const std::int64_t tile = seen / columns;
+      std::int64_t tile;
+      const part_of_heads part = find_long_item<Layout::most_heads>(problem, columns, seen, tile);
       found.x = static_cast<int>(tile) * Layout::rows;
-      found.y = static_cast<int>(seen - tile * columns);
-      const group_problem& group = problem.groups[group_of(found.y)];
-      if (group.has_long_tiles)
+      found.y = part.code;
+      const group_problem& group = problem.groups[group_of_column(problem, part.column())];
+      if (heads_of(problem, group, part).count > 0 && group.has_long_tiles)
         for (int t = 0; t < Layout::row_tiles; ++t) {
           const int start = static_cast<int>(tile) * Layout::rows + t * long_tile;
           if (start > group.counts->assigned - long_tile) break;
@@ -228,11 +226,11 @@ __device__ __forceinline__ void for_items(const forward_problem& problem, std::i
     for (unsigned left = __ballot_sync(all_lanes, (found.x & bits) != 0); left != 0;
          left &= left - 1) {
       const int4 next = table[__ffs(static_cast<int>(left)) - 1];
-      const group_problem& group = problem.groups[group_of(next.y)];
-      const int group_head = (next.y - group.first_index) * problem.heads_per_block;
+      const part_of_heads part{next.y};
+      const group_problem& group = problem.groups[group_of_column(problem, part.column())];
+      const long_heads heads = heads_of(problem, group, part);
       take(group, wgmma_item{next.x & ~bits, static_cast<unsigned>(next.x & bits), next.z, next.w,
-                             group.first_head + group_head,
-                             min(problem.heads_per_block, group.heads - group_head)});
+                             group.first_head + heads.first, heads.count});
     }
   }
 }

@@ -44,11 +44,12 @@ namespace winnow::detail {
 template <int D>
 __device__ __forceinline__ bool has_short_windows(const partition_counts& counts) {
   constexpr int capacity = forward_window_layout<D>::capacity;
-  const auto mean_is_at_most = [&](int tokens) {
-    return counts.assigned <= std::int64_t{counts.windows} * tokens;
-  };
-  return counts.largest <= capacity || mean_is_at_most(capacity / 6) ||
-         (counts.largest <= capacity + capacity / 8 && mean_is_at_most(capacity - capacity / 4));
+  // Without a branch, so that all loads go out at once.
+  const std::int32_t largest = counts.largest;
+  const std::int64_t windows = counts.windows;
+  const std::int32_t assigned = counts.assigned;
+  return (largest <= capacity) | (assigned <= windows * (capacity / 6)) |
+         ((largest <= capacity + capacity / 8) & (assigned <= windows * (capacity - capacity / 4)));
 }
 
 template <class T, int D>
@@ -260,18 +261,17 @@ struct window_attender {
       mask_block mask;
       if (near != 0) {
         const unsigned marks = near << 1 | 1u;
+        // Slots of one window have as many marks up to them.
+        const auto rank = [&](int slot) { return __popc(marks & ((2u << slot) - 1)); };
+        const int own[2] = {rank(place.g), rank(place.g + 8)};
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = 8 * r + place.g;
-          const int begin = 31 - __clz(static_cast<int>(marks & ((2u << row) - 1)));
-          const int end = row + __ffs(static_cast<int>(marks >> (row + 1)));
-          const unsigned attends = ((1u << end) - (1u << begin)) >> (2 * place.t);
+        for (int b = 0; b < 2; ++b)
 #pragma unroll
-          for (int b = 0; b < 2; ++b)
+          for (int e = 0; e < 2; ++e) {
+            const int other = rank(8 * b + 2 * place.t + e);
 #pragma unroll
-            for (int e = 0; e < 2; ++e)
-              mask[b][2 * r + e] = (attends >> (8 * b + e) & 1u) != 0 ? 0.0f : -INFINITY;
-        }
+            for (int r = 0; r < 2; ++r) mask[b][2 * r + e] = own[r] == other ? 0.0f : -INFINITY;
+          }
         if (heads == max_heads)
           attend<1, max_heads>(0, offset, length, mask);
         else

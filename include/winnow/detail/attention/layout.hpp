@@ -13,9 +13,11 @@
 namespace winnow::detail {
 
 /// \tparam Bytes size of an element. \tparam D padded head dim.
-template <int Bytes, int D, position_encoding Position>
+/// \tparam Seeks for blocks that seek longer windows: few keys, one head.
+template <int Bytes, int D, position_encoding Position, bool Seeks = false>
 struct forward_layout {
-  static constexpr forward_tuning tuning = tune_forward(Bytes, D, Position);
+  static constexpr forward_tuning tuning =
+      Seeks ? tune_seeking_forward(D) : tune_forward(Bytes, D, Position);
   static_assert(Position != position_encoding::contextual, "see contextual_layout.hpp");
   static constexpr int stages = tuning.stages;
   static constexpr int rows = tuning.rows();
@@ -27,11 +29,13 @@ struct forward_layout {
   /// Do warps take short windows by themselves (forward_window.cuh)?
   static constexpr bool takes_windows =
       Bytes == 2 && D <= 32 && Position == position_encoding::none;
+  /// Do blocks walk over tiles of rows, of which forward_long.cuh may take some?
+  static constexpr bool walks_tiles = Bytes == 2 && D <= 64 && Position == position_encoding::none;
 
   /// Whether a block may compute several heads.
   static constexpr bool many_heads = D * Bytes <= 256;
   /// Q of a block's next head comes with the head's first keys, into a buffer of its own.
-  static constexpr int query_buffers = many_heads ? stages : 1;
+  static constexpr int query_buffers = many_heads && !Seeks ? stages : 1;
   static constexpr int query_bytes = rows * row_bytes;
 
   /// A piece of 16 keys that begins at a tile's last key reads places behind it, and uses none.

@@ -71,7 +71,7 @@ struct group_problem {
 /// A kernel among those of its call, which run beside each other.
 struct kernel_place {
   bool is_first = true;
-  bool is_last = true;
+  bool admits = false;  ///< the next kernel may begin when all blocks have
 };
 
 struct forward_problem {
@@ -87,8 +87,9 @@ struct forward_problem {
   /// Groups of short windows have kernels of their own; 2^window_part_bits warps share a column's heads.
   bool takes_windows = false;
   int window_part_bits = 0;
-  int tiles = 0;          ///< of rows, of which a block takes several
   packed_view packed[4];  ///< q, k, v and out, for short windows
+  /// Of the long windows' items so many are of all heads of their column, the others of one each.
+  std::int64_t whole_items = INT64_MAX;
   int group_count = 0;
   group_problem groups[max_head_groups];
 };

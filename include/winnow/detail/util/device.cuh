@@ -40,11 +40,12 @@ __device__ inline void admit_successor() {
 
 /// Kernels of a call that do not depend on each other run beside each other: the first one waits for what
 /// came before the call, and the others begin when all blocks of their predecessor have. Each ends
-/// after its predecessor, so that who waits for the last one waits for all.
+/// after its predecessor, so that who waits for the last one waits for all. Whoever comes next may be there
+/// as early and wait: no block of this call needs a place any more.
 template <class Place>
 __device__ void begin_beside(const Place& place) {
   if (place.is_first) wait_for_predecessor();
-  if (!place.is_last) admit_successor();
+  if (place.admits) admit_successor();
 }
 /// \param is_block one block of the kernel
 template <class Place>
