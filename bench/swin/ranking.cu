@@ -9,7 +9,8 @@
 ///
 /// What bounds it: latency, of two trips to the L2 and the barrier of the cluster; there are a few hundred
 /// windows, and their squares in comparisons. So a cluster has as many blocks as it takes to have all
-/// windows at once, where eight suffice for that. Both shifts and all images are one launch.
+/// windows at once, where eight suffice for that. Both shifts and all images are one launch. GPUs without
+/// clusters, before compute capability 9.0, rank an image in one block.
 #include <cooperative_groups.h>
 
 #include "swin/kernels.hpp"
@@ -23,6 +24,23 @@ constexpr int most_blocks = 8;  // of a cluster
 constexpr int lanes = 8;        // of a window
 static_assert(window_edge <= lanes && most_blocks <= lanes);
 constexpr int slots = threads / lanes;  // windows at a time
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+/// Before compute capability 9.0 each block is alone.
+struct lone_block {
+  __device__ void barrier_arrive() const {}
+  __device__ void barrier_wait() const {}
+  __device__ void sync() const { __syncthreads(); }
+  __device__ std::uint32_t* map_shared_rank(std::uint32_t* memory, unsigned) const {
+    return memory;
+  }
+};
+__device__ lone_block this_cluster() {
+  return {};
+}
+#else
+using cooperative_groups::this_cluster;
+#endif
 
 /// Larger for more important windows; NaN above all.
 __device__ __forceinline__ std::uint32_t key_of(float importance) {
@@ -75,7 +93,7 @@ __device__ __forceinline__ int count_before(const std::uint32_t* keys, int windo
 /// Grid: x the blocks of a cluster, y the images, z the shifts.
 __global__ void __launch_bounds__(threads) ranking_kernel(const __grid_constant__ ranking work) {
   extern __shared__ std::uint32_t keys[];
-  const auto cluster = cooperative_groups::this_cluster();
+  const auto cluster = this_cluster();
   const int blocks = static_cast<int>(gridDim.x);
   cluster.barrier_arrive();
   detail::wait_for_predecessor();
@@ -125,8 +143,9 @@ __global__ void __launch_bounds__(threads) ranking_kernel(const __grid_constant_
 cudaError_t launch_ranking(const ranking& work, cudaStream_t stream) {
   const auto windows = static_cast<std::size_t>(work.windows);
   if (windows > max_ranked_windows) return cudaErrorInvalidValue;
+  const bool has_clusters = detail::can_overlap_launches();  // both from compute capability 9.0
   unsigned blocks = 1;
-  while (blocks < most_blocks && blocks * slots < windows) blocks *= 2;
+  while (has_clusters && blocks < most_blocks && blocks * slots < windows) blocks *= 2;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {blocks, 1, 1};
@@ -138,7 +157,7 @@ cudaError_t launch_ranking(const ranking& work, cudaStream_t stream) {
   config.dynamicSmemBytes = windows * sizeof(std::uint32_t);
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = detail::can_overlap_launches() ? 2 : 1;
+  config.numAttrs = has_clusters ? 2 : 0;
   return cudaLaunchKernelEx(&config, ranking_kernel, work);
 }
 

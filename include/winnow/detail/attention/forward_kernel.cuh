@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(
 /// The short windows of groups of short ones. Grid: x the parts of the columns of heads, y the ranges of
 /// slots, of which a block takes several where there are many.
 template <class T, int D>
-__global__ void __launch_bounds__(32, forward_window_layout<D>::min_blocks)
+__global__ void __launch_bounds__(32, resident_blocks(forward_window_layout<D>::min_blocks))
     attend_windows_kernel(const __grid_constant__ forward_problem problem) {
   begin_beside(problem.place);
   using layout = forward_window_layout<D>;
