@@ -30,6 +30,15 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
+/// Adds up the quad's shares of two rows' sums.
+__device__ __forceinline__ void add_lane_sums(float (&sum)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+    sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+  }
+}
+
 /// Rows g and g + 8 of a tile; the four lanes of a quad share them. Logits count in base 2.
 ///
 /// Weights are 2^(logit - largest), where `largest` trails the true maximum by up to `slack`, since
@@ -52,14 +61,11 @@ struct softmax_state {
   }
   /// Takes the largest new logit of each row. What has been summed up is then to be multiplied by
   /// `factor`, if the result is true, which it is for the whole warp.
-  /// \tparam Whole takes its whole part, so that factors are powers of two.
-  template <bool Whole = false>
   __device__ __forceinline__ bool raise(const float (&logit)[2], float (&factor)[2]) {
     bool rescale = false;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float most = quad_max(logit[i]);
-      const float row_logit = Whole ? floorf(most) : most;
+      const float row_logit = quad_max(logit[i]);
       factor[i] = 1.0f;
       if (row_logit > largest[i] + slack) {
         if (largest[i] != -INFINITY) {
@@ -76,13 +82,7 @@ struct softmax_state {
   /// Adds up the quad's shares, where lanes have their own.
   template <bool LaneSums>
   __device__ __forceinline__ void finish() {
-    if constexpr (LaneSums) {
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
-        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
-      }
-    }
+    if constexpr (LaneSums) add_lane_sums(sum);
   }
   /// log Σ exp, natural; after `finish`.
   [[nodiscard]] __device__ __forceinline__ float log_sum(int i) const {
@@ -129,13 +129,7 @@ struct scaled_softmax_state {
   }
   template <bool LaneSums>
   __device__ __forceinline__ void finish() {
-    if constexpr (LaneSums) {
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
-        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
-      }
-    }
+    if constexpr (LaneSums) add_lane_sums(sum);
   }
   [[nodiscard]] __device__ __forceinline__ float log_sum(int i) const {
     return (log2f(sum[2 * i]) - offset[i]) * ln_2;
