@@ -21,14 +21,6 @@
 namespace winnow::detail {
 
 template <class Kernel>
-cudaError_t allow_shared_memory(Kernel kernel, std::size_t bytes) noexcept {
-  return bytes > 48 * 1024
-             ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes))
-             : cudaSuccess;
-}
-
-template <class Kernel>
 cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& problem,
                                    std::int64_t blocks_per_head, int threads, std::size_t bytes,
                                    cudaStream_t stream) noexcept {

@@ -145,8 +145,8 @@ cudaError_t launch_contextual_short(const forward_problem& problem, int processo
   const int warps =
       std::min(layout::most_warps, (memory - layout::block_bytes) / layout::warp_bytes);
   const auto kernel = contextual_short_kernel<T, Radial>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout::bytes(warps));
+  const cudaError_t error =
+      allow_shared_memory(kernel, static_cast<std::size_t>(layout::bytes(warps)));
   if (error != cudaSuccess) return error;
   const std::int64_t shares = std::max<std::int64_t>(1, processors / heads);
   const std::int64_t blocks = divide_among_blocks(parameters, shares);
@@ -179,9 +179,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  if (error == cudaSuccess && layout::bytes > 48 * 1024)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(layout::bytes));
+  if (error == cudaSuccess) error = allow_shared_memory(kernel, layout::bytes);
   if (error != cudaSuccess) return error;
   if constexpr (has_contextual_short<sizeof(T), D, Radial>)
     if (vectors && vector_rows<T>(problem.out) && fits_lse(problem)) {

@@ -181,11 +181,8 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
   if constexpr (layout::walks_tiles)
     if (walks) kernel = attention_forward_kernel<T, D, Position, true, true>;
   const std::size_t bytes = layout::bytes(bias_floats());
-  if (bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  cudaError_t error = allow_shared_memory(kernel, bytes);
+  if (error != cudaSuccess) return error;
   const std::int64_t limit = 65535;
   const dim3 grid(static_cast<unsigned>(columns),
                   static_cast<unsigned>(std::min(rows_of_blocks, limit)),
@@ -202,7 +199,6 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
     // What takes longest begins first. Of many tokens short windows come before the tiles, as both begin
     // with thousands of blocks; so they do not where the others are more.
     parameters.place = {true, true};
-    cudaError_t error = cudaSuccess;
     if constexpr (forward_long_layout<D>::exists)
       if (has_long_tiles) {
         error = launch_long_forward<T, D>(parameters, extent, stream);

@@ -533,10 +533,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
                                int columns) {
   extern __shared__ __align__(16) std::byte memory[];
   begin_beside(problem.place);
-  bool any = false;
-  for (int g = 0; g < problem.group_count; ++g)
-    any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= Layout::window;
-  if (!any) return end_beside(problem.place, blockIdx.x == 0);
+  if (!has_long_windows<Layout>(problem)) return end_beside(problem.place, blockIdx.x == 0);
   using part_of_heads = long_part<Layout::most_heads>;
   const std::int64_t items = count_long_items(problem, tiles, columns);
   const std::int64_t step = gridDim.x;

@@ -10,6 +10,15 @@
 
 namespace winnow::detail {
 
+/// Is there any window for the kernel?
+template <class Layout>
+__device__ __forceinline__ bool has_long_windows(const forward_problem& problem) {
+  bool any = false;
+  for (int g = 0; g < problem.group_count; ++g)
+    any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= Layout::window;
+  return any;
+}
+
 /// \tparam MostHeads of a column.
 template <int MostHeads>
 struct long_part {

@@ -60,7 +60,7 @@ cudaError_t launch_long_items(Kernel kernel, const forward_problem& problem,
   }
   cudaError_t error = share_multiprocessors(kernel);
   if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::bytes);
+  error = allow_shared_memory(kernel, Layout::bytes);
   if (error != cudaSuccess) return error;
   return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, columns * tiles))),
                        32 * Layout::warps, Layout::bytes, stream, parameters, tiles, columns);

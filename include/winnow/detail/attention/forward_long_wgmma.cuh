@@ -358,10 +358,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) std::byte memory[];
   begin_beside(problem.place);
-  bool any = false;
-  for (int g = 0; g < problem.group_count; ++g)
-    any |= problem.groups[g].has_long_tiles && problem.groups[g].counts->largest >= Layout::window;
-  if (!any) return end_beside(problem.place, blockIdx.x == 0);
+  if (!has_long_windows<Layout>(problem)) return end_beside(problem.place, blockIdx.x == 0);
   const std::uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0)
     for (int stage = 0; stage < Layout::stages; ++stage) {

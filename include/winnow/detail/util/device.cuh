@@ -53,14 +53,19 @@ __device__ void end_beside(const Place& place, bool is_block) {
   if (!place.is_first && is_block) wait_for_predecessor();
 }
 
+/// An attribute of the current device; -1 if it cannot be had.
+inline int device_attribute(cudaDeviceAttr attribute) noexcept {
+  int device = 0;
+  int value = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  return known ? value : -1;
+}
+
 /// Can the current device overlap kernels? From compute capability 9.0.
 inline bool can_overlap_launches() noexcept {
 #if CUDART_VERSION >= 12030  // earlier ones cannot capture such launches
-  int device = 0;
-  int major = 0;
-  return overlap_launches && cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+  return overlap_launches && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
 #else
   return false;
 #endif
@@ -68,13 +73,17 @@ inline bool can_overlap_launches() noexcept {
 
 /// Has the current device the instructions of the target sm_90a?
 inline bool is_hopper() noexcept {
-  int device = 0;
-  int major = 0;
-  int minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+/// Lets blocks of a kernel have so many bytes of dynamic shared memory.
+template <class Kernel>
+cudaError_t allow_shared_memory(Kernel kernel, std::size_t bytes) noexcept {
+  return bytes > 48 * 1024
+             ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes))
+             : cudaSuccess;
 }
 
 /// Submits a kernel, which has to begin with `wait_for_predecessor` or `begin_beside`.
