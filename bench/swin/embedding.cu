@@ -9,9 +9,8 @@
 ///
 /// What bounds it: traffic, 96 bytes of image and 192 of features a token, and nearly as much the
 /// instructions, of which the norm is two thirds.
-#include <algorithm>
-
 #include "swin/kernels.hpp"
+#include "swin/launch_wave.cuh"
 #include "swin/mma.cuh"
 #include "winnow/detail/util/device.cuh"
 
@@ -166,15 +165,8 @@ template <class T>
 cudaError_t launch(const patch_embedding& embedding, cudaStream_t stream) {
   const embedding_arguments<T> work(embedding);
   const unsigned tiles = (work.places + tile - 1) / tile;
-  int device = 0;
-  int processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  const unsigned blocks = std::min((tiles + warps - 1) / warps,
-                                   static_cast<unsigned>(processors * blocks_per_processor));
-  return detail::launch_kernel(embedding_kernel<T>, blocks, threads, 0, stream, work, tiles);
+  return launch_wave(embedding_kernel<T>, static_cast<int>((tiles + warps - 1) / warps),
+                     blocks_per_processor, threads, 0, stream, work, tiles);
 }
 
 }  // namespace

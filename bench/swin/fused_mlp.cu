@@ -15,9 +15,8 @@
 /// same products, fewer rows to move: cuBLASLt does them.
 #include <cuda_pipeline.h>
 
-#include <algorithm>
-
 #include "swin/kernels.hpp"
+#include "swin/launch_wave.cuh"
 #include "swin/mma.cuh"
 #include "swin/row_map.cuh"
 #include "winnow/detail/util/device.cuh"
@@ -256,19 +255,8 @@ __global__ void __launch_bounds__(threads)
 
 template <class T>
 cudaError_t launch(const fused_mlp& work, cudaStream_t stream) {
-  int device = 0;
-  int processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(fused_mlp_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
-  if (error != cudaSuccess) return error;
-  const int wanted = round_up_div(work.block.count(), rows * warps);
-  return detail::launch_kernel(fused_mlp_kernel<T>,
-                               static_cast<unsigned>(std::min(wanted, processors)), threads,
-                               shared_bytes, stream, mlp_arguments<T>(work));
+  return launch_wave(fused_mlp_kernel<T>, round_up_div(work.block.count(), rows * warps), 1,
+                     threads, shared_bytes, stream, mlp_arguments<T>(work));
 }
 
 }  // namespace

@@ -10,9 +10,8 @@
 ///
 /// What bounds it: traffic, 768 bytes a row, where a norm and a product of their own move 1,152. Reading the
 /// matrix from shared memory takes half of that time, the tensor cores 40 %.
-#include <algorithm>
-
 #include "swin/kernels.hpp"
+#include "swin/launch_wave.cuh"
 #include "swin/mma.cuh"
 #include "swin/row_map.cuh"
 #include "winnow/detail/util/device.cuh"
@@ -162,19 +161,8 @@ __global__ void __launch_bounds__(threads, 1)
 
 template <class T>
 cudaError_t launch(const fused_qkv& work, cudaStream_t stream) {
-  int device = 0;
-  int processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(fused_qkv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
-  if (error != cudaSuccess) return error;
-  const int wanted = round_up_div(work.block.count(), rows);
-  return detail::launch_kernel(fused_qkv_kernel<T>,
-                               static_cast<unsigned>(std::min(wanted, processors)), threads,
-                               shared_bytes, stream, qkv_arguments<T>(work));
+  return launch_wave(fused_qkv_kernel<T>, round_up_div(work.block.count(), rows), 1, threads,
+                     shared_bytes, stream, qkv_arguments<T>(work));
 }
 
 }  // namespace
