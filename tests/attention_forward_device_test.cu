@@ -208,6 +208,24 @@ TYPED_TEST(AttentionForwardDevice, SurvivesLogitsOfTenThousand) {
   }
 }
 
+/// Values far from 1 are as precise as any: half's smallest numbers must not show.
+TYPED_TEST(AttentionForwardDevice, KeepsThePrecisionOfSmallAndLargeValues) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  for (const scene kind : {scene::plain, scene::long_windows, scene::cubic, scene::spherical})
+    for (const float factor : {1.0f / 512.0f, 512.0f}) {
+      SCOPED_TRACE(name_of(kind) + std::string(" times ") + std::to_string(factor));
+      attention_case<TypeParam> problem(make_scene(kind), 16, 20);
+      const auto scale = [factor](std::vector<TypeParam>& elements) {
+        for (TypeParam& x : elements) x = from_float<TypeParam>(to_float(x) * factor);
+      };
+      scale(problem.v);
+      for (auto& group : problem.groups) scale(group.table_v);
+      device_attention<TypeParam> device(problem);
+      WINNOW_ASSERT_OK(run(device.forward()));
+      expect_matches_reference(problem, device);
+    }
+}
+
 /// Long windows of all head dims, of which each has its own kernel, between short ones.
 TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsOfEachHeadDim) {
   WINNOW_SKIP_WITHOUT_GPU();

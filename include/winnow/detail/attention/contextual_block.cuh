@@ -36,6 +36,16 @@ struct contextual_block {
   static constexpr bool multiplies_axes_at_once = sizeof(T) == 2 && D == 16;
   /// Are there registers for the one-hot rows of a warp's rows?
   static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
+  /// Do rows of q, K, V and Tv multiply as two halves each? See contextual_halves.cuh.
+  static constexpr bool in_halves = layout::in_halves;
+  /// Do pairs keep the address of their row's radial product instead of its number?
+  static constexpr bool keeps_places = Radial && sizeof(T) == 4;
+  /// Are windows so short that tensor cores may sum up all of them, though they cut sums off?
+  static constexpr bool sums_directly = in_halves && layout::shares_scratch;
+  /// Instructions of straight code come slowly, so linear axes are a loop where registers can be exchanged: what
+  /// belongs to the first axis then takes the place of the other's.
+  static constexpr bool loops_axes = sums_directly && layout::axes == 2;
+  static constexpr int axes_at_once = loops_axes ? 1 : layout::axes;
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
   /// Does contextual_short.cuh take short windows?
@@ -51,6 +61,8 @@ struct contextual_block {
   static constexpr bool lags = sizeof(T) == 2;
   static constexpr float slack = 6.0f, slack_short = lags ? 9.0f : slack;
   static constexpr int slack_window = 400;
+  /// What is left of V and Tv is kept so many times larger.
+  static constexpr int low_scale = 2048;
 
   const forward_problem& problem;
   int group_index;
@@ -94,7 +106,7 @@ struct contextual_block {
   };
   /// What a warp knows of its rows, all of it in registers.
   struct row_state {
-    typename math::query q;
+    std::conditional_t<in_halves, split_rows<D>, typename math::query> q;
     std::uint32_t products[parts][2][words];   ///< Gq of rows g and g + 8 by cell
     std::uint32_t positions[2][layout::axes];  ///< or, as one-hot rows,
     std::uint32_t row_cells[2][words];
@@ -109,7 +121,8 @@ struct contextual_block {
     float fixed_point[2];  ///< the scales of radial sums
     scaled_softmax_state softmax;
     float o[math::blocks][4];
-    float cells[words][4];  ///< weights by cell
+    float low[math::blocks][4];  ///< the same of what is left of V and Tv, where sums are direct
+    float cells[words][4];       ///< weights by cell
   };
 
   /// Reads of it are not worth registers: they come from constant memory each time.
@@ -185,6 +198,27 @@ struct contextual_block {
   __device__ void request(const turn& now, int stage, const turn_tokens& tokens,
                           const row_bases& bases) const;
 
+  // --- Rows as halves: contextual_halves.cuh ------------------------------------------------------
+
+  /// Splits the chunks of K and V that this thread has copied.
+  __device__ void split_keys(int stage) const;
+  /// `s` = q·k of 16 keys.
+  __device__ void score_halves(const row_state& state, const T* tile, int key,
+                               float (&s)[2][4]) const;
+  /// Adds weights · 16 rows of halves, in shared memory from `rows_` on.
+  __device__ void add_rows_of_halves(const split_fragment& weights, const std::byte* rows_,
+                                     float (&high)[2][4], float (&low)[2][4]) const;
+  /// o + high + what is left.
+  static __device__ void add_halves(const float (&high)[2][4], const float (&low)[2][4],
+                                    float (&o)[2][4]);
+  /// Where a chunk of 16 bytes of a row lies.
+  static __device__ int chunk_at(int row, int chunk);
+  /// Splits chunks of a key and its value where they lie, by the four lanes of a row.
+  static __device__ void split_chunks(std::byte* rows_, int row, int chunk);
+  /// A chunk of four elements, as a part of its row of halves. \tparam Scale of what is left.
+  template <int Scale>
+  static __device__ void store_halves(std::byte* rows_, int row, int chunk, const uint4& bits);
+
   // --- Products of tokens with tables: contextual_tokens.cuh -------------------------------------
 
   __device__ factor factor_of(const table_view& table, int which) const;
@@ -252,6 +286,25 @@ struct contextual_block {
   __device__ void score_radial(const row_state& state, int key, int stage, float (&scores)[2][4],
                                float (&sides)[2][4], int (&radial_steps)[2][4]) const;
 
+  // --- Pairs of short windows of floats: contextual_short_pairs.cuh ------------------------------
+
+  using own_products = std::uint32_t[parts][2][words];
+  /// Stores an axis of products; of a loop, the last one, and those behind it move on.
+  static __device__ void keep_axis(const std::uint32_t (&cells)[parts][2][cell_words], int axis,
+                                   own_products& products);
+  /// Adds the products of 16 tokens, by the cells and radii of 16 others from `other` on, whose radii are
+  /// subtracted, or of which these are if `Keys`. `places` say where the radial ones are.
+  template <bool Keys>
+  __device__ void score_own(const own_products& products, const float (&radius)[2],
+                            const row_state& state, int other, float (&scores)[2][4],
+                            int (&places)[2][4]) const;
+  /// Gk of 16 keys in registers, then their part of the logits of all rows of the unit, which are its keys.
+  __device__ void score_keys(const typename factor::rows& left, int key, int tiles,
+                             row_state& state) const;
+  /// The warp's rows against all keys of the unit, `count` of them: all logits, the largest ones, then the
+  /// weights, which are at most 1. The last 16 keys have a mask.
+  __device__ void attend_at_once(const row_windows& windows, int count, row_state& state) const;
+
   // --- Sums of weights: contextual_weights.cuh ---------------------------------------------------
 
   /// Adds P·V, and the weights up as `tile_math` does.
@@ -262,13 +315,17 @@ struct contextual_block {
   /// One over a power of two.
   static __device__ float inverse_power(float power);
   __device__ void rescale_radial(float first, float second) const;
+  /// Of row g or g + 8.
+  __device__ void clear_radial_sums(int i) const;
   /// A row's radial sums have a scale that follows its sum of weights, which stays below 2²² units
   /// (float: 2³¹): no sum of some weights reaches twice that, though each of them is rounded, and
   /// rounding costs little of it, however long the window is. Short windows begin with room for larger weights, as a rescaling costs them more than
   /// they lose.
   static constexpr float fixed_limit = lags ? 0x1p22f : 0x1p29f;
   static constexpr int short_window = 256;
-  static constexpr float fixed_start = 0x1p23f, fixed_start_short = lags ? 0x1p20f : 0x1p23f;
+  static constexpr float fixed_start = 0x1p23f;
+  /// Windows that are attended to at once have 48 weights of at most 1.
+  static constexpr float fixed_start_short = lags ? 0x1p20f : sums_directly ? 0x1p25f : 0x1p23f;
   __device__ void keep_fixed_point(row_state& state) const;
   /// Lanes of a warp add in some order, which does not matter to integers.
   __device__ void add_shared(int offset, std::uint32_t weight) const;
@@ -346,6 +403,7 @@ struct contextual_block {
 #pragma unroll 1
     while (now.row < assigned) {
       wait_for_copies<0>();
+      if constexpr (in_halves) split_keys(stage);
       __syncthreads();
       if (now.first) begin_rows(now, state);
       prepare_keys(now, stage);

@@ -20,7 +20,7 @@
 /// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
 /// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
-/// Short spherical windows of 16-bit storage and head dim 16 are taken by the kernel before it (contextual_short.cuh), in
+/// Short spherical windows of head dim 16 are taken by the kernel before it (contextual_short.cuh), in
 /// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
@@ -138,12 +138,10 @@ inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t s
 
 /// Short windows, of groups that have hardly any others; as many warps a block as fit.
 template <class T, bool Radial>
-cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int memory,
+cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int warps,
                                     std::int64_t heads, cudaStream_t stream) noexcept {
-  using layout = contextual_short_layout<Radial>;
+  using layout = contextual_short_layout<Radial, sizeof(T)>;
   forward_problem parameters = problem;
-  const int warps =
-      std::min(layout::most_warps, (memory - layout::block_bytes) / layout::warp_bytes);
   const auto kernel = contextual_short_kernel<T, Radial>;
   const cudaError_t error =
       allow_shared_memory(kernel, static_cast<std::size_t>(layout::bytes(warps)));
@@ -186,13 +184,18 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
       int block_memory = 0;
       error =
           cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      parameters.takes_windows = true;
-      parameters.place = {place.is_first, true};
-      place.is_first = false;
-      if (error == cudaSuccess)
-        error =
-            launch_contextual_short<T, Radial>(parameters, processors, block_memory, heads, stream);
       if (error != cudaSuccess) return error;
+      using short_layout = contextual_short_layout<Radial, sizeof(T)>;
+      const int warps =
+          std::min(short_layout::most_warps,
+                   (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
+      if (warps >= short_layout::least_warps) {
+        parameters.takes_windows = true;
+        parameters.place = {place.is_first, true};
+        place.is_first = false;
+        error = launch_contextual_short<T, Radial>(parameters, processors, warps, heads, stream);
+        if (error != cudaSuccess) return error;
+      }
     }
   parameters.place = place;
   const std::int64_t fitting =

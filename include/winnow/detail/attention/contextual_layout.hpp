@@ -35,7 +35,7 @@ inline std::ostream& operator<<(std::ostream& out, const contextual_tuning& tuni
 
 constexpr contextual_tuning tune_contextual(std::size_t element_bytes, int head_dim) {
   if (element_bytes == 4) {
-    if (head_dim == 16) return {4, 32, 32, 2, true, 3, 2, 2};
+    if (head_dim == 16) return {4, 96, 64, 1, true, 3, 2, 2};
     if (head_dim == 32) return {4, 32, 32, 2, false, 1, 2, 2};
     return head_dim == 64 ? contextual_tuning{2, 16, 16, 2, false, 1, 2, 2}
                           : contextual_tuning{1, 16, 16, 2, false, 1, 2, 2};
@@ -56,11 +56,14 @@ struct contextual_layout {
   /// Halves that a table product is kept in. One costs |G|·2⁻¹² in the logit, which is too much for
   /// float and, as |G| grows with the head dim, in long windows from 32 on.
   static constexpr int parts = Bytes == 4 || D > 16 ? 2 : 1;
+  /// Float rows of q, K, V and Tv multiply as two halves each, too: see contextual_halves.cuh.
+  static constexpr bool in_halves = Bytes == 4 && D == 16;
   static constexpr int min_blocks = Radial ? tuning.radial_blocks : tuning.min_blocks;
   static constexpr int stages = Radial ? tuning.radial_stages : 2;
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
-  static constexpr bool turns_rows = false;
+  static constexpr bool turns_rows = false, turns_halves = false;
+  static constexpr bool packs_places = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -68,7 +71,7 @@ struct contextual_layout {
   static constexpr int row_bytes = D * Bytes + 16;
   static constexpr int tile_bytes = keys * row_bytes;
   /// Fragments of float queries stay in shared memory, so that the next ones need a second buffer.
-  static constexpr int query_buffers = Bytes == 4 ? 2 : 1;
+  static constexpr int query_buffers = Bytes == 4 && !in_halves ? 2 : 1;
   /// Radial products: the table rows of one token.
   static constexpr int radial_element = parts == 1 ? 2 : 4;
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
@@ -114,54 +117,67 @@ struct contextual_layout {
 
 /// Do short windows have contextual_short.cuh?
 template <std::size_t Bytes, int D, bool Radial>
-inline constexpr bool has_contextual_short = Bytes == 2 && D == 16 && Radial;
+inline constexpr bool has_contextual_short = D == 16 && Radial;
 
 /// A warp of contextual_short.cuh, which is like a block whose rows are its keys: offsets in the warp's
 /// memory, and of tables in the block's, which come first.
-template <bool Radial>
+template <bool Radial, int Bytes = 2>
 struct contextual_short_layout {
-  using block = contextual_layout<2, 16, Radial>;
+  using block = contextual_layout<Bytes, 16, Radial>;
   static constexpr contextual_tuning tuning{1, 0, 0, 1, true, 3, 1, 1};
-  static constexpr int most_warps = 10;  ///< of a block
-  static constexpr int rows = 48;        ///< of the longest windows
+  static constexpr int most_warps = Bytes == 4 ? 8 : 10;  ///< of a block
+  static constexpr int least_warps = Bytes == 4 ? 4 : 1;  ///< that are worth a launch of their own
+  static constexpr int rows = 48;                         ///< of the longest windows
   static constexpr int keys = rows;
   static constexpr int range = 32;            ///< slots whose windows a warp takes
   static constexpr int slots = range + rows;  ///< that they may lie in
-  static constexpr int parts = 1;
+  static constexpr int parts = block::parts;
+  static constexpr bool in_halves = block::in_halves;
   static constexpr int stages = 1;
   static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
   static constexpr bool shares_scratch = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
-  static constexpr bool turns_rows = true;
-  static constexpr int row_bytes = 32;
+  static constexpr bool turns_rows = !in_halves;
+  /// Rows of two times 16 halves: their four chunks change places, by every other row.
+  static constexpr bool turns_halves = in_halves;
+  static constexpr int row_bytes = 16 * Bytes;
   static constexpr int tile_bytes = keys * row_bytes;
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = block::radial_element;
   static constexpr int radial_bytes = block::radial_bytes;
   static constexpr int key_stride = block::key_stride;
-  static constexpr int radial_sums_bytes = block::radial_sums_bytes;
+  /// Float sums up weights where products were, which by then have all been looked up.
+  static constexpr int radial_sums_bytes = in_halves ? 0 : block::radial_sums_bytes;
   static constexpr int radial_stride = block::radial_stride;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return block::radial_row(row); }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return in_halves ? row * (radial_bytes + 16) : block::radial_row(row);
+  }
 
   static constexpr int row_order = 0;                                       // int [2][slots]
   static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
   static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
   static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
   static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
-  static constexpr int place_bytes = block::place_bytes;
+  /// Float has no room for keys' positions in two forms.
+  static constexpr bool packs_places = Radial && in_halves;
+  static constexpr int place_bytes = packs_places ? 4 : block::place_bytes;
   static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
-  static constexpr int key_tiles = key_cells + 2 * axes * keys;     // T [K, V][keys]
-  static constexpr int key_products = key_tiles + 2 * tile_bytes;   // [keys][key_stride]
-  static constexpr int scratch = key_products + keys * key_stride;
+  static constexpr int key_tiles =
+      key_cells + (packs_places ? 0 : 2 * axes * keys);            // T [K, V][keys]
+  static constexpr int key_products = key_tiles + 2 * tile_bytes;  // [keys][key_stride]
+  /// Float has no room for keys' products, but for what they add to logits: float [keys][side_stride].
+  static constexpr int sides = key_products;
+  static constexpr int side_stride = rows + 4;
+  static constexpr int scratch = key_products + keys * (in_halves ? 4 * side_stride : key_stride);
   static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products have a load that reaches behind the last row, of which nothing is used.
   static constexpr int warp_bytes = scratch + (Radial ? scratch_bytes : 16);
 
   static constexpr int table_bytes = block::table_bytes;
   static constexpr int tables = 0;
-  static constexpr int axis_bytes = block::axis_bytes;
+  static constexpr int axis_bytes = in_halves ? tile_rows * row_bytes : block::axis_bytes;
   static constexpr int value_table = tables + 2 * table_bytes;
   /// Where lanes' parts of rows begin, of each lane of a quad.
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;

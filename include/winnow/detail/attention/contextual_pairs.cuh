@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_halves.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
@@ -31,7 +32,9 @@ contextual_block<T, D, Radial, Vectors, Layout>::matrix_rows(const T* tile, int 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::score_rows(
     const row_state& state, const T* tile, int key, float (&s)[2][4]) const {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (in_halves) {
+    score_halves(state, tile, key, s);
+  } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (auto& block : s)
 #pragma unroll
@@ -59,8 +62,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     const row_state& state, int key, float (&scores)[2][4], float (&sides)[2][4]) const {
   key_cells places[2];
 #pragma unroll
-  for (int b = 0; b < 2; ++b)
-    places[b] = at<const key_cells>(layout::key_place)[key + 8 * b + place.g];
+  for (int b = 0; b < 2; ++b) {
+    if constexpr (layout::packs_places) {
+      const std::uint32_t both = at<const std::uint32_t>(layout::key_place)[key + 8 * b + place.g];
+      places[b] = {__byte_perm(both, 0, 0x1010), __byte_perm(both, 0, 0x3232)};
+    } else {
+      places[b] = at<const key_cells>(layout::key_place)[key + 8 * b + place.g];
+    }
+  }
   const auto key_cell = [&](int b, int word) {
     const int axis = word / cell_words;
     std::uint32_t position = axis == 0 ? places[b].x : places[b].y;
@@ -196,9 +205,12 @@ template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::score_radial(
     const row_state& state, int key, int stage, float (&scores)[2][4], float (&sides)[2][4],
     int (&radial_steps)[2][4]) const {
+  // Float: the address itself, which is as far from the sum's as of any other pair.
   const int gq = in_register(state.radial + layout::radial_sums_bytes -
-                             state.length * (4 - layout::radial_element));
-  const int gk = in_register((key + 2 * place.t) * layout::key_stride + layout::key_products +
+                             state.length * (4 - layout::radial_element) +
+                             (keeps_places ? static_cast<int>(shared) : 0));
+  const int gk = in_register((keeps_places ? static_cast<int>(shared) : 0) +
+                             (key + 2 * place.t) * layout::key_stride + layout::key_products +
                              parts * 2 * layout::cells + state.length * layout::radial_element);
   const float* radii = at<const float>(layout::key_radius) + stage * keys + key + 2 * place.t;
   const auto add = [&](auto pair_constant, const float2(&radii_of)[2]) {
@@ -207,8 +219,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     constexpr int b = pair / 4, i = pair / 2 % 2, j = pair % 2;
     const float radius = j == 0 ? radii_of[b].x : radii_of[b].y;
     const int step = radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps);
-    radial_steps[b][2 * i + j] = step;
     const int offset = step >> (layout::radial_element == 2 ? 21 : 20);
+    radial_steps[b][2 * i + j] = keeps_places ? gq + offset : step;
     scores[b][2 * i + j] += radial_product<i * layout::radial_row(8)>(gq + offset);
     sides[b][2 * i + j] += radial_product<(8 * b + j) * layout::key_stride>(gk + offset);
   };

@@ -181,6 +181,28 @@ struct row_shift {
     for (int k = 0; k < cell_words; ++k)
       cells[k] = __shfl_sync(0xffffffffu, __byte_perm(z[k], z[k + 1], select), source, 4);
   }
+  /// The same of floats, before they are split into halves.
+  __device__ __forceinline__ void to_cells(const float (&rows)[2 * row_words],
+                                           float (&cells)[2 * cell_words], int t) const {
+    const auto choose_float = [&](auto bit, float set, float clear) {
+      return __uint_as_float(
+          choose<decltype(bit)::value>(steps, __float_as_uint(set), __float_as_uint(clear)));
+    };
+    float y[9], z[7];
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+      y[k] = choose_float(std::integral_constant<unsigned, 16>(), rows[k + 4], rows[k]);
+    y[8] = rows[8];
+#pragma unroll
+    for (int k = 0; k < 7; ++k)
+      z[k] = choose_float(std::integral_constant<unsigned, 8>(), y[k + 2], y[k]);
+    const int source = static_cast<int>(steps) + 2 * t + 1;
+#pragma unroll
+    for (int k = 0; k < 2 * cell_words; ++k)
+      cells[k] = __shfl_sync(0xffffffffu,
+                             choose_float(std::integral_constant<unsigned, 4>(), z[k + 1], z[k]),
+                             source, 4);
+  }
   /// The way back, zeros where there is no cell.
   __device__ __forceinline__ void to_rows(const std::uint32_t (&cells)[cell_words],
                                           std::uint32_t (&rows)[row_words]) const {
@@ -219,21 +241,46 @@ __device__ __forceinline__ void split(float low, float high, std::uint32_t (&par
 template <int D>
 struct split_rows {
   std::uint32_t high[D / 16][4], low[D / 16][4];
+  /// \tparam Natural lanes take dims as other products of halves do, else four neighbours.
+  template <bool Natural = false>
   __device__ __forceinline__ void load(const float* rows) {
     const lane_place place;
-    const float* row = rows + place.g * tile_math<float, D>::stride + 4 * place.t;
+    const float* row = rows + place.g * tile_math<float, D>::stride + (Natural ? 2 : 4) * place.t;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float4 x =
-            *reinterpret_cast<const float4*>(row + i * 8 * tile_math<float, D>::stride + 16 * step);
-        std::uint32_t first[2], second[2];
-        split(x.x, x.y, first);
-        split(x.z, x.w, second);
-        high[step][i] = first[0], high[step][2 + i] = second[0];
-        low[step][i] = first[1], low[step][2 + i] = second[1];
+        const float* own = row + i * 8 * tile_math<float, D>::stride + 16 * step;
+        if constexpr (Natural) {
+          const float2 first = *reinterpret_cast<const float2*>(own);
+          const float2 second = *reinterpret_cast<const float2*>(own + 8);
+          set(step, i, {first.x, first.y, second.x, second.y});
+        } else {
+          set(step, i, *reinterpret_cast<const float4*>(own));
+        }
       }
+  }
+  /// A lane's four dims of row g + 8i.
+  __device__ __forceinline__ void set(int step, int i, const float4& x) {
+    std::uint32_t first[2], second[2];
+    split(x.x, x.y, first);
+    split(x.z, x.w, second);
+    high[step][i] = first[0], high[step][2 + i] = second[0];
+    low[step][i] = first[1], low[step][2 + i] = second[1];
+  }
+};
+
+/// 16 x 16 weights as two halves each.
+struct split_fragment {
+  weight_fragment<half> high, low;
+  split_fragment() = default;
+  __device__ __forceinline__ explicit split_fragment(const float (&p)[2][4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      std::uint32_t parts[2];
+      split(p[j / 2][j % 2 * 2], p[j / 2][j % 2 * 2 + 1], parts);
+      high.a[j] = parts[0], low.a[j] = parts[1];
+    }
   }
 };
 
@@ -284,6 +331,21 @@ struct table_factor {
       };
       return {pair(2 * place.t), pair(2 * place.t + 8)};
     } else {
+      if constexpr (Staged && splits) {
+        const auto pair = [&](int column, std::uint32_t(&parts)[2]) {
+          if (16 * step + column >= dim) {
+            parts[0] = parts[1] = 0;
+            return;
+          }
+          const float2 x = *reinterpret_cast<const float2*>(static_cast<const float*>(table.data) +
+                                                            row + column);
+          split(x.x, x.y, parts);
+        };
+        std::uint32_t first[2], second[2];
+        pair(2 * place.t, first);
+        pair(2 * place.t + 8, second);
+        return {first[0], second[0], first[1], second[1]};
+      }
       if (16 * step + 4 * place.t >= dim) return {};
       const auto quad = math::load_quad(table.data, table.is_float, row + 4 * place.t);
       if constexpr (splits) {
@@ -341,6 +403,25 @@ struct table_factor {
         multiply_add_16<T>(product, left.a[step], right.x, right.y);
       }
     }
+  }
+  /// 16 rows of one step times one axis: products of the same block are far from each other, as each waits for
+  /// the one before.
+  template <bool Backwards>
+  __device__ __forceinline__ void multiply_axis(const rows& left, int axis, bool radial_axis,
+                                                float (&products)[axis_blocks][4]) const {
+    static_assert(splits && Staged && steps == 1);
+    element right[axis_blocks];
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block) {
+      right[block] = factor_at<Backwards>(axis, block, 0, radial_axis);
+      multiply_16<half>(products[block], left.low[0], right[block].x, right[block].y);
+    }
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block)
+      multiply_add_16<half>(products[block], left.high[0], right[block].z, right[block].w);
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block)
+      multiply_add_16<half>(products[block], left.high[0], right[block].x, right[block].y);
   }
   /// 16 rows times one axis of the table, as halves that sum up to the products: of rows g and g + 8
   /// a pair of columns for each block.

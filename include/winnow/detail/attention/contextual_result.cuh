@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_halves.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
@@ -34,38 +35,64 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     uint4 bits = {0, 0, 0, 0};
     if (source >= 0 && source <= (radial_axis ? last + 1 : last) && column < problem.head_dim)
       bits = load_table_vector<T>(table, offset);
-    *reinterpret_cast<uint4*>(table_at<T>(layout::value_table) + i * math::stride + column) = bits;
+    if constexpr (in_halves)
+      store_halves<low_scale>(table_at<std::byte>(layout::value_table), i, column / width, bits);
+    else
+      *reinterpret_cast<uint4*>(table_at<T>(layout::value_table) + i * math::stride + column) =
+          bits;
   }
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_table(
     const std::uint32_t (&w)[weight_parts][2][row_words], int axis, row_state& state) const {
-  const T* table = table_at<const T>(layout::value_table) +
-                   (layout::tuning.value_axes == 1 ? 0 : axis) * tile_rows * math::stride;
+  const int first_axis = layout::tuning.value_axes == 1 ? 0 : axis;
+  if constexpr (in_halves) {
+    const std::byte* rows_ =
+        table_at<const std::byte>(layout::value_table) + first_axis * layout::axis_bytes;
+    float high[2][4] = {}, low[2][4] = {};
 #pragma unroll
-  for (int step = 0; step < tile_rows / 16; ++step) {
-    if constexpr (sizeof(T) == 4) {
-      // Halves are TF32 values.
-      const auto pair = [&](int b, int i, bool second) {
-        const float2 high = __half22float2(*reinterpret_cast<const half2*>(&w[0][i][2 * step + b]));
-        const float2 low =
-            __half22float2(*reinterpret_cast<const half2*>(&w[weight_parts - 1][i][2 * step + b]));
-        return second ? tf32_pair(high.y, low.y) : tf32_pair(high.x, low.x);
-      };
-      const tf32_pair p[2][4] = {
-          {pair(0, 0, false), pair(0, 1, false), pair(0, 0, true), pair(0, 1, true)},
-          {pair(1, 0, false), pair(1, 1, false), pair(1, 0, true), pair(1, 1, true)}};
-      const float* first = table + (16 * step + 2 * place.t) * math::stride + place.g;
-      const float* const rows_of_step[2][2] = {
-          {first, first + math::stride}, {first + 8 * math::stride, first + 9 * math::stride}};
-      math::values_of(p, rows_of_step, state.o);
-    } else {
-      weight_fragment<T> weights;
+    for (int step = 0; step < tile_rows / 16; ++step) {
+      split_fragment weights;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) weights.a[j] = w[0][j % 2][2 * step + j / 2];
-      multiply_rows<T, math::blocks>(weights, table + (16 * step + place.lane % 16) * math::stride,
-                                     state.o);
+      for (int j = 0; j < 4; ++j) {
+        weights.high.a[j] = w[0][j % 2][2 * step + j / 2];
+        weights.low.a[j] = w[weight_parts - 1][j % 2][2 * step + j / 2];
+      }
+      const std::byte* rows_of_step = rows_ + 16 * step * layout::row_bytes;
+      if constexpr (sums_directly)
+        add_rows_of_halves(weights, rows_of_step, state.o, state.low);
+      else
+        add_rows_of_halves(weights, rows_of_step, high, low);
+    }
+    if constexpr (!sums_directly) add_halves(high, low, state.o);
+  } else {
+    const T* table = table_at<const T>(layout::value_table) + first_axis * tile_rows * math::stride;
+#pragma unroll
+    for (int step = 0; step < tile_rows / 16; ++step) {
+      if constexpr (sizeof(T) == 4) {
+        // Halves are TF32 values.
+        const auto pair = [&](int b, int i, bool second) {
+          const float2 high =
+              __half22float2(*reinterpret_cast<const half2*>(&w[0][i][2 * step + b]));
+          const float2 low = __half22float2(
+              *reinterpret_cast<const half2*>(&w[weight_parts - 1][i][2 * step + b]));
+          return second ? tf32_pair(high.y, low.y) : tf32_pair(high.x, low.x);
+        };
+        const tf32_pair p[2][4] = {
+            {pair(0, 0, false), pair(0, 1, false), pair(0, 0, true), pair(0, 1, true)},
+            {pair(1, 0, false), pair(1, 1, false), pair(1, 0, true), pair(1, 1, true)}};
+        const float* first = table + (16 * step + 2 * place.t) * math::stride + place.g;
+        const float* const rows_of_step[2][2] = {
+            {first, first + math::stride}, {first + 8 * math::stride, first + 9 * math::stride}};
+        math::values_of(p, rows_of_step, state.o);
+      } else {
+        weight_fragment<T> weights;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) weights.a[j] = w[0][j % 2][2 * step + j / 2];
+        multiply_rows<T, math::blocks>(
+            weights, table + (16 * step + place.lane % 16) * math::stride, state.o);
+      }
     }
   }
 }
@@ -82,7 +109,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::complete_sums(
     const turn& now, row_state& state) const {
-  state.softmax.template finish<math::lane_sums>();
+  state.softmax.template finish<math::lane_sums && !sums_directly>();
   float by[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) by[i] = reciprocal(state.softmax.sum[2 * i]);
@@ -92,13 +119,13 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 #pragma unroll
       for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
   };
-  constexpr bool early = sizeof(T) == 4;
+  constexpr bool early = sizeof(T) == 4 && !sums_directly;
   if constexpr (early) normalize();
   if (group().table_v.data != nullptr) {
     const auto* codes = at<const std::uint32_t>(layout::row_code) + first_row(now) + place.g;
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[8], state.length, place.t)};
-#pragma unroll
+#pragma unroll(loops_axes ? 1 : 3)
     for (int axis = 0; axis < 3; ++axis) {
       if constexpr (layout::tuning.value_axes == 1) {
         __syncthreads();
@@ -129,7 +156,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 #pragma unroll
           for (int word = 0; word < cell_words; ++word) {
             // Of an axis that is radial there are no cells.
-            const auto& sums = state.cells[min(axis * cell_words + word, words - 1)];
+            const auto& sums =
+                state.cells[loops_axes ? word : min(axis * cell_words + word, words - 1)];
             std::uint32_t pair[weight_parts];
             round_weights(early ? sums[2 * i] * by[i] : sums[2 * i],
                           early ? sums[2 * i + 1] * by[i] : sums[2 * i + 1], pair);
@@ -139,9 +167,19 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 #pragma unroll
           for (int part = 0; part < weight_parts; ++part) shift.to_rows(cells[part], w[part][i]);
         }
+        if constexpr (loops_axes) {
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) state.cells[word][e] = state.cells[cell_words + word][e];
+        }
       }
       add_table(w, axis, state);
     }
+  }
+  if constexpr (sums_directly) {
+    constexpr float nothing[2][4] = {};
+    add_halves(nothing, state.low, state.o);
   }
   if constexpr (!early) normalize();
 }

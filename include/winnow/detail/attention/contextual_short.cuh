@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Short spherical windows with contextual position encoding, for 16-bit storage and head dim 16.
+/// Short spherical windows with contextual position encoding, for head dim 16.
 ///
 /// What one warp computes: of one head, the windows of up to 48 tokens that start in ranges of 32 slots. It
 /// takes them in units: as many whole windows as fit 16 slots, or one longer window. A unit's rows are its
@@ -15,7 +15,9 @@
 ///
 /// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
 ///
-/// Bound by instructions, and by their latency at ten warps a multiprocessor.
+/// Float goes through pairs in another order: contextual_short_pairs.cuh.
+///
+/// Bound by instructions, and by their latency at ten warps a multiprocessor, in float eight.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,7 @@
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_short_pairs.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
@@ -97,25 +100,35 @@ struct contextual_short : contextual_short_units<T, Radial> {
   }
 
   /// Gk and positions of a unit's keys.
-  __device__ __forceinline__ void prepare(const unit& now, int tiles) const {
+  __device__ __forceinline__ void prepare(const unit& now, int tiles, row_state& state) const {
     const auto* codes = at<const std::uint32_t>(layout::row_code) + now.buffer;
     for (int key = place.lane; key < 16 * tiles; key += 32) {
       this->place_key(key, key < now.count ? codes[key] : 0);
       if constexpr (Radial)
         at<float>(layout::key_radius)[key] = at<float>(layout::row_radius)[now.buffer + key];
     }
+    if constexpr (layout::in_halves) {
+      auto* tokens = at<std::byte>(layout::key_tiles);
+#pragma unroll 1
+      for (int row = place.g; row < 16 * tiles; row += 8) base::split_chunks(tokens, row, place.t);
+      __syncwarp();
+    }
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       key_group own;
       this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes,
                       own.left);
-      const int key = tile * 16 + place.g;
+      if constexpr (base::sums_directly) {
+        this->score_keys(own.left, 16 * tile, tiles, state);
+      } else {
+        const int key = tile * 16 + place.g;
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        own.moves[i] = moves_of(codes[key + 8 * i], group().quant_length, place.t);
-      own.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
+        for (int i = 0; i < 2; ++i)
+          own.moves[i] = moves_of(codes[key + 8 * i], group().quant_length, place.t);
+        own.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
 #pragma unroll
-      for (int axis = 0; axis < 3; ++axis) this->multiply_keys(own, axis);
+        for (int axis = 0; axis < 3; ++axis) this->multiply_keys(own, axis);
+      }
     }
   }
 
@@ -135,14 +148,24 @@ struct contextual_short : contextual_short_units<T, Radial> {
       zero = fmaf(state.o[1][2 * i], 0.0f, zero);
       zero = fmaf(state.o[1][2 * i + 1], 0.0f, zero);
       finite = finite && (zero == 0.0f || row >= own);
-      // Neighbouring lanes swap, so that each has four columns.
-      const std::uint32_t first = pack<T>(state.o[0][2 * i], state.o[0][2 * i + 1]);
-      const std::uint32_t second = pack<T>(state.o[1][2 * i], state.o[1][2 * i + 1]);
-      const std::uint32_t other = __shfl_xor_sync(all, odd ? first : second, 1);
-      const auto* target = row_at(pointer(results), tokens[row], problem.out.token_stride);
-      if (row < own && column)
-        *reinterpret_cast<uint2*>(const_cast<std::byte*>(target)) = {odd ? other : first,
-                                                                     odd ? second : other};
+      if constexpr (layout::in_halves) {
+        auto* target =
+            const_cast<std::byte*>(row_at(pointer(results), tokens[row], problem.out.token_stride));
+#pragma unroll
+        for (int block = 0; block < 2; ++block)
+          if (row < own && 8 * block < problem.head_dim)
+            *reinterpret_cast<float2*>(target + 32 * block) = {state.o[block][2 * i],
+                                                               state.o[block][2 * i + 1]};
+      } else {
+        // Neighbouring lanes swap, so that each has four columns.
+        const std::uint32_t first = pack<T>(state.o[0][2 * i], state.o[0][2 * i + 1]);
+        const std::uint32_t second = pack<T>(state.o[1][2 * i], state.o[1][2 * i + 1]);
+        const std::uint32_t other = __shfl_xor_sync(all, odd ? first : second, 1);
+        const auto* target = row_at(pointer(results), tokens[row], problem.out.token_stride);
+        if (row < own && column)
+          *reinterpret_cast<uint2*>(const_cast<std::byte*>(target)) = {odd ? other : first,
+                                                                       odd ? second : other};
+      }
     }
     // The quad's first lane has row g, its second one g + 8.
     if (problem.lse != nullptr) {
@@ -167,7 +190,7 @@ struct contextual_short : contextual_short_units<T, Radial> {
     row_state state;
     this->begin_block(state);
     cursor next{0, take_range(total), 1, false, 0, 32, 0, {-1, 0}};
-    std::uint32_t q[4];
+    std::uint32_t q[base::query_words];
     unit coming{0, -1, 0, 0};
     bool bad = false;
     while (true) {
@@ -186,12 +209,20 @@ struct contextual_short : contextual_short_units<T, Radial> {
       const int tiles = (now.count + 15) / 16;
       assigned = now.slot + now.count;
       const turn rows_of_unit{now.slot, now.slot, now.slot + now.count, now.buffer, true};
-      prepare(now, tiles);
+      prepare(now, tiles, state);
       __syncwarp();
 #pragma unroll 1
       for (warp = 0; warp < tiles; ++warp) {
+        if constexpr (layout::in_halves) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) state.q.a[0][e] = q[e];
+          for (int i = 0; i < 2; ++i)
+            state.q.set(0, i,
+                        {__uint_as_float(q[4 * i]), __uint_as_float(q[4 * i + 1]),
+                         __uint_as_float(q[4 * i + 2]), __uint_as_float(q[4 * i + 3])});
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) state.q.a[0][e] = q[e];
+        }
         if (warp + 1 < tiles) load_queries(now, warp + 1, q);
         this->begin_products(rows_of_unit, state.q, state);
         __syncwarp();
@@ -203,12 +234,16 @@ struct contextual_short : contextual_short_units<T, Radial> {
           windows.first[i] = window.x;
           windows.last[i] = window.y;
         }
-        int key = 0;
-        if (tiles > 1)
+        if constexpr (base::sums_directly) {
+          this->attend_at_once(windows, now.count, state);
+        } else {
+          int key = 0;
+          if (tiles > 1)
 #pragma unroll 1
-          for (; key + 16 <= now.count; key += 16)
-            this->template attend<true>(windows, key, key, 0, state);
-        if (key < now.count) this->template attend<false>(windows, key, key, 0, state);
+            for (; key + 16 <= now.count; key += 16)
+              this->template attend<true>(windows, key, key, 0, state);
+          if (key < now.count) this->template attend<false>(windows, key, key, 0, state);
+        }
         __syncwarp();
         if (warp + 1 == tiles) coming = follow(next, false, total, q);
         this->complete_sums(rows_of_unit, state);
@@ -247,11 +282,11 @@ struct contextual_short : contextual_short_units<T, Radial> {
 
 /// Heads of a group share its blocks as in contextual_kernel.cuh; a block has as many warps as fit.
 template <class T, bool Radial>
-__global__ void __launch_bounds__(32 * contextual_short_layout<Radial>::most_warps, 1)
+__global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)>::most_warps, 1)
     contextual_short_kernel(const __grid_constant__ forward_problem problem) {
   begin_beside(problem.place);
   extern __shared__ __align__(16) std::byte memory[];
-  using layout = contextual_short_layout<Radial>;
+  using layout = contextual_short_layout<Radial, sizeof(T)>;
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (shortest_left<Radial>(problem, group) == 0) {

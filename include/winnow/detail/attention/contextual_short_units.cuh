@@ -17,8 +17,8 @@ namespace winnow::detail {
 
 template <class T, bool Radial>
 struct contextual_short_units
-    : contextual_block<T, 16, Radial, true, contextual_short_layout<Radial>> {
-  using base = contextual_block<T, 16, Radial, true, contextual_short_layout<Radial>>;
+    : contextual_block<T, 16, Radial, true, contextual_short_layout<Radial, sizeof(T)>> {
+  using base = contextual_block<T, 16, Radial, true, contextual_short_layout<Radial, sizeof(T)>>;
   using base::group;
   using base::group_head;
   using base::place;
@@ -28,6 +28,7 @@ struct contextual_short_units
   using base::shares;
   using typename base::layout;
   static constexpr unsigned all = 0xffffffffu;
+  static constexpr int query_words = sizeof(T) == 4 ? 8 : 4;  ///< of a tile, a lane's
   static constexpr int slots = layout::slots;
 
   template <class U>
@@ -141,10 +142,17 @@ struct contextual_short_units
       this->template table_at<const T*>(layout::pointers)[lane * layout::pointers_of_lane + which] =
           row;
     };
-    store(queries, problem.q, 2 * lane);
-    store(keys, problem.k, lane % 2 * 8);
-    store(values, problem.v, lane % 2 * 8);
-    store(results, problem.out, lane % 2 * 8 + lane / 2 * 4);
+    if constexpr (layout::in_halves) {
+      store(queries, problem.q, 2 * lane);
+      store(keys, problem.k, 4 * lane);
+      store(values, problem.v, 4 * lane);
+      store(results, problem.out, 2 * lane);
+    } else {
+      store(queries, problem.q, 2 * lane);
+      store(keys, problem.k, lane % 2 * 8);
+      store(values, problem.v, lane % 2 * 8);
+      store(results, problem.out, lane % 2 * 8 + lane / 2 * 4);
+    }
     this->template table_at<float*>(layout::pointers)[lane * layout::pointers_of_lane + lse] =
         problem.lse == nullptr ? nullptr : problem.lse + head * problem.lse_head_stride;
   }
@@ -161,35 +169,63 @@ struct contextual_short_units
   /// Asks for a unit's keys, and zeros up to the end of its last tile.
   __device__ __forceinline__ void request_keys(const unit& now) const {
     const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer;
-    const bool column = place.lane % 2 * 8 < problem.head_dim;
-    const int row_of_pass = place.lane / 2;
-    const std::uint32_t target =
-        shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes +
-                                            (place.lane ^ row_of_pass >> 2) % 2 * 16);
+    if constexpr (layout::in_halves) {
+      const bool column = 4 * place.t < problem.head_dim;
+      const std::byte* const key_rows = pointer(keys);
+      const std::byte* const value_rows = pointer(values);
+      const std::uint32_t target =
+          shared + static_cast<std::uint32_t>(layout::key_tiles + base::chunk_at(place.g, place.t));
 #pragma unroll
-    for (int pass = 0; pass < layout::rows / 16; ++pass) {
-      if (16 * pass >= now.count) break;
-      const int row = 16 * pass + row_of_pass;
-      const bool valid = row < now.count && column;
-      const std::int32_t token = tokens[row];
-      const std::uint32_t tile = target + 16 * pass * layout::row_bytes;
-      copy_async(tile, row_at(pointer(keys), token, problem.k.token_stride), valid);
-      copy_async(tile + layout::tile_bytes, row_at(pointer(values), token, problem.v.token_stride),
-                 valid);
+      for (int pass = 0; pass < layout::rows / 8; ++pass) {
+        if (pass % 2 == 0 && 8 * pass >= now.count) break;
+        const int row = 8 * pass + place.g;
+        const bool valid = row < now.count && column;
+        const std::int32_t token = tokens[row];
+        const std::uint32_t tile = target + 8 * pass * layout::row_bytes;
+        copy_async(tile, row_at(key_rows, token, problem.k.token_stride), valid);
+        copy_async(tile + layout::tile_bytes, row_at(value_rows, token, problem.v.token_stride),
+                   valid);
+      }
+    } else {
+      const bool column = place.lane % 2 * 8 < problem.head_dim;
+      const int row_of_pass = place.lane / 2;
+      const std::uint32_t target =
+          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes +
+                                              (place.lane ^ row_of_pass >> 2) % 2 * 16);
+#pragma unroll
+      for (int pass = 0; pass < layout::rows / 16; ++pass) {
+        if (16 * pass >= now.count) break;
+        const int row = 16 * pass + row_of_pass;
+        const bool valid = row < now.count && column;
+        const std::int32_t token = tokens[row];
+        const std::uint32_t tile = target + 16 * pass * layout::row_bytes;
+        copy_async(tile, row_at(pointer(keys), token, problem.k.token_stride), valid);
+        copy_async(tile + layout::tile_bytes,
+                   row_at(pointer(values), token, problem.v.token_stride), valid);
+      }
     }
     commit_copies();
   }
   /// The queries of a tile of a unit, as `ldmatrix` would have them.
   __device__ __forceinline__ void load_queries(const unit& now, int tile,
-                                               std::uint32_t (&q)[4]) const {
+                                               std::uint32_t (&q)[query_words]) const {
     const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer + 16 * tile;
     // Rows behind the last are some tokens', too.
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const auto* row = reinterpret_cast<const std::uint32_t*>(
-          row_at(pointer(queries), tokens[place.g + 8 * i], problem.q.token_stride));
-      q[i] = __ldg(row);
-      q[i + 2] = problem.head_dim > 8 ? __ldg(row + 4) : 0;
+      if constexpr (layout::in_halves) {
+        const auto* row = reinterpret_cast<const uint2*>(
+            row_at(pointer(queries), tokens[place.g + 8 * i], problem.q.token_stride));
+        const uint2 first = __ldg(row);
+        const uint2 second = problem.head_dim > 8 ? __ldg(row + 4) : uint2{0, 0};
+        q[4 * i] = first.x, q[4 * i + 1] = first.y;
+        q[4 * i + 2] = second.x, q[4 * i + 3] = second.y;
+      } else {
+        const auto* row = reinterpret_cast<const std::uint32_t*>(
+            row_at(pointer(queries), tokens[place.g + 8 * i], problem.q.token_stride));
+        q[i] = __ldg(row);
+        q[i + 2] = problem.head_dim > 8 ? __ldg(row + 4) : 0;
+      }
     }
   }
   /// The slots [first, last) of a row's window, in a unit of one tile.
@@ -199,7 +235,7 @@ struct contextual_short_units
   }
   /// The next unit, and asks for its rows.
   __device__ __forceinline__ unit follow(cursor& next, bool waits, int total,
-                                         std::uint32_t (&q)[4]) const {
+                                         std::uint32_t (&q)[query_words]) const {
     const unit result = advance(next, waits, total);
     if (result.count > 0) {
       request_keys(result);

@@ -8,6 +8,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"
 
 namespace winnow::detail {
@@ -35,14 +36,37 @@ template <bool Backwards>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::multiply_cells(
     const factor& table, const typename factor::rows& left, int axis,
     const std::uint32_t (&moves)[2], std::uint32_t (&cells)[parts][2][cell_words]) const {
-  std::uint32_t by_row[parts][2][row_words];
-  table.template multiply<Backwards>(left, axis, false, by_row);
+  if constexpr (in_halves) {
+    // Half of the rows' products are no cell's, so that it takes less to split them behind their move.
+    float products[axis_blocks][4], by_row[2][2 * row_words];
+    table.template multiply_axis<Backwards>(left, axis, false, products);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const row_shift shift{moves[i] >> (8 * axis)};
+    for (int block = 0; block < axis_blocks; ++block)
 #pragma unroll
-    for (int part = 0; part < parts; ++part)
-      shift.to_cells(by_row[part][i], cells[part][i], place.t);
+      for (int e = 0; e < 4; ++e) by_row[e / 2][2 * block + e % 2] = products[block][e];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const row_shift shift{moves[i] >> (8 * axis)};
+      float moved[2 * cell_words];
+      shift.to_cells(by_row[i], moved, place.t);
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word) {
+        std::uint32_t pair[parts];
+        split(moved[2 * word], moved[2 * word + 1], pair);
+#pragma unroll
+        for (int part = 0; part < parts; ++part) cells[part][i][word] = pair[part];
+      }
+    }
+  } else {
+    std::uint32_t by_row[parts][2][row_words];
+    table.template multiply<Backwards>(left, axis, false, by_row);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const row_shift shift{moves[i] >> (8 * axis)};
+#pragma unroll
+      for (int part = 0; part < parts; ++part)
+        shift.to_cells(by_row[part][i], cells[part][i], place.t);
+    }
   }
 }
 
@@ -61,6 +85,15 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
       for (int block = 0; block < axis_blocks; ++block)
         *reinterpret_cast<std::uint32_t*>(target + i * eight_rows + block * 16) =
             by_row[0][i][block];
+  } else if constexpr (in_halves) {
+    float products[axis_blocks][4];
+    table.template multiply_axis<Backwards>(left, 2, true, products);
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<float2*>(target + i * eight_rows + block * 32) = {
+            products[block][2 * i], products[block][2 * i + 1]};
   } else {
 #pragma unroll
     for (int block = 0; block < axis_blocks; ++block) {
@@ -78,7 +111,7 @@ template <class T, int D, bool Radial, bool Vectors, class Layout>
 template <int Behind>
 __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>::radial_product(
     int offset) const {
-  const std::uint32_t address = shared + static_cast<std::uint32_t>(offset);
+  const std::uint32_t address = (keeps_places ? 0 : shared) + static_cast<std::uint32_t>(offset);
   if constexpr (parts == 1) {
     std::uint16_t bits;
     asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=h"(bits) : "r"(address), "n"(Behind));
@@ -96,7 +129,10 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   if constexpr (layout::turns_rows)
     load_matrices(left.a[0], rows_ + place.lane % 16 * layout::row_bytes +
                                  (place.lane / 16 ^ place.lane >> 2) % 2 * 16);
-  else
+  else if constexpr (in_halves) {
+    load_matrices(left.high[0], rows_ + chunk_at(place.lane % 16, place.lane / 16));
+    load_matrices(left.low[0], rows_ + chunk_at(place.lane % 16, place.lane / 16 + 2));
+  } else
     left.load(reinterpret_cast<const T*>(rows_));
 }
 
@@ -105,12 +141,33 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     const turn& now, row_state& state) const {
   const auto* query = at<const std::byte>(query_offset(now)) + warp * 16 * layout::row_bytes;
   typename factor::rows left;
-  load_left(query, left);
-  if constexpr (layout::turns_rows)
+  if constexpr (in_halves)
+    left.template load<true>(reinterpret_cast<const T*>(query));
+  else
+    load_left(query, left);
+  if constexpr (layout::turns_rows || in_halves)
     state.q = left;
   else
     state.q.load(reinterpret_cast<const T*>(query));
   begin_products(now, left, state);
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::keep_axis(
+    const std::uint32_t (&cells)[parts][2][cell_words], int axis, own_products& products) {
+#pragma unroll
+  for (int part = 0; part < parts; ++part)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word) {
+        if constexpr (loops_axes) {
+          products[part][i][word] = products[part][i][cell_words + word];
+          products[part][i][cell_words + word] = cells[part][i][word];
+        } else {
+          products[part][i][axis * cell_words + word] = cells[part][i][word];
+        }
+      }
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
@@ -122,17 +179,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                   moves_of(codes[1], state.length, place.t)};
   const factor table = factor_of(group().table_q, 0);
-#pragma unroll
+#pragma unroll(axes_at_once)
   for (int axis = 0; axis < layout::axes; ++axis) {
     std::uint32_t cells[parts][2][cell_words];
     multiply_cells<true>(table, left, axis, moves, cells);
+    keep_axis(cells, axis, state.products);
+    if constexpr (loops_axes) continue;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int part = 0; part < parts; ++part)
-#pragma unroll
-        for (int word = 0; word < cell_words; ++word)
-          state.products[part][i][axis * cell_words + word] = cells[part][i][word];
       const std::uint32_t position = position_twice(codes[i], axis);
       if constexpr (keeps_row_cells) {
 #pragma unroll
@@ -152,10 +206,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     multiply_radial<true>(table, left, radial_products(), layout::radial_row(8));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int r = 4 * place.t; r < tile_rows; r += 16)
-        *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0,
-                                                                                          0};
+      if constexpr (!sums_directly) clear_radial_sums(i);
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
       if constexpr (layout::shares_scratch) {
@@ -172,6 +223,12 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   for (auto& block : state.o)
 #pragma unroll
     for (float& sum : block) sum = 0.0f;
+  if constexpr (sums_directly) {
+#pragma unroll
+    for (auto& block : state.low)
+#pragma unroll
+      for (float& sum : block) sum = 0.0f;
+  }
 #pragma unroll
   for (auto& block : state.cells)
 #pragma unroll
@@ -181,17 +238,21 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::place_key(
     int key, std::uint32_t code) const {
-  std::uint32_t cells[layout::axes];
+  if constexpr (layout::packs_places) {
+    at<std::uint32_t>(layout::key_place)[key] = __byte_perm(code, 0x64u, 0x4140u);
+  } else {
+    std::uint32_t cells[layout::axes];
 #pragma unroll
-  for (int axis = 0; axis < layout::axes; ++axis) {
-    cells[axis] = position_twice(code, axis);
-    at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
-        static_cast<std::uint16_t>(cells[axis]);
+    for (int axis = 0; axis < layout::axes; ++axis) {
+      cells[axis] = position_twice(code, axis);
+      at<std::uint16_t>(layout::key_cells)[axis * keys + key] =
+          static_cast<std::uint16_t>(cells[axis]);
+    }
+    if constexpr (Radial)
+      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
+    else
+      at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
   }
-  if constexpr (Radial)
-    at<key_cells>(layout::key_place)[key] = {cells[0], cells[1]};
-  else
-    at<key_cells>(layout::key_place)[key] = {cells[0], cells[1], cells[2], 0};
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>

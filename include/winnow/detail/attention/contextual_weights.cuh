@@ -7,8 +7,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_halves.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
@@ -18,7 +20,22 @@ namespace winnow::detail {
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_values(
     const float (&p)[2][4], const T* tile, int key, row_state& state) const {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (in_halves) {
+    const split_fragment weights(p);
+    const auto* rows_ = reinterpret_cast<const std::byte*>(tile) + key * layout::row_bytes;
+    if constexpr (sums_directly) {
+      add_rows_of_halves(weights, rows_, state.o, state.low);
+      const std::uint32_t ones = pack<half>(1.0f, 1.0f);
+      multiply_add_16<half>(state.softmax.sum, weights.low.a, ones, ones);
+      multiply_add_16<half>(state.softmax.sum, weights.high.a, ones, ones);
+    } else {
+      float high[2][4] = {}, low[2][4] = {};
+      add_rows_of_halves(weights, rows_, high, low);
+      add_halves(high, low, state.o);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.softmax.sum[e / 2 * 2] += p[0][e] + p[1][e];
+    }
+  } else if constexpr (sizeof(T) == 4) {
     math::values_at(p, tile + key * math::stride + math::value_lane(), state.o, state.softmax.sum);
   } else {
     const weight_fragment<T> weights(p);
@@ -42,6 +59,12 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   for (auto& block : state.o)
 #pragma unroll
     for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+  if constexpr (sums_directly) {
+#pragma unroll
+    for (auto& block : state.low)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+  }
 #pragma unroll
   for (auto& block : state.cells)
 #pragma unroll
@@ -84,6 +107,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::clear_radial_sums(
+    int i) const {
+#pragma unroll
+  for (int r = 4 * place.t; r < tile_rows; r += 16)
+    *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0, 0};
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::keep_fixed_point(
     row_state& state) const {
   float units[2];
@@ -107,7 +138,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_shared(
     int offset, std::uint32_t weight) const {
-  asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared + static_cast<std::uint32_t>(offset)),
+  asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"((keeps_places ? 0 : shared) +
+                                                      static_cast<std::uint32_t>(offset)),
                "r"(weight)
                : "memory");
 }
@@ -138,29 +170,39 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 #pragma unroll
   for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
-    for (int b = 0; b < 2; ++b)
-      pairs[b][axis] = *reinterpret_cast<const std::uint32_t*>(
-          at<const std::uint16_t>(layout::key_cells) + axis * keys + key + 8 * b + 2 * place.t);
-  const weight_fragment<half> weights(p);
+    for (int b = 0; b < 2; ++b) {
+      if constexpr (layout::packs_places) {
+        const uint2 places = *reinterpret_cast<const uint2*>(
+            at<const std::uint32_t>(layout::key_place) + key + 8 * b + 2 * place.t);
+        pairs[b][axis] = __byte_perm(places.x, places.y, axis == 0 ? 0x5410u : 0x7632u);
+      } else {
+        pairs[b][axis] = *reinterpret_cast<const std::uint32_t*>(
+            at<const std::uint16_t>(layout::key_cells) + axis * keys + key + 8 * b + 2 * place.t);
+      }
+    }
+  using fragment = std::conditional_t<sizeof(T) == 4, split_fragment, weight_fragment<half>>;
+  const fragment weights(p);
   const auto cells_of = [&](int b, int word) {
     const int first = word % cell_words * 8 + spread(place.g);
     return one_hot(pairs[b][word / cell_words], position_pair(first, first));
   };
-  if constexpr (sizeof(T) == 4) {
-    float rest[2][4];
+  if constexpr (sums_directly) {
 #pragma unroll
-    for (int b = 0; b < 2; ++b)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) rest[b][e] = p[b][e] - __half2float(__float2half_rn(p[b][e]));
-    const weight_fragment<half> low(rest);
+    for (int word = 0; word < words; ++word) {
+      const std::uint32_t first = cells_of(0, word);
+      const std::uint32_t second = cells_of(1, word);
+      multiply_add_16<half>(state.cells[word], weights.low.a, first, second);
+      multiply_add_16<half>(state.cells[word], weights.high.a, first, second);
+    }
+  } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int word = 0; word < words; ++word) {
       // Tensor cores cut sums off instead of rounding them, so they sum 16 keys only.
       float sum[4];
       const std::uint32_t first = cells_of(0, word);
       const std::uint32_t second = cells_of(1, word);
-      multiply_16<half>(sum, low.a, first, second);
-      multiply_add_16<half>(sum, weights.a, first, second);
+      multiply_16<half>(sum, weights.low.a, first, second);
+      multiply_add_16<half>(sum, weights.high.a, first, second);
 #pragma unroll
       for (int e = 0; e < 4; ++e) state.cells[word][e] += sum[e];
     }
@@ -170,12 +212,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
       multiply_add_16<half>(state.cells[word], weights.a, cells_of(0, word), cells_of(1, word));
   }
   if constexpr (Radial) {
-    keep_fixed_point(state);
+    if constexpr (!sums_directly) keep_fixed_point(state);
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        add_shared(state.radial + (radial_steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
+        add_shared((keeps_places ? radial_steps[b][e] - layout::radial_sums_bytes
+                                 : state.radial + (radial_steps[b][e] >> 20)) +
+                       e / 2 * layout::radial_row(8),
                    fixed(p[b][e], state.fixed_point[e / 2]));
   }
 }
