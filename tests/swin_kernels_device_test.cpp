@@ -10,6 +10,7 @@
 
 #include "support/device.hpp"
 #include "swin/kernels.hpp"
+#include "winnow/detail/partition/grid.hpp"
 
 namespace winnow::swin {
 namespace {
@@ -96,8 +97,8 @@ void set_row(std::vector<double>& rows, std::int64_t row, const std::vector<doub
 class kept_rows {
  public:
   kept_rows(const grid_window& map, bool all) {
-    rows.map = map;
     const auto windows = static_cast<int>(map.windows_per_image());
+    rows.map = map;
     rows.kept = all ? windows : windows - 2;
     const grid_window whole = padded(map);
     std::vector<std::int32_t> ids, ranks(index(std::int64_t{map.batch} * windows));
@@ -107,12 +108,12 @@ class kept_rows {
         ids.push_back(id);
         ranks[index(std::int64_t{b} * windows + id)] = k;
         for (int i = 0; k < rows.kept && i < window_tokens; ++i) {
-          const int y = (id / map.columns() * window_edge + i / window_edge + map.shift);
-          const int x = (id % map.columns() * window_edge + i % window_edge + map.shift);
-          const int wrapped_y = y % whole.height, wrapped_x = x % whole.width;
-          tokens.push_back(wrapped_y < map.height && wrapped_x < map.width
-                               ? (std::int64_t{b} * map.height + wrapped_y) * map.width + wrapped_x
+          const auto spot = detail::locate_in_grid(whole, id, i);
+          const int y = spot.token / whole.width, x = spot.token % whole.width;
+          tokens.push_back(y < map.height && x < map.width
+                               ? (std::int64_t{b} * map.height + y) * map.width + x
                                : -1);
+          positions.push_back(spot.position);
         }
       }
     if (all) return;
@@ -123,11 +124,33 @@ class kept_rows {
     rows.id_stride = windows;
   }
   block_rows rows;
-  std::vector<std::int64_t> tokens;  ///< of each row; -1: padding
+  std::vector<std::int64_t> tokens;        ///< of each row; -1: padding
+  std::vector<packed_position> positions;  ///< of each row for attention
 
  private:
   test::device_array<std::int32_t> ids_, ranks_;
 };
+
+/// Tokens with what a block changes.
+std::vector<double> sums_of(const values& stream, const values& change, const kept_rows& changed,
+                            int channels) {
+  std::vector<double> x(stream.begin(), stream.end());
+  for (std::size_t r = 0; r < changed.tokens.size(); ++r)
+    for (int c = 0; changed.tokens[r] >= 0 && c < channels; ++c)
+      x[index(changed.tokens[r] * channels + c)] += change[r * index(channels) + index(c)];
+  return x;
+}
+
+/// The norms of rows, 0 for padding.
+std::vector<double> norms_of(const std::vector<double>& x, const kept_rows& kept, int channels,
+                             const values& weight, const values& bias) {
+  std::vector<double> rows(kept.tokens.size() * index(channels));
+  for (std::size_t r = 0; r < kept.tokens.size(); ++r)
+    if (kept.tokens[r] >= 0)
+      set_row(rows, static_cast<std::int64_t>(r),
+              normed(row_of(x, kept.tokens[r], channels), weight, bias));
+  return rows;
+}
 
 template <class Body>
 void for_all_rows(Body&& body) {
@@ -170,6 +193,7 @@ TYPED_TEST(device_kernels, computes_q_k_and_v_from_the_stream) {
     }
     this->expect_close(this->download(rows), expected);
     EXPECT_TRUE(positions.guards_intact());
+    EXPECT_EQ(positions.to_host(), kept.positions);
   });
 }
 
@@ -228,7 +252,7 @@ TYPED_TEST(device_kernels, embeds_patches) {
     const values w = this->random(channels * patch_values, 0.2f);
     const values bias = this->random(channels, 0.3f);
     const values weight = this->random(channels, 0.2f, 1.0f), shift = this->random(channels, 0.2f);
-    const auto image_on_device = this->upload(image), w_on_device = this->upload(w);
+    const auto image_on_device = this->upload(image), w_on_device = this->upload(pack_embedding(w));
     const auto bias_on_device = this->upload(bias);
     const auto weight_on_device = this->upload(weight), shift_on_device = this->upload(shift);
     const test::device_array<TypeParam> stream(map.tokens() * channels);
@@ -263,6 +287,76 @@ TYPED_TEST(device_kernels, embeds_patches) {
     }
     this->expect_close(found, expected);
   }
+}
+
+TYPED_TEST(device_kernels, renews_rows) {
+  for (const int channels : {96, 192, 384, 768})
+    for_all_rows([&](const kept_rows& kept) {
+      SCOPED_TRACE(std::to_string(channels) + " channels");
+      const values stream = this->random(kept.rows.map.tokens() * channels, 1.0f, 0.3f);
+      const values change = this->random(std::int64_t{kept.rows.count()} * channels, 1.0f);
+      const values weight = this->random(channels, 0.2f, 1.0f);
+      const values shift = this->random(channels, 0.2f);
+      const auto on_device = this->upload(stream), change_on_device = this->upload(change);
+      const auto weight_on_device = this->upload(weight), shift_on_device = this->upload(shift);
+      const test::device_array<TypeParam> rows(std::int64_t{kept.rows.count()} * channels);
+      const test::device_array<std::uint32_t> positions(kept.rows.count());
+      row_update work;
+      work.channels = channels;
+      work.block = kept.rows;
+      work.stream = on_device.data();
+      work.change = change_on_device.data();
+      work.rows = rows.data();
+      work.norm = {weight_on_device.data(), shift_on_device.data()};
+      work.positions = positions.data();
+      test::check_cuda(launch_row_update(this->type, work, nullptr), "row update");
+
+      const std::vector<double> sums = sums_of(stream, change, kept, channels);
+      this->expect_close(this->download(on_device), sums);
+      this->expect_close(this->download(rows), norms_of(sums, kept, channels, weight, shift));
+      EXPECT_EQ(positions.to_host(), kept.positions);
+    });
+}
+
+TYPED_TEST(device_kernels, renews_tokens_between_blocks) {
+  for (const int channels : {96, 192, 384, 768})
+    for (const bool all : {true, false}) {
+      SCOPED_TRACE(std::to_string(channels) + (all ? " channels, all" : " channels, some"));
+      grid_window map{2, 20, 25, window_edge, 0};
+      const kept_rows changed(map, all);
+      map.shift = shift_of_odd_blocks;
+      const kept_rows next(map, all);
+      const values stream = this->random(map.tokens() * channels, 1.0f, 0.3f);
+      const values change = this->random(std::int64_t{changed.rows.count()} * channels, 1.0f);
+      const values weight = this->random(channels, 0.2f, 1.0f);
+      const values shift = this->random(channels, 0.2f);
+      const auto on_device = this->upload(stream), change_on_device = this->upload(change);
+      const auto weight_on_device = this->upload(weight), shift_on_device = this->upload(shift);
+      const test::device_array<TypeParam> rows(std::int64_t{next.rows.count()} * channels);
+      const test::device_array<float> magnitude(map.tokens());
+      const test::device_array<std::uint32_t> positions(next.rows.count());
+      token_update work;
+      work.channels = channels;
+      work.map = map;
+      work.stream = on_device.data();
+      work.change = change_on_device.data();
+      work.changed = changed.rows;
+      work.magnitude = magnitude.data();
+      work.rows = rows.data();
+      work.next = next.rows;
+      work.norm = {weight_on_device.data(), shift_on_device.data()};
+      work.positions = positions.data();
+      test::check_cuda(launch_token_update(this->type, work, nullptr), "token update");
+
+      const std::vector<double> sums = sums_of(stream, change, changed, channels);
+      this->expect_close(this->download(on_device), sums);
+      this->expect_close(this->download(rows), norms_of(sums, next, channels, weight, shift));
+      EXPECT_EQ(positions.to_host(), next.positions);
+      std::vector<double> magnitudes(index(map.tokens()));
+      for (std::size_t i = 0; i < sums.size(); ++i)
+        magnitudes[i / index(channels)] += std::abs(sums[i]) / channels;
+      this->expect_close(magnitude.to_host(), magnitudes);
+    }
 }
 
 TYPED_TEST(device_kernels, ends_stages) {

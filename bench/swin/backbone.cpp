@@ -307,7 +307,7 @@ void backbone::embed(float* magnitude, cudaStream_t stream) {
   patch_embedding embedding;
   embedding.size = size_;
   embedding.images = images_;
-  embedding.weight = arrays_.at("patch_embed.projection.weight");
+  embedding.weight = arrays_.at("patch_embed.packed");
   embedding.bias = arrays_.at("patch_embed.projection.bias");
   embedding.norm = arrays_.norm("patch_embed.norm");
   embedding.stream = at(0).stream.data();

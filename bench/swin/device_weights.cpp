@@ -47,7 +47,9 @@ device_weights::device_weights(const model& network, const weights& arrays, dtyp
     else
       append(bytes, by_token(values, static_cast<std::size_t>(spec.shape.back())), type);
   }
-  if (network.channels == fused_channels)
+  if (network.channels == fused_channels) {
+    offsets_["patch_embed.packed"] = bytes.size();
+    append(bytes, pack_embedding(arrays.at("patch_embed.projection.weight")), type);
     for (int b = 0; b < network.depth_of(0); ++b) {
       const std::string prefix = block_prefix(0, b);
       offsets_[prefix + "qkv"] = bytes.size();
@@ -59,6 +61,7 @@ device_weights::device_weights(const model& network, const weights& arrays, dtyp
                       arrays.at(prefix + "ffn.layers.1.weight")),
              type);
     }
+  }
   memory_ = support::device_memory(bytes.data(), bytes.size());
 }
 

@@ -15,8 +15,8 @@ namespace winnow::swin {
 class device_weights {
  public:
   /// Patch merging's arrays are put into the order in which the kernels hold the four tokens: token by
-  /// token instead of channel by channel. The first stage has "stages.0.blocks.B.mlp" besides, for the
-  /// kernel that does an MLP in one pass.
+  /// token instead of channel by channel. For the kernels of 96 channels that keep matrices in shared memory
+  /// there are "patch_embed.packed", "stages.0.blocks.B.qkv" and "stages.0.blocks.B.mlp" besides.
   device_weights(const model& network, const weights& arrays, dtype type);
 
   [[nodiscard]] dtype type() const { return type_; }

@@ -8,10 +8,12 @@
 /// permuted so that a lane ends up with the channels that `token_row` gives it.
 ///
 /// What bounds it: traffic, 96 bytes of image and 192 of features a token, and nearly as much the
-/// instructions, of which the norm is two thirds.
+/// instructions, of which the norm is two thirds. The pixels of a warp's next tile are on their way during
+/// the norms of the present one.
 #include "swin/kernels.hpp"
 #include "swin/launch_wave.cuh"
 #include "swin/mma.cuh"
+#include "swin/row_map.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
@@ -28,7 +30,7 @@ template <class T>
 struct embedding_arguments {
   explicit embedding_arguments(const patch_embedding& work)
       : images(static_cast<const T*>(work.images)),
-        weight(static_cast<const T*>(work.weight)),
+        weight(static_cast<const uint2*>(work.weight)),
         bias(static_cast<const T*>(work.bias)),
         norm_weight(static_cast<const T*>(work.norm.weight)),
         norm_bias(static_cast<const T*>(work.norm.bias)),
@@ -36,46 +38,44 @@ struct embedding_arguments {
         magnitude(work.magnitude),
         height(work.size.height),
         width(work.size.width),
-        rows(static_cast<unsigned>(round_up_div(height, patch_edge))),
-        columns(static_cast<unsigned>(round_up_div(width, patch_edge))),
-        places(static_cast<unsigned>(work.size.batch) * rows * columns),
-        whole_patches(height % patch_edge == 0 && width % patch_edge == 0) {}
+        columns(round_up_div(width, patch_edge)),
+        places(round_up_div(height, patch_edge) * columns),
+        per_column(1.0f / static_cast<float>(columns)) {}
   const T* images;
-  const T* weight;
+  const uint2* weight;
   const T* bias;
   const T* norm_weight;
   const T* norm_bias;
   T* stream;
   float* magnitude;
-  int height, width;       // of an image
-  unsigned rows, columns;  // of its map
-  unsigned places;         // of all maps
-  bool whole_patches;
+  int height, width;    // of an image
+  int columns, places;  // of its map
+  float per_column;     // 1 / columns
 };
 
 /// Where a lane's first two pixels of a patch are: of each colour it reads lines `quad / 2` and two below.
-template <class T>
+/// \tparam Whole the image is made of whole patches
+template <class T, bool Whole>
 struct patch_corner {
   const std::uint16_t* pixels;
   int y, x;
   bool inside;
 
-  __device__ __forceinline__ patch_corner(const embedding_arguments<T>& work, unsigned place,
+  __device__ __forceinline__ patch_corner(const embedding_arguments<T>& work, int image, int place,
                                           int quad) {
     inside = place < work.places;
-    const unsigned line = (inside ? place : 0) / work.columns;  // of all maps
-    const unsigned image = line / work.rows;
-    y = static_cast<int>(line - image * work.rows) * patch_edge + quad / 2;
-    x = static_cast<int>((inside ? place : 0) - line * work.columns) * patch_edge + quad % 2 * 2;
+    const int line = quotient(place, work.per_column);
+    y = line * patch_edge + quad / 2;
+    x = (place - line * work.columns) * patch_edge + quad % 2 * 2;
     pixels = reinterpret_cast<const std::uint16_t*>(work.images) +
-             (static_cast<std::int64_t>(image) * image_channels * work.height + y) * work.width + x;
+             static_cast<std::int64_t>(image) * image_channels * (work.height * work.width) +
+             (y * work.width + x);
   }
   /// Two neighbouring pixels; 0 outside the image.
   __device__ __forceinline__ std::uint32_t two_pixels(const embedding_arguments<T>& work,
                                                       int colour, int below) const {
-    const std::uint16_t* pixel =
-        pixels + static_cast<std::int64_t>(colour * work.height + below) * work.width;
-    if (work.whole_patches) return inside ? *reinterpret_cast<const std::uint32_t*>(pixel) : 0u;
+    const std::uint16_t* pixel = pixels + (colour * work.height + below) * work.width;
+    if constexpr (Whole) return inside ? *reinterpret_cast<const std::uint32_t*>(pixel) : 0u;
     if (!inside || y + below >= work.height || x >= work.width) return 0;
     return pixel[0] | (x + 1 < work.width ? static_cast<std::uint32_t>(pixel[1]) << 16 : 0u);
   }
@@ -86,52 +86,59 @@ struct shared_vectors {
   __align__(16) float bias[quad_channels], norm_weight[quad_channels], norm_bias[quad_channels];
   template <class T>
   __device__ __forceinline__ void fill(const embedding_arguments<T>& work) {
-    for (int i = static_cast<int>(threadIdx.x); i < quad_channels; i += threads) {
-      bias[i] = static_cast<float>(work.bias[i]);
-      norm_weight[i] = static_cast<float>(work.norm_weight[i]);
-      norm_bias[i] = static_cast<float>(work.norm_bias[i]);
-    }
+    static_assert(quad_channels <= threads);
+    const auto i = threadIdx.x;
+    if (i >= quad_channels) return;
+    bias[i] = static_cast<float>(work.bias[i]);
+    norm_weight[i] = static_cast<float>(work.norm_weight[i]);
+    norm_bias[i] = static_cast<float>(work.norm_bias[i]);
   }
 };
 
-template <class T>
+template <class T, bool Whole>
 __global__ void __launch_bounds__(threads, blocks_per_processor)
-    embedding_kernel(const __grid_constant__ embedding_arguments<T> work, unsigned tiles) {
+    embedding_kernel(const __grid_constant__ embedding_arguments<T> work, int tiles,
+                     int tiles_of_image) {
   __shared__ uint2 weights[column_tiles * steps * 32];
   __shared__ shared_vectors vectors;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  // All of a thread's loads are on their way at once.
   constexpr int turns = column_tiles * steps * 32 / threads;
   static_assert(turns * threads == column_tiles * steps * 32);
+  uint2 loaded[turns];  // all on their way at once
 #pragma unroll
-  for (int turn = 0; turn < turns; ++turn) {
-    const int i = turn * threads + static_cast<int>(threadIdx.x);
-    const int column = i % 32 / 4;
-    const int pair = i % 4 * 2;
-    const int step = i / 32 % steps;
-    const int column_tile = i / (32 * steps);
-    const int channel = channel_of(column_tile, column);
-    const T* row = work.weight + channel * patch_values + step * 16 + pair;
-    weights[i] = {*reinterpret_cast<const std::uint32_t*>(row),
-                  *reinterpret_cast<const std::uint32_t*>(row + 8)};
-  }
-  vectors.fill(work);
+  for (int turn = 0; turn < turns; ++turn)
+    loaded[turn] = work.weight[turn * threads + static_cast<int>(threadIdx.x)];
   // Weights are nobody's result.
   detail::wait_for_predecessor();
   detail::admit_successor();
-  __syncthreads();
-
-  using row_type = token_row<T, quad_lanes>;
   const int quad = lane % quad_lanes;
-  for (unsigned t = blockIdx.x * warps + threadIdx.x / 32; t < tiles; t += gridDim.x * warps) {
-    const unsigned places[2] = {t * tile + lane / 4, t * tile + lane / 4 + 8};
-    const patch_corner<T> corners[2] = {{work, places[0], quad}, {work, places[1], quad}};
-    std::uint32_t pixels[steps][4];
+  std::uint32_t pixels[steps][4];
+  const auto read = [&](int t) __attribute__((always_inline)) {
+    if (t >= tiles) return;
+    const int image = t / tiles_of_image;
+    const int place = (t - image * tiles_of_image) * tile + lane / 4;
+    const patch_corner<T, Whole> corners[2] = {{work, image, place, quad},
+                                               {work, image, place + 8, quad}};
 #pragma unroll
     for (int step = 0; step < steps; ++step)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         pixels[step][i] = corners[i % 2].two_pixels(work, step, i / 2 * 2);
+  };
+  int t = static_cast<int>(blockIdx.x * warps + threadIdx.x / 32);
+  read(t);
+#pragma unroll
+  for (int turn = 0; turn < turns; ++turn)
+    weights[turn * threads + static_cast<int>(threadIdx.x)] = loaded[turn];
+  vectors.fill(work);
+  __syncthreads();
+
+  using row_type = token_row<T, quad_lanes>;
+  const int step_tiles = static_cast<int>(gridDim.x) * warps;
+  for (; t < tiles; t += step_tiles) {
+    const int image = t / tiles_of_image;
+    const int first = (t - image * tiles_of_image) * tile + lane / 4;
+    const std::int64_t first_token = static_cast<std::int64_t>(image) * work.places;
     float sums[column_tiles][4];
 #pragma unroll
     for (int column_tile = 0; column_tile < column_tiles; ++column_tile) {
@@ -145,18 +152,20 @@ __global__ void __launch_bounds__(threads, blocks_per_processor)
         multiply(T(), sums[column_tile], pixels[step], b.x, b.y);
       }
     }
+    read(t + step_tiles);  // during the norms
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const int place = first + 8 * r;
+      const bool inside = place < work.places;
       row_type value;
 #pragma unroll
       for (int c = 0; c < lane_channels; ++c) value.x[c] = sums[c / 2][2 * r + c % 2];
       value = value.normed(vectors.norm_weight, vectors.norm_bias, norm_epsilon, quad);
-      if (corners[r].inside)
-        value.store(work.stream + std::int64_t{places[r]} * quad_channels, quad);
+      const auto token = value.stored();
+      if (inside) token.store(work.stream + (first_token + place) * quad_channels, quad);
       if (work.magnitude == nullptr) continue;
-      value.round();
-      const float magnitude = value.magnitude();
-      if (corners[r].inside && quad == 0) work.magnitude[places[r]] = magnitude;
+      const float magnitude = row_type::from(token).magnitude();
+      if (inside && quad == 0) work.magnitude[first_token + place] = magnitude;
     }
   }
 }
@@ -164,12 +173,27 @@ __global__ void __launch_bounds__(threads, blocks_per_processor)
 template <class T>
 cudaError_t launch(const patch_embedding& embedding, cudaStream_t stream) {
   const embedding_arguments<T> work(embedding);
-  const unsigned tiles = (work.places + tile - 1) / tile;
-  return launch_wave(embedding_kernel<T>, static_cast<int>((tiles + warps - 1) / warps),
-                     blocks_per_processor, threads, 0, stream, work, tiles);
+  const int tiles_of_image = round_up_div(work.places, tile);
+  const int tiles = embedding.size.batch * tiles_of_image;
+  const bool whole = work.height % patch_edge == 0 && work.width % patch_edge == 0;
+  return launch_wave(whole ? embedding_kernel<T, true> : embedding_kernel<T, false>,
+                     round_up_div(tiles, warps), blocks_per_processor, threads, 0, stream, work,
+                     tiles, tiles_of_image);
 }
 
 }  // namespace
+
+std::vector<float> pack_embedding(const std::vector<float>& w) {
+  std::vector<float> packed;
+  packed.reserve(w.size());
+  for (int column_tile = 0; column_tile < column_tiles; ++column_tile)
+    for (int step = 0; step < steps; ++step)
+      for (int lane = 0; lane < 32; ++lane)
+        for (const int i : {0, 1, 8, 9})
+          packed.push_back(w[static_cast<std::size_t>(
+              channel_of(column_tile, lane / 4) * patch_values + step * 16 + lane % 4 * 2 + i)]);
+  return packed;
+}
 
 cudaError_t launch_embedding(dtype type, const patch_embedding& work, cudaStream_t stream) {
   if (type == dtype::float16) return launch<half>(work, stream);

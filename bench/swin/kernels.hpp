@@ -62,13 +62,15 @@ cudaError_t launch_token_update(dtype type, const token_update& update, cudaStre
 struct patch_embedding {
   image_size size;
   const void* images = nullptr;  ///< [batch, 3, height, width]
-  const void* weight = nullptr;  ///< [96, 3, 4, 4]
+  const void* weight = nullptr;  ///< `pack_embedding` of it
   const void* bias = nullptr;
   norm_weights norm;
   void* stream = nullptr;      ///< [tokens, 96]
   float* magnitude = nullptr;  ///< [tokens]; null: not wanted
 };
 cudaError_t launch_embedding(dtype type, const patch_embedding& work, cudaStream_t stream);
+/// The weight [96, 3, 4, 4] in the order in which the kernel reads it; host memory.
+std::vector<float> pack_embedding(const std::vector<float>& w);
 
 /// A token update for the rows of one block: x = stream + change[row], stream = x, rows[row] = norm(x).
 struct row_update {

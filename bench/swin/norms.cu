@@ -1,48 +1,122 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Norms, and the residual additions around them.
+/// Norms inside a stage, and the residual additions around them.
 ///
-/// What a block of threads computes: 4 to 32 lanes hold one token (row_norm.cuh), add what the last matrix product
-/// left for it, write the sum to the stream and its norm to the row where the next block wants it. One
-/// pass serves the end of one block and the start of the next, although their windows differ: a norm
-/// belongs to a token, and where a token's row is follows from its place and the ranks of windows. So
-/// features are never gathered, scattered or rolled on their own.
+/// What a block of threads computes: 4 to 32 lanes hold one token (row_norm.cuh), add what the last
+/// matrix product left for it, write the sum to the stream and its norm to the row where the next block
+/// wants it. One pass serves the end of one block and the start of the next, although their windows differ:
+/// a norm belongs to a token, and where a token's row is follows from its place and the ranks of windows.
+/// So features are never gathered, scattered or rolled on their own.
 ///
 /// What is added comes from a matrix product, which begins when all kernels before it have ended. So where
-/// something is added, the stream and the ranks are older than the predecessor and are read before it
-/// ends, as long as another kernel does not come between.
+/// something is added, ids and ranks are older than the predecessor and are read before it ends.
 ///
-/// What bounds it: traffic, 8 bytes a channel and token; rows are at least 192 bytes, so that scattered
-/// ones cost as much as neighbouring ones. All of a lane's loads are in flight before the first sum.
-#include <algorithm>
-
+/// What bounds it: traffic, 8 bytes a channel and token, where there are many rows, and with few of them
+/// the trips to memory and the instructions of a warp, 440 to 530, which a multiprocessor with up to 28
+/// warps issues in as much time as a trip takes. So there are two trips, one for ids or ranks and one for
+/// everything else, with registers for both rows and both vectors as they are stored; additions take two
+/// elements at a time; places come from reciprocals; what depends on the call is a constant of the kernel;
+/// and warps without a token end early.
 #include "swin/kernels.hpp"
-#include "swin/token_update.cuh"
+#include "swin/row_map.cuh"
+#include "swin/row_norm.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::swin {
 namespace {
 
-constexpr int threads = 256;
-constexpr int end_threads = 64;
+constexpr int threads = 128;
+constexpr int resident = 7;  // blocks of a multiprocessor: as many as need no spills
 
-template <class T, int Lanes>
-__global__ void __launch_bounds__(threads)
+template <class T>
+struct token_arguments {
+  explicit token_arguments(const token_update& update)
+      : stream(static_cast<T*>(update.stream)),
+        change(static_cast<const T*>(update.change)),
+        magnitude(update.magnitude),
+        rows(static_cast<T*>(update.rows)),
+        norm_weight(static_cast<const T*>(update.norm.weight)),
+        norm_bias(static_cast<const T*>(update.norm.bias)),
+        positions(update.positions),
+        changed(update.changed),
+        next(update.next),
+        batch(update.map.batch),
+        height(update.map.height),
+        width(update.map.width) {
+    // Rows of padding are to be zeroed, too.
+    scan_height = rows != nullptr ? next.padded_height : height;
+    scan_width = rows != nullptr ? next.padded_width : width;
+    per_line = 1.0f / static_cast<float>(scan_width);
+  }
+  T* stream;
+  const T* change;
+  float* magnitude;
+  T* rows;
+  const T* norm_weight;
+  const T* norm_bias;
+  std::uint32_t* positions;
+  row_map changed, next;
+  int batch, height, width, scan_height, scan_width;
+  float per_line;  ///< 1 / scan_width
+};
+
+template <class T, int Lanes, bool Adds, bool Norms>
+__global__ void __launch_bounds__(threads, resident)
     token_update_kernel(const __grid_constant__ token_arguments<T> work) {
-  const bool adds = work.change != nullptr;
-  if (!adds) detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
+  using stored_type = typename row_type::stored_type;
+  constexpr int channels = row_type::channels;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const token_spot spot = locate(work, (blockIdx.x * threads + threadIdx.x) / Lanes);
-  const bool renewed = spot.from >= 0;
-  row_type value;
-  value.clear();
-  if (spot.inside && (renewed || spot.to >= 0 || work.magnitude != nullptr))
-    value.load(work.stream + spot.token * row_type::channels, lane);
-  if (adds) detail::wait_for_predecessor();
+  stored_type norm_weight, norm_bias;
+  if constexpr (Norms) {
+    norm_weight.load(work.norm_weight, true, lane);
+    norm_bias.load(work.norm_bias, true, lane);
+  }
+  if constexpr (!Adds) detail::wait_for_predecessor();
+  const int image = static_cast<int>(blockIdx.y);
+  const int index = static_cast<int>(blockIdx.x * threads + threadIdx.x) / Lanes;
+  const bool present = index < work.scan_height * work.scan_width;
+  const int y = quotient(index, work.per_line);
+  const int x = index - y * work.scan_width;
+  const bool inside = present && y < work.height && x < work.width;
+  const auto changed = work.changed.rolled(y, x);
+  const auto next = work.next.rolled(y, x);
+  const int changed_rank = work.changed.rank_of(image, changed.window, Adds && inside);
+  const int next_rank = work.next.rank_of(image, next.window, Norms && present);
+  if constexpr (Adds) detail::wait_for_predecessor();
   detail::admit_successor();
-  if (renewed) value.add(work.change + std::int64_t{spot.from} * row_type::channels, lane);
-  finish(work, spot, value, renewed, lane);
+  const int from = Adds ? work.changed.row_of(changed_rank, changed.token) : -1;
+  const int to = Norms ? work.next.row_of(next_rank, next.token) : -1;
+  const bool measures = work.magnitude != nullptr;
+  // Of the tokens of a pruned stage many are nobody's, and their neighbours as well.
+  if (!__any_sync(detail::all_lanes, from >= 0 || to >= 0 || (measures && inside))) return;
+
+  const int token_at = y * work.width + x;
+  const std::int64_t first_token = static_cast<std::int64_t>(image) * (work.height * work.width);
+  T* const memory = work.stream + first_token * channels + token_at * channels;
+  stored_type token, change;
+  token.load(memory, inside && (from >= 0 || to >= 0 || measures), lane);
+  if constexpr (Adds)
+    change.load(work.change + work.changed.first_row(image) * channels + from * channels, from >= 0,
+                lane);
+  if constexpr (Adds) {
+    token.add(change);
+    if (from >= 0) token.store(memory, lane);
+  }
+  const row_type value = row_type::from(token);
+  if (measures) {
+    const float magnitude = value.magnitude();
+    if (inside && lane == 0) work.magnitude[first_token + token_at] = magnitude;
+  }
+  if constexpr (Norms) {
+    auto result = value.normed(norm_weight, norm_bias, norm_epsilon).stored();
+    if (to < 0) return;
+    if (!inside) result = {};
+    const std::int64_t first_row = work.next.first_row(image);
+    result.store(work.rows + first_row * channels + to * channels, lane);
+    if (work.positions != nullptr && lane == 0)
+      work.positions[first_row + to] = work.next.position_of(y, x);
+  }
 }
 
 template <class T>
@@ -54,8 +128,7 @@ struct row_arguments {
         norm_weight(static_cast<const T*>(update.norm.weight)),
         norm_bias(static_cast<const T*>(update.norm.bias)),
         positions(update.positions),
-        block(update.block),
-        count(update.block.count()) {}
+        block(update.block) {}
   T* stream;
   const T* change;
   T* rows;
@@ -63,175 +136,51 @@ struct row_arguments {
   const T* norm_bias;
   std::uint32_t* positions;
   row_map block;
-  int count;
 };
 
-template <class T, int Lanes>
-__global__ void __launch_bounds__(threads)
+template <class T, int Lanes, bool Adds>
+__global__ void __launch_bounds__(threads, resident)
     row_update_kernel(const __grid_constant__ row_arguments<T> work) {
-  const bool adds = work.change != nullptr;
-  if (!adds) detail::wait_for_predecessor();
   using row_type = token_row<T, Lanes>;
+  constexpr int channels = row_type::channels;
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const int row = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
-  const bool present = row < work.count;
-  const place where = place_of(work.block, present ? row : 0);
+  const int image = static_cast<int>(blockIdx.y);
+  const int row = static_cast<int>(blockIdx.x * threads + threadIdx.x) / Lanes;
+  const int k = row / window_tokens;
+  const bool present = k < work.block.kept;
+  const std::int64_t first_row = work.block.first_row(image);
+  const std::int64_t first_token =
+      static_cast<std::int64_t>(image) * (work.block.height * work.block.width);
+  typename row_type::stored_type norm_weight, norm_bias, token, change;
+  norm_weight.load(work.norm_weight, true, lane);
+  norm_bias.load(work.norm_bias, true, lane);
+  if constexpr (!Adds) detail::wait_for_predecessor();
+  const int window = window_of(work.block, image, present ? k : 0);
+  if constexpr (Adds) {
+    detail::wait_for_predecessor();
+    change.load(work.change + first_row * channels + row * channels, present, lane);
+  }
+  const place where = place_in_window(work.block, image, window, row - k * window_tokens);
   const bool inside = present && work.block.inside(where);
-  T* const token = work.stream + work.block.token_at(where) * row_type::channels;
+  T* const memory =
+      work.stream + first_token * channels + (where.y * work.block.width + where.x) * channels;
+  token.load(memory, inside, lane);
 
-  row_type value;
-  value.clear();
-  if (inside) value.load(token, lane);
-  if (adds) detail::wait_for_predecessor();
-  if (inside && adds) {
-    value.add(work.change + std::int64_t{row} * row_type::channels, lane);
-    value.round();
-    value.store(token, lane);
+  if constexpr (Adds) {
+    token.add(change);
+    if (inside) token.store(memory, lane);
   }
-  row_type normed = value.normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
+  auto result = row_type::from(token).normed(norm_weight, norm_bias, norm_epsilon).stored();
   if (!present) return;
-  if (!inside) normed.clear();
-  normed.store(work.rows + std::int64_t{row} * row_type::channels, lane);
+  if (!inside) result = {};
+  result.store(work.rows + first_row * channels + row * channels, lane);
   if (work.positions != nullptr && lane == 0)
-    work.positions[row] = work.block.position_of(where.y, where.x);
+    work.positions[first_row + row] = work.block.position_of(where.y, where.x);
 }
 
-template <class T>
-struct end_arguments {
-  explicit end_arguments(const stage_end& end)
-      : stream(static_cast<const T*>(end.stream)),
-        change(static_cast<const T*>(end.change)),
-        output(static_cast<T*>(end.output)),
-        norm_weight(static_cast<const T*>(end.norm.weight)),
-        norm_bias(static_cast<const T*>(end.norm.bias)),
-        merged(static_cast<T*>(end.merged)),
-        merge_weight(static_cast<const T*>(end.merge_norm.weight)),
-        merge_bias(static_cast<const T*>(end.merge_norm.bias)),
-        changed(end.changed),
-        batch(end.map.batch),
-        height(end.map.height),
-        width(end.map.width) {}
-  const T* stream;
-  const T* change;
-  T* output;
-  const T* norm_weight;
-  const T* norm_bias;
-  T* merged;
-  const T* merge_weight;
-  const T* merge_bias;
-  row_map changed;
-  int batch, height, width;
-};
-
-/// A token as it is stored: half the registers.
-template <class T>
-struct stored_token {
-  packed_piece<T> values[pieces];
-  template <int Lanes>
-  __device__ __forceinline__ token_row<T, Lanes> row() const {
-    token_row<T, Lanes> result;
-#pragma unroll
-    for (int p = 0; p < pieces; ++p) result.unpack(values[p], p);
-    return result;
-  }
-};
-
-/// A token of the map with what its last block changes; zeros outside the map.
-template <class T, int Lanes>
-__device__ __forceinline__ stored_token<T> read_token(const end_arguments<T>& work, bool inside,
-                                                      int image, int y, int x, int lane) {
-  constexpr int channels = token_row<T, Lanes>::channels;
-  const std::int64_t token = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
-  const int from = inside && work.change != nullptr ? work.changed.row_of(image, y, x) : -1;
-  token_row<T, Lanes> value;
-  value.clear();
-  if (inside) value.load(work.stream + token * channels, lane);
-  if (from >= 0) value.add(work.change + std::int64_t{from} * channels, lane);
-  stored_token<T> result;
-#pragma unroll
-  for (int p = 0; p < pieces; ++p) result.values[p] = value.packed(p);
-  return result;
-}
-
-template <class T, int Lanes>
-__device__ __forceinline__ void write_output(const end_arguments<T>& work,
-                                             const stored_token<T>& token, bool inside, int image,
-                                             int y, int x, int lane) {
-  const token_row<T, Lanes> normed =
-      token.template row<Lanes>().normed(work.norm_weight, work.norm_bias, norm_epsilon, lane);
-  const std::int64_t at = (static_cast<std::int64_t>(image) * work.height + y) * work.width + x;
-  if (inside) normed.store(work.output + at * token_row<T, Lanes>::channels, lane);
-}
-
-/// The lanes of a row hold the four tokens of a place of the next map.
-template <class T, int Lanes>
-__global__ void __launch_bounds__(end_threads, 8)
-    stage_end_kernel(const __grid_constant__ end_arguments<T> work) {
-  detail::wait_for_predecessor();
-  constexpr int channels = token_row<T, Lanes>::channels;
-  const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const unsigned index = (blockIdx.x * end_threads + threadIdx.x) / Lanes;
-  const unsigned across = static_cast<unsigned>(work.width + 1) / 2;
-  const unsigned per_image = static_cast<unsigned>(work.height + 1) / 2 * across;
-  const bool present = index < per_image * static_cast<unsigned>(work.batch);
-  const int image = present ? static_cast<int>(index / per_image) : 0;
-  const unsigned rest = present ? index - static_cast<unsigned>(image) * per_image : 0;
-  const int y = static_cast<int>(rest / across) * 2;
-  const int x = static_cast<int>(rest % across) * 2;
-
-  // Four variables: of an array, the compiler would keep a copy in memory. All are read before the
-  // first is written, which no later load could pass.
-  const bool east = present && x + 1 < work.width;
-  const bool south = present && y + 1 < work.height;
-  const auto north_west = read_token<T, Lanes>(work, present, image, y, x, lane);
-  const auto north_east = read_token<T, Lanes>(work, east, image, y, x + 1, lane);
-  const auto south_west = read_token<T, Lanes>(work, south, image, y + 1, x, lane);
-  const auto south_east = read_token<T, Lanes>(work, east && south, image, y + 1, x + 1, lane);
-  write_output<T, Lanes>(work, north_west, present, image, y, x, lane);
-  write_output<T, Lanes>(work, north_east, east, image, y, x + 1, lane);
-  write_output<T, Lanes>(work, south_west, south, image, y + 1, x, lane);
-  write_output<T, Lanes>(work, south_east, east && south, image, y + 1, x + 1, lane);
-  const float total =
-      north_west.template row<Lanes>().sum() + north_east.template row<Lanes>().sum() +
-      south_west.template row<Lanes>().sum() + south_east.template row<Lanes>().sum();
-  const float mean = row_sum<Lanes>(total) * (0.25f / channels);
-  const float squares = north_west.template row<Lanes>().squares_around(mean) +
-                        north_east.template row<Lanes>().squares_around(mean) +
-                        south_west.template row<Lanes>().squares_around(mean) +
-                        south_east.template row<Lanes>().squares_around(mean);
-  const float scale = rsqrtf(row_sum<Lanes>(squares) * (0.25f / channels) + norm_epsilon);
-  if (!present) return;
-  T* merged = work.merged + std::int64_t{index} * 4 * channels;
-  const auto write = [&](const stored_token<T>& token, int offset) __attribute__((always_inline)) {
-    token.template row<Lanes>()
-        .scaled(mean, scale, work.merge_weight + offset, work.merge_bias + offset, lane)
-        .store(merged + offset, lane);
-  };
-  write(north_west, 0);
-  write(north_east, channels);
-  write(south_west, 2 * channels);
-  write(south_east, 3 * channels);
-}
-
-/// The last stage's end, which merges nothing: the lanes of a row hold one token.
-template <class T, int Lanes>
-__global__ void __launch_bounds__(threads)
-    output_kernel(const __grid_constant__ end_arguments<T> work) {
-  detail::wait_for_predecessor();
-  using row_type = token_row<T, Lanes>;
-  const int lane = static_cast<int>(threadIdx.x) % Lanes;
-  const auto index = static_cast<int>((blockIdx.x * threads + threadIdx.x) / Lanes);
-  const int line = index / work.width;  // of all images
-  const int image = line / work.height;
-  const bool present = image < work.batch;
-  const stored_token<T> token = read_token<T, Lanes>(
-      work, present, image, line - image * work.height, index - line * work.width, lane);
-  write_output<T, Lanes>(work, token, present, image, line - image * work.height,
-                         index - line * work.width, lane);
-}
-
-unsigned blocks_for(std::int64_t rows, int lanes, int block = threads) {
-  return static_cast<unsigned>((rows * lanes + block - 1) / block);
+dim3 grid_for(int rows_of_image, int lanes, int images) {
+  return {static_cast<unsigned>(round_up_div(rows_of_image * lanes, threads)),
+          static_cast<unsigned>(images)};
 }
 
 }  // namespace
@@ -240,34 +189,24 @@ cudaError_t launch_token_update(dtype type, const token_update& update, cudaStre
   return with_shape(type, update.channels, [&](auto element, auto lanes) {
     using T = decltype(element);
     const token_arguments<T> work(update);
-    const std::int64_t places = std::int64_t{work.batch} * work.scan_height * work.scan_width;
-    return detail::launch_kernel(token_update_kernel<T, lanes>, blocks_for(places, lanes), threads,
-                                 0, stream, work);
+    return with_flags(work.change != nullptr, work.rows != nullptr, [&](auto adds, auto norms) {
+      return detail::launch_kernel(token_update_kernel<T, lanes, adds, norms>,
+                                   grid_for(work.scan_height * work.scan_width, lanes, work.batch),
+                                   threads, 0, stream, work);
+    });
   });
 }
 
 cudaError_t launch_row_update(dtype type, const row_update& update, cudaStream_t stream) {
   return with_shape(type, update.channels, [&](auto element, auto lanes) {
     using T = decltype(element);
-    const row_arguments<T> work(update);
-    return detail::launch_kernel(row_update_kernel<T, lanes>, blocks_for(work.count, lanes),
-                                 threads, 0, stream, work);
-  });
-}
-
-cudaError_t launch_stage_end(dtype type, const stage_end& end, cudaStream_t stream) {
-  return with_shape(type, end.channels, [&](auto element, auto lanes) {
-    using T = decltype(element);
-    const end_arguments<T> work(end);
-    if (end.merged == nullptr) {
-      const std::int64_t tokens = std::int64_t{work.batch} * work.height * work.width;
-      return detail::launch_kernel(output_kernel<T, lanes>, blocks_for(tokens, lanes), threads, 0,
-                                   stream, work);
-    }
-    const std::int64_t places =
-        std::int64_t{work.batch} * round_up_div(work.height, 2) * round_up_div(work.width, 2);
-    return detail::launch_kernel(stage_end_kernel<T, lanes>, blocks_for(places, lanes, end_threads),
-                                 end_threads, 0, stream, work);
+    const auto launch = [&](auto adds) {
+      return detail::launch_kernel(
+          row_update_kernel<T, lanes, adds>,
+          grid_for(update.block.kept * window_tokens, lanes, update.block.map.batch), threads, 0,
+          stream, row_arguments<T>(update));
+    };
+    return update.change != nullptr ? launch(std::true_type()) : launch(std::false_type());
   });
 }
 

@@ -10,7 +10,8 @@ if(WINNOW_CUDA)
                                  swin/gemm.cpp
                                  swin/latency.cpp swin/embedding.cu swin/fused_mlp.cu
                                  swin/fused_qkv.cu
-                                 swin/norms.cu swin/ranking.cu)
+                                 swin/norms.cu swin/ranking.cu
+                                 swin/stage_end.cu)
   target_link_libraries(winnow_swin PUBLIC winnow_swin_host CUDA::cublasLt
                                     PRIVATE winnow_warnings)
 endif()
