@@ -263,15 +263,17 @@ TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsOfEachHeadDim) {
 }
 
 /// Windows around the sizes at which kernels change, in an order that breaks every tile: all short, a few
-/// hardly longer, some long, few long; few blocks and many; as many heads as a block takes and more.
+/// hardly longer, some long, few long; few blocks and many; as many heads as a block takes and more. Then
+/// with a NaN in a window of each kind.
 TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizes) {
   WINNOW_SKIP_WITHOUT_GPU();
-  const int special[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 64, 65, 130};
+  const int special[] = {1,  2,  15, 16, 17,  31,  32,  33,  47, 48,
+                         49, 50, 64, 65, 130, 255, 256, 257, 300};
   std::mt19937 engine(31);
   const struct {
     int longest;
     unsigned special_every;
-  } mixtures[] = {{48, 3}, {50, 3}, {130, 3}, {130, 30}};
+  } mixtures[] = {{48, 3}, {50, 3}, {130, 3}, {130, 30}, {300, 60}};
   for (const auto [longest, special_every] : mixtures)
     for (const std::int64_t tokens : {1500, 70000})
       for (const int heads : {1, 2, 5})
@@ -290,6 +292,19 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizes) {
           device_attention<TypeParam> device(problem);
           WINNOW_ASSERT_OK(run(device.forward()));
           expect_matches_reference(problem, device);
+          if (heads != 2) continue;
+          const partition& windows = problem.specs()[0].windows->view();
+          for (const int size : {3, 32, 48, 130, longest})
+            for (std::int64_t slot = tokens / 2; slot < windows.counts->assigned; ++slot) {
+              if (windows.bounds[2 * slot + 1] - windows.bounds[2 * slot] != size) continue;
+              const std::int64_t token = windows.order[slot];
+              problem.k[static_cast<std::size_t>(token * heads * dim + 3)] =
+                  from_float<TypeParam>(std::numeric_limits<float>::quiet_NaN());
+              break;
+            }
+          device_attention<TypeParam> bad(problem);
+          WINNOW_ASSERT_OK(run(bad.forward()));
+          expect_matches_reference(problem, bad);
         }
 }
 

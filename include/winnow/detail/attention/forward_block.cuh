@@ -18,9 +18,9 @@ namespace winnow::detail {
 
 /// One block's work; its members are what all steps share.
 /// \tparam Vectors q, k, v and out have rows that start on 16 bytes.
-template <class T, int D, position_encoding Position, bool Vectors, bool Seeks = false>
+template <class T, int D, position_encoding Position, bool Vectors>
 struct forward_block {
-  using layout = forward_layout<sizeof(T), D, Position, Seeks>;
+  using layout = forward_layout<sizeof(T), D, Position>;
   using math = tile_math<T, D>;
   using encoding = grid_encoding<T, D, Position>;
   static constexpr int rows = layout::rows;

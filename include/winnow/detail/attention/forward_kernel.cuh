@@ -17,12 +17,12 @@
 /// arithmetic. The position encoding is a policy with its own registers and shared memory
 /// (encoding.cuh); contextual encoding has a kernel of its own (contextual_kernel.cuh).
 ///
-/// Groups that have hardly any but short windows, without a position encoding, have two kernels of their
-/// own: one takes the short windows warp by warp (forward_window.cuh), and blocks of the other one seek the
-/// few longer ones and pass over rows of short windows. All three, and that of long windows, are launched,
-/// since only the device knows which groups those are; blocks of groups that are not theirs end at once, and
-/// the kernels run beside each other (`begin_beside`). Blocks that seek, and those of tiles where there are
-/// many tokens, ask for 32 tiles at once: one after the other took a tenth of a call of long windows.
+/// Groups that have hardly any but short windows, without a position encoding, have a kernel of their
+/// own (forward_window_kernel.cuh), which leaves to this one windows that are far longer; rows of others are
+/// passed over. Both, and that of long windows, are launched, since only the device knows which groups those
+/// are; blocks of groups that are not theirs end at once, and the kernels run beside each other
+/// (`begin_beside`). Where there are many tokens blocks ask for 32 tiles at once: one after the other took a tenth
+/// of a call of long windows.
 ///
 /// What bounds it: for short windows, latency and the instructions around the products, so the first
 /// loads go out together, registers are few enough for 24 warps a multiprocessor, and heads vary
@@ -71,12 +71,12 @@ struct forward_column {
 
 /// Rows [64 · number, 64 · number + 64), or as many as a block has, of windows that are longer than
 /// `passed_over`.
-template <class T, int D, position_encoding Position, bool Vectors, bool Seeks = false>
+template <class T, int D, position_encoding Position, bool Vectors>
 __device__ __forceinline__ void attend_block(const forward_problem& problem,
                                              const group_problem& group, int first_head, int heads,
                                              std::int64_t number, int passed_over,
                                              std::byte* memory) {
-  using layout = forward_layout<sizeof(T), D, Position, Seeks>;
+  using layout = forward_layout<sizeof(T), D, Position>;
   const std::int64_t start = number * layout::rows;
   if (start >= group.max_tokens) return;
   const int first = static_cast<int>(start);
@@ -119,9 +119,7 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
           attend_row<T>(problem, group, group.first_head + first_head + h, first + r);
       return;
     }
-  if constexpr (Vectors && layout::takes_windows)
-    if (passed_over > 0 && __syncthreads_or(own_bounds.y) == 0) return;
-  forward_block<T, D, Position, Vectors, Seeks> block{
+  forward_block<T, D, Position, Vectors> block{
       problem, group,  memory,      first_head, heads,
       first,   active, range_first, range_last, shared_address(memory)};
   block.run();
@@ -129,10 +127,11 @@ __device__ __forceinline__ void attend_block(const forward_problem& problem,
 
 /// Is there anything for forward_block.cuh to do in the tile of `Rows` slots from `start` on? Not where
 /// forward_long.cuh takes it, nor where only short windows and no tokens without one are.
-template <int D, int Rows, int PassedOver>
+template <int D, int Rows>
 __device__ __forceinline__ bool wants_tile(const forward_problem& problem,
-                                           const group_problem& group, std::int64_t start) {
-  static_assert(long_tile % Rows == 0 && (PassedOver == 0 || Rows <= 2 * PassedOver));
+                                           const group_problem& group, std::int64_t start,
+                                           int passed_over) {
+  static_assert(long_tile % Rows == 0);
   const int assigned = group.counts->assigned;
   if (start >= group.max_tokens) return false;
   if (problem.zero_unassigned && start + Rows > assigned) return true;
@@ -141,7 +140,7 @@ __device__ __forceinline__ bool wants_tile(const forward_problem& problem,
     const std::int64_t tile = start / long_tile * long_tile;
     if (tile + long_tile <= assigned && is_long_tile<D>(group, tile)) return false;
   }
-  if constexpr (PassedOver == 0) return true;
+  if (passed_over == 0) return true;
   // Longer windows cover the middle of a tile or one of its ends.
   bool wanted = false;
 #pragma unroll
@@ -149,7 +148,7 @@ __device__ __forceinline__ bool wants_tile(const forward_problem& problem,
     const std::int64_t slot = start + min(i * (Rows / 2), Rows - 1);
     if (slot < assigned) {
       const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
-      wanted |= window.y - window.x > PassedOver;
+      wanted |= window.y - window.x > passed_over;
     }
   }
   return wanted;
@@ -159,8 +158,8 @@ __device__ __forceinline__ bool wants_tile(const forward_problem& problem,
 /// tiles at once.
 template <class T, int D>
 __device__ __forceinline__ void walk_tiles(const forward_problem& problem,
-                                           const forward_column& column, int block, int blocks,
-                                           std::byte* memory) {
+                                           const forward_column& column, int passed_over, int block,
+                                           int blocks, std::byte* memory) {
   using layout = forward_layout<sizeof(T), D, position_encoding::none>;
   const group_problem& group = column.group;
 #pragma unroll 1
@@ -169,52 +168,15 @@ __device__ __forceinline__ void walk_tiles(const forward_problem& problem,
     const std::int64_t seen = first + static_cast<std::int64_t>(threadIdx.x & 31) * blocks;
 #pragma unroll 1
     for (unsigned wanted = __ballot_sync(
-             0xffffffffu, wants_tile<D, layout::rows, 0>(problem, group, seen * layout::rows));
+             0xffffffffu,
+             wants_tile<D, layout::rows>(problem, group, seen * layout::rows, passed_over));
          wanted != 0; wanted &= wanted - 1) {
       const std::int64_t turn = __ffs(static_cast<int>(wanted)) - 1;
-      attend_block<T, D, position_encoding::none, true>(
-          problem, group, column.first_head, column.heads, first + turn * blocks, 0, memory);
+      attend_block<T, D, position_encoding::none, true>(problem, group, column.first_head,
+                                                        column.heads, first + turn * blocks,
+                                                        passed_over, memory);
       __syncthreads();
     }
-  }
-}
-
-/// The tiles that have rows of windows beyond the capacity of a warp. Those of a team of blocks look at the
-/// same tiles, one a thread, and share out what they find: longer windows are few, but near each other.
-template <class T, int D>
-__device__ __forceinline__ void seek_tiles(const forward_problem& problem,
-                                           const forward_column& column, int block, int blocks,
-                                           std::byte* memory) {
-  using layout = forward_layout<sizeof(T), D, position_encoding::none, true>;
-  constexpr int capacity = forward_window_layout<D>::capacity;
-  constexpr int warps = layout::tuning.warps;
-  __shared__ unsigned found[warps];
-  const group_problem& group = column.group;
-  const int teams = max(1, blocks / 8);
-  const int team = block % teams;
-  const int members = (blocks - team + teams - 1) / teams;
-  const auto thread = static_cast<int>(threadIdx.x);
-#pragma unroll 1
-  for (std::int64_t first = team; first * layout::rows < group.max_tokens;
-       first += 32 * warps * std::int64_t{teams}) {
-    const std::int64_t seen = first + std::int64_t{thread} * teams;
-    const unsigned lanes = __ballot_sync(
-        0xffffffffu, wants_tile<D, layout::rows, capacity>(problem, group, seen * layout::rows));
-    if (thread % 32 == 0) found[thread / 32] = lanes;
-    __syncthreads();
-    int turn = members - block / teams;
-#pragma unroll 1
-    for (int warp = 0; warp < warps; ++warp)
-#pragma unroll 1
-      for (unsigned wanted = found[warp]; wanted != 0; wanted &= wanted - 1) {
-        if (turn++ % members != 0) continue;
-        const std::int64_t number = 32 * warp + __ffs(static_cast<int>(wanted)) - 1;
-        attend_block<T, D, position_encoding::none, true, true>(
-            problem, group, column.first_head, column.heads, first + number * teams, capacity,
-            memory);
-        __syncthreads();
-      }
-    __syncthreads();
   }
 }
 
@@ -230,68 +192,25 @@ __global__ void __launch_bounds__(forward_layout<sizeof(T), D, Position>::tuning
   const forward_column column(problem, static_cast<int>(blockIdx.x));
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
   bool wanted = true;
-  if constexpr (Vectors && layout::takes_windows) wanted = !takes_windows<D>(problem, column.group);
+  int passed_over = 0;
+  if constexpr (Vectors && layout::takes_windows)
+    if (takes_windows<D>(problem, column.group)) {
+      passed_over = forward_window_layout<D>::longest;
+      wanted = column.group.counts->largest > passed_over || problem.zero_unassigned;
+    }
   if constexpr (Walks) {
     if (wanted)
-      walk_tiles<T, D>(problem, column, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y),
-                       aligned_memory);
+      walk_tiles<T, D>(problem, column, passed_over, static_cast<int>(blockIdx.y),
+                       static_cast<int>(gridDim.y), aligned_memory);
   } else {
     if constexpr (Vectors && layout::walks_tiles)
-      wanted =
-          wanted && wants_tile<D, layout::rows, 0>(problem, column.group, block * layout::rows);
+      wanted = wanted && wants_tile<D, layout::rows>(problem, column.group, block * layout::rows,
+                                                     passed_over);
     if (wanted)
       attend_block<T, D, Position, Vectors>(problem, column.group, column.first_head, column.heads,
-                                            block, 0, aligned_memory);
+                                            block, passed_over, aligned_memory);
   }
   end_beside(problem.place, block == 0 && blockIdx.x == 0);
-}
-
-/// The longer windows of groups of short ones. Grid: x the heads of the launch, y as many blocks as find
-/// something quickly.
-template <class T, int D>
-__global__ void __launch_bounds__(
-    forward_layout<sizeof(T), D, position_encoding::none, true>::tuning.threads(),
-    forward_layout<sizeof(T), D, position_encoding::none, true>::tuning.min_blocks)
-    attend_longer_windows_kernel(const __grid_constant__ forward_problem problem) {
-  begin_beside(problem.place);
-  constexpr int capacity = forward_window_layout<D>::capacity;
-  extern __shared__ __align__(128) std::byte aligned_memory[];
-  const forward_column column(problem, static_cast<int>(blockIdx.x));
-  const group_problem& group = column.group;
-  if (takes_windows<D>(problem, group) &&
-      (group.counts->largest > capacity || problem.zero_unassigned))
-    seek_tiles<T, D>(problem, column, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y),
-                     aligned_memory);
-  end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
-}
-
-/// The short windows of groups of short ones. Grid: x the parts of the columns of heads, y the ranges of
-/// slots, of which a block takes several where there are many.
-template <class T, int D>
-__global__ void __launch_bounds__(32, resident_blocks(forward_window_layout<D>::min_blocks))
-    attend_windows_kernel(const __grid_constant__ forward_problem problem) {
-  begin_beside(problem.place);
-  using layout = forward_window_layout<D>;
-  extern __shared__ __align__(128) std::byte aligned_memory[];
-  const int bits = problem.window_part_bits;
-  const forward_column column(problem, static_cast<int>(blockIdx.x) >> bits);
-  const group_problem& group = column.group;
-  const int h = (static_cast<int>(blockIdx.x) & ((1 << bits) - 1)) * layout::heads;
-  const std::int64_t step = std::int64_t{gridDim.y} * layout::range;
-  if (h < column.heads)
-#pragma unroll 1
-    for (std::int64_t from = std::int64_t{blockIdx.y} * layout::range; from < group.max_tokens;
-         from += step) {
-      window_attender<T, D> attender{problem, group, shared_address(aligned_memory),
-                                     group.first_head + column.first_head + h,
-                                     min(column.heads - h, layout::heads)};
-      // Before it is known whether that is wanted, so that one latency serves both.
-      attender.request_range(from);
-      if (!takes_windows<D>(problem, group)) break;
-      attender.run(static_cast<int>(from));
-      __syncwarp();  // all lanes have read the range's bounds and tokens
-    }
-  end_beside(problem.place, blockIdx.x == 0 && blockIdx.y == 0);
 }
 
 }  // namespace winnow::detail

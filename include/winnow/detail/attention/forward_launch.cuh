@@ -14,6 +14,7 @@
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/attention/forward_long.cuh"
 #include "winnow/detail/attention/forward_long_launch.cuh"
+#include "winnow/detail/attention/forward_window_kernel.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -111,39 +112,26 @@ cudaError_t launch_windows_of_grid(const forward_problem& problem, int heads,
                        problem);
 }
 
-/// The longer windows of groups of short ones. As many blocks as find something quickly, of one head each.
+/// The windows of groups of short ones: a block for each multiprocessor.
 template <class T, int D>
-cudaError_t launch_longer_windows(const forward_problem& problem, const launch_extent& extent,
-                                  std::int64_t tiles, cudaStream_t stream) noexcept {
-  using layout = forward_layout<sizeof(T), D, position_encoding::none, true>;
-  forward_problem parameters = problem;
-  divide_heads(parameters, 1);
-  const std::int64_t blocks =
-      std::clamp<std::int64_t>(4 * 132 / extent.heads, 1, std::max<std::int64_t>(1, tiles / 4));
-  const auto kernel = attend_longer_windows_kernel<T, D>;
-  const cudaError_t error = share_multiprocessors(kernel);
-  if (error != cudaSuccess) return error;
-  return launch_kernel(kernel,
-                       dim3(static_cast<unsigned>(extent.heads), static_cast<unsigned>(blocks)),
-                       layout::tuning.threads(), layout::bytes(0), stream, parameters);
-}
-
-/// The short windows of groups of short ones.
-template <class T, int D>
-cudaError_t launch_windows(const forward_problem& problem, std::int64_t tokens, int columns,
-                           int waves, cudaStream_t stream) noexcept {
+cudaError_t launch_windows(const forward_problem& problem, std::int64_t tokens,
+                           cudaStream_t stream) noexcept {
   using layout = forward_window_layout<D>;
-  const std::int64_t ranges = divide_up<std::int64_t>(tokens, layout::range);
-  const int parts = columns << problem.window_part_bits;
-  // Blocks begin at one a nanosecond, which is lost where there are no short windows.
-  const std::int64_t most_blocks = waves * 132 * layout::min_blocks;
-  const std::int64_t limit =
-      std::min<std::int64_t>(65535, std::max<std::int64_t>(1, most_blocks / parts));
-  const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(std::min(ranges, limit)));
+  forward_problem parameters = problem;
+  const int columns = divide_heads(parameters, layout::heads);
+  const int ranges = static_cast<int>(divide_up<std::int64_t>(tokens, layout::range));
+  const int most_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int warps = std::clamp((most_bytes - layout::block_bytes) / layout::warp_bytes, 1,
+                               int{layout::most_warps});
+  const int blocks = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount));
   const auto kernel = attend_windows_kernel<T, D>;
-  const cudaError_t error = share_multiprocessors(kernel);
+  cudaError_t error = share_multiprocessors(kernel);
   if (error != cudaSuccess) return error;
-  return launch_kernel(kernel, grid, 32, layout::bytes, stream, problem);
+  const std::size_t bytes = static_cast<std::size_t>(warps) * layout::warp_bytes;
+  error = allow_shared_memory(kernel, bytes);
+  if (error != cudaSuccess) return error;
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, ranges))), 32 * warps,
+                       bytes, stream, parameters, columns, ranges);
 }
 
 template <class T, int D, position_encoding Position>
@@ -196,35 +184,21 @@ cudaError_t launch_grid_forward(const forward_problem& problem, const launch_ext
     const bool takes_windows = layout::takes_windows && vectors && columns * blocks > wave &&
                                pack_views(sizeof(T), parameters);
     parameters.takes_windows = takes_windows;
-    // What takes longest begins first. Of many tokens short windows come before the tiles, as both begin
-    // with thousands of blocks; so they do not where the others are more.
     parameters.place = {true, true};
-    if constexpr (forward_long_layout<D>::exists)
-      if (has_long_tiles) {
-        error = launch_long_forward<T, D>(parameters, extent, stream);
-        parameters.place.is_first = false;
-      }
-    const auto launch_tiles = [&] {
-      if (error == cudaSuccess && (takes_windows || has_long_tiles))
-        error = share_multiprocessors(kernel);
-      if (error == cudaSuccess)
-        error = launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
-      parameters.place.is_first = false;
-    };
-    if (!takes_windows) launch_tiles();
+    // Short windows first: where there are none, blocks that find that out are few. Then what takes longest.
     if constexpr (layout::takes_windows)
       if (takes_windows) {
-        parameters.window_part_bits =
-            parameters.heads_per_block > forward_window_layout<D>::heads ? 1 : 0;
-        if (error == cudaSuccess)
-          error = launch_longer_windows<T, D>(parameters, extent, blocks, stream);
+        error = launch_windows<T, D>(parameters, extent.tokens, stream);
         parameters.place.is_first = false;
-        if (!walks) launch_tiles();
-        if (error == cudaSuccess)
-          error = launch_windows<T, D>(parameters, extent.tokens, columns, walks && D == 32 ? 1 : 4,
-                                       stream);
-        if (walks) launch_tiles();
       }
+    if constexpr (forward_long_layout<D>::exists)
+      if (has_long_tiles) {
+        if (error == cudaSuccess) error = launch_long_forward<T, D>(parameters, extent, stream);
+        parameters.place.is_first = false;
+      }
+    if (error == cudaSuccess && !parameters.place.is_first) error = share_multiprocessors(kernel);
+    if (error == cudaSuccess)
+      error = launch_kernel(kernel, grid, layout::tuning.threads(), bytes, stream, parameters);
     return error;
   }
 }

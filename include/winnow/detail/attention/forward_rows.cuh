@@ -41,6 +41,12 @@ __device__ __forceinline__ int2 load_shared_pair(std::uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ char* load_shared_pointer(std::uint32_t address) {
+  std::uint64_t x;
+  asm volatile("ld.shared.b64 %0, [%1];\n" : "=l"(x) : "r"(address) : "memory");
+  return reinterpret_cast<char*>(x);
+}
+
 /// base + factor · step, in one instruction.
 __device__ __forceinline__ char* advance(char* base, std::int32_t factor, std::int32_t step) {
   std::int64_t result;
@@ -117,16 +123,24 @@ struct shared_rows {
   }
 };
 
-/// NaN in any bit of the result: an element of `x` is NaN or infinite.
+/// Makes `probe` NaN where an element of `x` is NaN or infinite.
 template <class T>
-__device__ __forceinline__ std::uint32_t probe_vector(const uint4& x) {
-  std::uint32_t probe = 0;
+__device__ __forceinline__ void add_to_probe(const uint4& x, std::uint32_t& probe) {
   for (const std::uint32_t word : {x.x, x.y, x.z, x.w}) {
     if constexpr (std::is_same_v<T, half>)
       asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(probe) : "r"(word), "r"(0));
     else
       asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(probe) : "r"(word), "r"(0));
   }
+}
+__device__ __forceinline__ bool finds_broken(std::uint32_t probe) {
+  return (probe & 0x7fff7fffu) != 0;
+}
+/// NaN in any bit of the result: an element of `x` is NaN or infinite.
+template <class T>
+__device__ __forceinline__ std::uint32_t probe_vector(const uint4& x) {
+  std::uint32_t probe = 0;
+  add_to_probe<T>(x, probe);
   return probe & 0x7fff7fffu;
 }
 

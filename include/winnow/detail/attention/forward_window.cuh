@@ -2,7 +2,7 @@
 /// \file
 /// Plain attention of short windows, for 16-bit storage.
 ///
-/// What a block, which is one warp, computes: the windows of up to `capacity` tokens that start in its `range`
+/// What a warp computes at a time: the windows of up to `capacity` tokens that start in a range of `range`
 /// consecutive slots, of up to `heads` heads. It loads the rows of q, k and v of all of them at once,
 /// at most twice, and then takes them in chunks: as many whole windows as fit 16 slots, or one longer
 /// window. A chunk starts and ends with a window, so that all logits of a row are there at once:
@@ -15,13 +15,12 @@
 /// so that they leave as vectors.
 ///
 /// Groups whose windows fit, all or nearly all, are computed this way, as the partition's counts on the
-/// device say; the few longer windows are left to forward_block.cuh, in blocks that seek them. Where longer
-/// windows are common it has the whole group. Blocks of several warps would hold their place until the
-/// slowest is done, which took a fifth of the time.
+/// device say; the few longer windows go in pieces (forward_window_pieces.cuh). Where longer windows are common
+/// forward_block.cuh has the whole group.
 ///
-/// Bound: memory traffic and its latency, two dependent trips a warp: bounds and order, then rows.
-/// Instructions: about 75 a chunk of 16 rows and head at D = 16, 80 a chunk for all heads, and 250 a
-/// range; forward_block.cuh takes 800 for 16 rows of short windows.
+/// Bound: instructions and latency, and after them memory traffic. Instructions: about 75 a chunk of 16 rows
+/// and head at D = 16, 80 a chunk for all heads, and 400 a range; forward_block.cuh takes 800 for 16 rows of
+/// short windows. With 128 registers nothing is spilled; spills go to the L2, as the L1 is shared memory.
 ///
 /// NaN and infinity: rows that come out so are computed again at the very end, see exact_row.cuh.
 #pragma once
@@ -48,9 +47,35 @@ __device__ __forceinline__ bool has_short_windows(const partition_counts& counts
   const std::int32_t largest = counts.largest;
   const std::int64_t windows = counts.windows;
   const std::int32_t assigned = counts.assigned;
-  return (largest <= capacity) | (assigned <= windows * (capacity / 6)) |
+  return (largest <= capacity) | (assigned <= windows * (capacity / 4)) |
          ((largest <= capacity + capacity / 8) & (assigned <= windows * (capacity - capacity / 4)));
 }
+
+/// Where rows lie, as `window_attender` reads it: in shared memory, since what is read from there stays in
+/// registers, and an address then is one instruction.
+template <class T, int D>
+struct window_vectors {
+  static constexpr int count = forward_window_layout<D>::heads * shared_rows<T, D>::vectors;
+  static constexpr int token_bytes = 32 * count;
+  static constexpr int head_bytes = token_bytes + 16;
+  char* address[count][4];  ///< of the vectors of token 0, head after head, in q, k, v and out
+  std::int32_t tokens[4];
+  std::int32_t heads[4];
+
+  /// \param thread one each entry
+  __device__ __forceinline__ void fill(const forward_problem& problem, int thread) {
+    constexpr int vectors = shared_rows<T, D>::vectors;
+    const int vector = thread / 4;
+    const int a = thread % 4;
+    if (vector < count)
+      address[vector][a] = advance(problem.packed[a].data + vector % vectors * 16, vector / vectors,
+                                   problem.packed[a].head_bytes);
+    if (vector == 0) {
+      tokens[a] = problem.packed[a].token_bytes;
+      heads[a] = problem.packed[a].head_bytes;
+    }
+  }
+};
 
 template <class T, int D>
 struct window_attender {
@@ -65,14 +90,18 @@ struct window_attender {
 
   const forward_problem& problem;
   const group_problem& group;
-  std::uint32_t memory;  ///< the warp's
-  int head;              ///< the first of this warp's
+  std::uint32_t memory;  ///< the warp's, for rows
+  std::uint32_t list;    ///< for the range's bounds and tokens
+  /// The address of where the vectors of token 0 lie in q, k, v and out: of one head after the other's.
+  std::uint32_t vector_bases;
+  int head;  ///< the first of this warp's
   int heads;
   std::uint32_t tokens = 0;  ///< the address of those of the rows that are loaded
   lane_place place;
 
   [[nodiscard]] __device__ __forceinline__ std::uint32_t array(int h, int which) const {
-    return memory + static_cast<std::uint32_t>((3 * h + which) * layout::array_bytes);
+    return memory +
+           static_cast<std::uint32_t>(h * layout::head_bytes + which * layout::array_bytes);
   }
   enum { queries, keys, values };
   /// Where the tokens of what is loaded lie.
@@ -89,12 +118,22 @@ struct window_attender {
     int row, head, vector;
     __device__ __forceinline__ row_passes(int lane)
         : row(lane / width), head(lane % width / vectors), vector(lane % vectors) {}
-    __device__ __forceinline__ char* base(const packed_view& view, int first_head) const {
-      return advance(view.data + vector * 16, first_head + head, view.head_bytes);
+    /// Where this lane's vector of token 0 lies in array `a`. \param table see `window_vectors`
+    __device__ __forceinline__ char* base(std::uint32_t table, int a, int first_head) const {
+      using entries = window_vectors<T, D>;
+      char* const address = load_shared_pointer(
+          table + static_cast<std::uint32_t>(8 * (4 * (vector + head * vectors) + a)));
+      return advance(
+          address, first_head,
+          load_shared_int(table + static_cast<std::uint32_t>(entries::head_bytes + 4 * a)));
+    }
+    static __device__ __forceinline__ std::int32_t token_bytes(std::uint32_t table, int a) {
+      using entries = window_vectors<T, D>;
+      return load_shared_int(table + static_cast<std::uint32_t>(entries::token_bytes + 4 * a));
     }
     /// Where the lane's vector of its first pass lies in the queries.
     __device__ __forceinline__ std::uint32_t target() const {
-      return static_cast<std::uint32_t>(3 * head * layout::array_bytes) +
+      return static_cast<std::uint32_t>(head * layout::head_bytes) +
              shared_rows<T, D>::at(row, vector);
     }
     /// A pass further; places of vectors repeat every 8 rows.
@@ -107,22 +146,25 @@ struct window_attender {
   __device__ __forceinline__ void load(int first_head, int count) const {
     const row_passes<Heads> passes(place.lane);
     const bool inside = passes.vector * 8 < problem.head_dim;
-    char* base[3];
+    std::int32_t token[passes.count];
 #pragma unroll
-    for (int a = 0; a < 3; ++a) base[a] = passes.base(problem.packed[a], first_head);
+    for (int pass = 0; pass < passes.count; ++pass)
+      token[pass] = load_shared_int(token_at(pass * passes.rows + passes.row));
+    char* base[3];
+    std::int32_t token_bytes[3];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) token_bytes[a] = passes.token_bytes(vector_bases, a);
+#pragma unroll
+    for (int a = 0; a < 3; ++a) base[a] = passes.base(vector_bases, a, first_head);
     const std::uint32_t target = memory + passes.target();
 #pragma unroll
-    for (int pass = 0; pass < passes.count; ++pass) {
-      const int row = pass * passes.rows + passes.row;
-      if (row < count) {
-        const std::int32_t token = load_shared_int(token_at(row));
+    for (int pass = 0; pass < passes.count; ++pass)
+      if (pass * passes.rows + passes.row < count)
 #pragma unroll
         for (int a = 0; a < 3; ++a)
           copy_async(target + static_cast<std::uint32_t>(a * layout::array_bytes +
                                                          pass * passes.step_bytes),
-                     advance(base[a], token, problem.packed[a].token_bytes), inside);
-      }
-    }
+                     advance(base[a], token[pass], token_bytes[a]), inside);
     commit_copies();
     wait_for_copies<0>();
     __syncwarp();
@@ -133,22 +175,22 @@ struct window_attender {
   template <int Heads>
   __device__ __forceinline__ bool store(int first_head, int count) const {
     const row_passes<Heads> passes(place.lane);
-    char* base = passes.base(problem.packed[3], first_head);
-    const std::uint32_t source = memory + passes.target();
-    bool broken = false;
     if (passes.vector * 8 >= problem.head_dim) return false;
+    char* base = passes.base(vector_bases, 3, first_head);
+    const std::int32_t token_bytes = passes.token_bytes(vector_bases, 3);
+    const std::uint32_t source = memory + passes.target();
+    std::uint32_t probe = 0;
 #pragma unroll
     for (int pass = 0; pass < passes.count; ++pass) {
       const int row = pass * passes.rows + passes.row;
       if (row < count) {
         const uint4 x =
             load_shared_vector(source + static_cast<std::uint32_t>(pass * passes.step_bytes));
-        broken |= probe_vector<T>(x) != 0;
-        *reinterpret_cast<uint4*>(
-            advance(base, load_shared_int(token_at(row)), problem.packed[3].token_bytes)) = x;
+        add_to_probe<T>(x, probe);
+        *reinterpret_cast<uint4*>(advance(base, load_shared_int(token_at(row)), token_bytes)) = x;
       }
     }
-    return broken;
+    return finds_broken(probe);
   }
 
   /// What the accumulators of a lane's logits start from, in the last 16 columns of a chunk.
@@ -288,6 +330,7 @@ struct window_attender {
         else if (heads == max_heads)
           attend<3, max_heads>(0, offset, length, mask);
         else
+#pragma unroll 1
           for (int h = 0; h < heads; ++h)
             if (length <= 32)
               attend<2, 1>(h, offset, length, mask);
@@ -300,33 +343,29 @@ struct window_attender {
   }
 
   /// Copies what is to be known of the range from `from` on. The last window may end 47 slots behind it.
-  __device__ __forceinline__ void request_range(std::int64_t from) const {
-    const auto left =
-        static_cast<int>(min(group.max_tokens - from, std::int64_t{range + capacity}));
-    const std::int64_t slot = from + place.lane;
-    copy_element_async(memory + static_cast<std::uint32_t>(layout::bounds + 8 * place.lane),
+  __device__ __forceinline__ void request_range(int from) const {
+    const int left = static_cast<int>(group.max_tokens) - from;
+    const int slot = from + place.lane;
+    const std::uint32_t target = list + static_cast<std::uint32_t>(4 * place.lane);
+    copy_element_async(target + static_cast<std::uint32_t>(layout::bounds + 4 * place.lane),
                        reinterpret_cast<const std::int64_t*>(group.bounds) + slot,
                        place.lane < left);
+    const std::int32_t* const order = group.order + slot;
 #pragma unroll
-    for (int i = 0; i < range + capacity; i += 32)
-      if (i + 32 <= range + capacity || i + place.lane < range + capacity)
-        copy_element_async(
-            memory + static_cast<std::uint32_t>(layout::tokens + 4 * (i + place.lane)),
-            group.order + slot + i, i + place.lane < left);
-    commit_copies();
+    for (int i = 0; i < layout::most_tokens; i += 32)
+      copy_element_async(target + layout::tokens + 4 * i, order + i, i + place.lane < left);
   }
 
-  /// The short windows that start in [from, from + range), which has been requested.
-  __device__ __forceinline__ void run(int from) {
+  /// The windows of up to `capacity` tokens that start in [from, from + range). What is to be known of the
+  /// range is there.
+  /// \return is a vector of this lane's not finite?
+  __device__ __forceinline__ bool run(int from, int assigned) {
     static_assert(range == 32 && capacity == 48);
-    const int assigned = group.counts->assigned;
-    const int slot = from + place.lane;
-    wait_for_copies<0>();
-    __syncwarp();
     const int2 window =
-        load_shared_pair(memory + static_cast<std::uint32_t>(layout::bounds + 8 * place.lane));
+        load_shared_pair(list + static_cast<std::uint32_t>(layout::bounds + 8 * place.lane));
+    const int slot = from + place.lane;
     const std::uint32_t starts = __ballot_sync(all, slot < assigned && window.x == slot);
-    if (starts == 0) return;
+    if (starts == 0) return false;
     const int first = __ffs(static_cast<int>(starts)) - 1;
     const int last = 31 - __clz(static_cast<int>(starts));
     // A window longer than the capacity ends outside the range: it can only be the last.
@@ -340,7 +379,7 @@ struct window_attender {
       const int begin = part == 0 ? first : last;
       const int count = (part == 0 && apart ? last : end) - begin;
       if (count == 0) break;
-      tokens = memory + static_cast<std::uint32_t>(layout::tokens + 4 * begin);
+      tokens = list + static_cast<std::uint32_t>(layout::tokens + 4 * begin);
       // Addresses would be kept over the loop, which seldom turns twice.
       int first_head = head;
       asm volatile("" : "+r"(first_head));
@@ -355,8 +394,7 @@ struct window_attender {
       __syncwarp();
     }
     __syncwarp();
-    // At the end, where nothing else lives, the call costs no registers.
-    if (__any_sync(all, broken)) repair(from, assigned);
+    return broken;
   }
 
   /// Computes the rows again that are not finite.

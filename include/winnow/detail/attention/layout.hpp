@@ -13,11 +13,9 @@
 namespace winnow::detail {
 
 /// \tparam Bytes size of an element. \tparam D padded head dim.
-/// \tparam Seeks for blocks that seek longer windows: few keys, one head.
-template <int Bytes, int D, position_encoding Position, bool Seeks = false>
+template <int Bytes, int D, position_encoding Position>
 struct forward_layout {
-  static constexpr forward_tuning tuning =
-      Seeks ? tune_seeking_forward(D) : tune_forward(Bytes, D, Position);
+  static constexpr forward_tuning tuning = tune_forward(Bytes, D, Position);
   static_assert(Position != position_encoding::contextual, "see contextual_layout.hpp");
   static constexpr int stages = tuning.stages;
   static constexpr int rows = tuning.rows();
@@ -35,7 +33,7 @@ struct forward_layout {
   /// Whether a block may compute several heads.
   static constexpr bool many_heads = D * Bytes <= 256;
   /// Q of a block's next head comes with the head's first keys, into a buffer of its own.
-  static constexpr int query_buffers = many_heads && !Seeks ? stages : 1;
+  static constexpr int query_buffers = many_heads ? stages : 1;
   static constexpr int query_bytes = rows * row_bytes;
 
   /// A piece of 16 keys that begins at a tile's last key reads places behind it, and uses none.
@@ -58,18 +56,38 @@ struct forward_layout {
   static_assert(bytes(4 * 169) <= 99 * 1024);
 };
 
-/// Shared memory of forward_window.cuh, whose blocks are single warps. \tparam D padded head dim.
+/// Shared memory of forward_window.cuh. \tparam D padded head dim.
 template <int D>
 struct forward_window_layout {
   static constexpr int range = 32;     ///< slots in which a warp's windows start
-  static constexpr int capacity = 48;  ///< tokens of the longest window, and of what a warp loads
+  static constexpr int capacity = 48;  ///< tokens of a short window, and of what a warp loads
   static constexpr int heads = D == 16 ? 2 : 1;  ///< of a warp
-  static constexpr int min_blocks = D == 16 ? 20 : 16;
+  static constexpr int most_warps = 16;          ///< of a block, which has a multiprocessor
+
+  // Of each warp.
   static constexpr int array_bytes = capacity * 2 * D;  // T [heads][q, k, v][capacity][D]
-  /// What is known of the range's slots, and tokens as far as its last window reaches.
-  static constexpr int bounds = heads * 3 * array_bytes;  // int2 [range]
-  static constexpr int tokens = bounds + 8 * range;       // int [range + capacity]
-  static constexpr int bytes = tokens + 4 * (range + capacity);
+  /// Two heads of a token, which come together, lie in different banks.
+  static constexpr int head_bytes = 3 * array_bytes + (heads == 2 ? 64 : 0);
+  static constexpr int row_bytes = heads * head_bytes;
+  /// What is known of a range: itself, its slots, and tokens as far as its last window reaches; twice.
+  static constexpr int most_tokens = (range + capacity + 31) / 32 * 32;
+  static constexpr int item = 0;                     // int2, see window_walk
+  static constexpr int bounds = item + 16;           // int2 [range]
+  static constexpr int tokens = bounds + 8 * range;  // int [most_tokens]
+  static constexpr int list_bytes = tokens + 4 * most_tokens;
+  static constexpr int warp_bytes = (row_bytes + 2 * list_bytes + 127) / 128 * 128;
+  static constexpr int block_bytes = 4096;  ///< or less, what the warps share
+
+  /// Windows of up to so many tokens are taken where short ones are, 16 rows of a head at a time.
+  static constexpr int longest = 256;
+  static constexpr int rows = 16;
+  // The memory of a warp's rows then has: T [rows][D], T [k, v][keys][D], int [rows].
+  static constexpr int query_bytes = rows * 2 * D;
+  static constexpr int keys = (row_bytes - query_bytes - 4 * rows) / (4 * D) / 16 * 16;
+  static constexpr int key_rows = query_bytes;
+  static constexpr int value_rows = key_rows + keys * 2 * D;
+  static constexpr int row_tokens = value_rows + keys * 2 * D;
+  static_assert(keys > 0 && row_tokens + 4 * rows <= row_bytes && query_bytes % 128 == 0);
 };
 
 /// The windows of an image that forward_grid.cuh takes, in tokens: those that fill its tiles.

@@ -84,9 +84,8 @@ struct forward_problem {
   bool zero_unassigned = false;
   int heads_per_block = 1;  ///< the launch sets it, and first_index to the group's first column
   kernel_place place;
-  /// Groups of short windows have kernels of their own; 2^window_part_bits warps share a column's heads.
+  /// Groups of short windows have a kernel of their own.
   bool takes_windows = false;
-  int window_part_bits = 0;
   packed_view packed[4];  ///< q, k, v and out, for short windows
   /// Of the long windows' items so many are of all heads of their column, the others of one each.
   std::int64_t whole_items = INT64_MAX;

@@ -39,9 +39,4 @@ constexpr forward_tuning tune_forward(std::size_t element_bytes, int head_dim, p
   return head_dim == 64 ? forward_tuning{8, 64, 2, 2, 2, 2} : forward_tuning{4, 32, 2, 2, 2, 2};
 }
 
-/// For the few longer windows of groups of short ones, beside which short ones need the shared memory.
-constexpr forward_tuning tune_seeking_forward(int head_dim) {
-  return {4, 64, 2, 2, 2, head_dim == 16 ? 5 : 4};
-}
-
 }  // namespace winnow::detail
