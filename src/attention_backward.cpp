@@ -7,7 +7,7 @@ namespace winnow {
 namespace {
 
 constexpr detail::backward_instance instances[] = {
-#define WINNOW_INSTANCE(T, D) detail::backward_instance_of<T, D>(),
+#define WINNOW_INSTANCE(T, D) detail::backward_instance_of<T, D, WINNOW_HOPPER>(),
     WINNOW_ATTENTION_INSTANCES(WINNOW_INSTANCE)
 #undef WINNOW_INSTANCE
 };

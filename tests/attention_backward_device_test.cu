@@ -309,6 +309,32 @@ TYPED_TEST(AttentionBackwardDevice, KeepsNanAndInfinityInTheirWindow) {
   }
 }
 
+/// Windows that break every tile of the kernels of long windows, and several of them for each block: two runs
+/// agree in every bit; then gradients are added.
+TYPED_TEST(AttentionBackwardDevice, DifferentiatesInLongWindowsOfEachHeadDim) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const std::vector<int> sizes{1024, 256, 300, 20, 193, 1, 400, 384};
+  for (const int dim : {16, 24, 32, 56, 64}) {
+    SCOPED_TRACE("head dim " + std::to_string(dim));
+    attention_case<TypeParam> problem({{2, share(sized_labels(sizes, false, 41))},
+                                       {1, share(random_labels(2578, 5, 1, false, false, 42))}},
+                                      dim, 43);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    ASSERT_NO_FATAL_FAILURE(run_twice(device));
+    const attention_case<double> exact = exact_gradients(problem);
+    expect_gradients_match(exact, device);
+
+    auto arguments = device.arguments();
+    arguments.accumulate = true;
+    WINNOW_ASSERT_OK(device.run(arguments));
+    attention_case<double> twice = exact;
+    for (auto* rows : {&twice.grad_q, &twice.grad_k, &twice.grad_v})
+      for (double& x : *rows) x *= 2.0;
+    expect_gradients_match(twice, device);
+  }
+}
+
 /// The dO of a loss that averages over millions of outputs.
 TYPED_TEST(AttentionBackwardDevice, KeepsTheGradientsOfAMeanLoss) {
   WINNOW_SKIP_WITHOUT_GPU();

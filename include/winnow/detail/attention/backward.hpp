@@ -12,6 +12,7 @@
 #include "winnow/detail/attention/backward_launch.hpp"
 #include "winnow/detail/attention/backward_layout.hpp"
 #include "winnow/detail/attention/forward.hpp"
+#include "winnow/detail/util/device_attribute.hpp"
 
 namespace winnow::detail {
 
@@ -25,16 +26,21 @@ struct backward_instance {
   int head_dim;
   tile_launcher tiles[3];  ///< by position_encoding
   row_launcher rows;
+  row_launcher hopper_tiles = nullptr;  ///< of long windows, on compute capability 9.0
 };
 
-template <class T, int D>
+/// \tparam Hopper has `launch_wgmma_backward` been compiled?
+template <class T, int D, bool Hopper = false>
 constexpr backward_instance backward_instance_of() noexcept {
-  return {dtype_of<T>,
-          D,
-          {launch_backward_tiles<T, D, position_encoding::none>,
-           launch_backward_tiles<T, D, position_encoding::contextual>,
-           launch_backward_tiles<T, D, position_encoding::bias>},
-          launch_backward_rows<T>};
+  backward_instance instance{dtype_of<T>,
+                             D,
+                             {launch_backward_tiles<T, D, position_encoding::none>,
+                              launch_backward_tiles<T, D, position_encoding::contextual>,
+                              launch_backward_tiles<T, D, position_encoding::bias>},
+                             launch_backward_rows<T>};
+  if constexpr (Hopper && takes_wgmma_backward(sizeof(T), D))
+    instance.hopper_tiles = launch_wgmma_backward<T, D>;
+  return instance;
 }
 
 /// Blocks that sum up parts of tables: this many of all heads together, enough to fill the largest
@@ -283,6 +289,9 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     ++plan.launch_count;
 
     problem.one_pass = one_pass;
+    problem.by_warpgroups = one_pass > 0 && wanted.position == position_encoding::none &&
+                            tokens >= wgmma_tokens && instance.hopper_tiles != nullptr &&
+                            is_hopper();
     int rows_a_block = 1;
     if (one_pass > 0 && wanted.position != position_encoding::contextual)
       rows_a_block = wanted.position == position_encoding::bias ? window_tokens : long_rows;
@@ -370,9 +379,11 @@ std::size_t attention_backward_workspace_bytes(
 
 inline cudaError_t launch_side(const backward_launch& launch, const backward_instance& instance,
                                backward_side side, cudaStream_t stream) noexcept {
-  return launch.path == encoding_path::rows ? instance.rows(launch.problem, side, stream)
-                                            : instance.tiles[static_cast<int>(launch.position)](
-                                                  launch.problem, launch.extent, side, stream);
+  if (launch.path == encoding_path::rows) return instance.rows(launch.problem, side, stream);
+  const cudaError_t error = instance.tiles[static_cast<int>(launch.position)](
+      launch.problem, launch.extent, side, stream);
+  if (error != cudaSuccess || !launch.problem.by_warpgroups) return error;
+  return instance.hopper_tiles(launch.problem, side, stream);
 }
 
 /// The whole call over the instances that someone compiled.

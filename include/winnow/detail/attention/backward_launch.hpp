@@ -42,6 +42,10 @@ static_assert(sizeof(parts_sums) <= 4000, "kernel parameters end at 4 KB");
 template <class T, int D, position_encoding Position>
 cudaError_t launch_backward_tiles(const backward_problem& problem, const backward_extent& extent,
                                   backward_side side, cudaStream_t stream) noexcept;
+/// Tiles that is_wgmma_tile names; defined in backward_wgmma_launch.cuh, for the target sm_90a.
+template <class T, int D>
+cudaError_t launch_wgmma_backward(const backward_problem& problem, backward_side side,
+                                  cudaStream_t stream) noexcept;
 template <class T>
 cudaError_t launch_backward_rows(const backward_problem& problem, backward_side side,
                                  cudaStream_t stream) noexcept;

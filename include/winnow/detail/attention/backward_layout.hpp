@@ -86,6 +86,18 @@ constexpr int long_blocks(int head_dim) {
   return head_dim == 16 ? 8 * 132 : head_dim == 32 ? 6 * 132 : 4 * 132;
 }
 
+/// Are there backward kernels of long windows for the target sm_90a?
+constexpr bool takes_wgmma_backward(std::size_t element_bytes, int head_dim) {
+  return element_bytes == 2 && (head_dim == 32 || head_dim == 64);
+}
+
+/// Rows of a warpgroup. It takes the tiles of so many consecutive slots whose first and last slot lie in
+/// windows of `wgmma_window` tokens or more with no other between them, and which are full.
+inline constexpr int wgmma_rows = 64;
+inline constexpr int wgmma_window = 192;
+/// From so many tokens on it is worth two more launches.
+inline constexpr int wgmma_tokens = 1024;
+
 /// The largest window that backward_grid.cuh takes; 0: none.
 constexpr int grid_capacity(std::size_t element_bytes, int head_dim) {
   return element_bytes == 2 && head_dim <= 64 ? 64 : 0;

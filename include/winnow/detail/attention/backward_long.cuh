@@ -27,6 +27,7 @@
 #include "winnow/detail/attention/backward_problem.hpp"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
+#include "winnow/detail/attention/backward_wgmma_tiles.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
@@ -137,6 +138,11 @@ struct long_differentiator {
     const int2 window = window_of(slot);
     return window.y - window.x > problem.one_pass;
   }
+  /// Are `wgmma_rows` slots from `start` on those of backward_long_wgmma.cuh?
+  [[nodiscard]] __device__ __forceinline__ bool is_taken(int start) const {
+    return problem.by_warpgroups && start <= assigned - wgmma_rows &&
+           is_wgmma_tile(window_of(start), window_of(start + wgmma_rows - 1));
+  }
   /// Is there anything to do in the rows from slot `start`? A longer window holds one of the slots that
   /// this looks at.
   [[nodiscard]] __device__ __forceinline__ bool needs_tile(std::int64_t start, int limit) const {
@@ -144,10 +150,15 @@ struct long_differentiator {
     const int past = static_cast<int>(min(start + rows, static_cast<std::int64_t>(limit)));
     if (past > assigned) return true;
     // Not `||`: all loads at once.
-    bool needed = is_long(past - 1);
+    bool needed = false;
 #pragma unroll
-    for (int row = 0; row < rows; row += 16)
-      needed |= is_long(min(static_cast<int>(start) + row, past - 1));
+    for (int part = 0; part < rows; part += wgmma_rows) {
+      const int first = static_cast<int>(start) + part;
+      bool any = is_long(min(first + wgmma_rows, past) - 1);
+#pragma unroll
+      for (int row = 0; row < wgmma_rows; row += 16) any |= is_long(min(first + row, past - 1));
+      needed |= any & !is_taken(first);
+    }
     return needed;
   }
 
@@ -275,6 +286,7 @@ struct long_differentiator {
       }
     }
     own = __ballot_sync(all_lanes, window.y - window.x > problem.one_pass);
+    if (is_taken(first_slot / wgmma_rows * wgmma_rows)) own = 0;
     // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
     // [all_from, all_last).
     int warp_from = 0, warp_last = 0, all_from = 0, all_last = 0;
@@ -325,7 +337,8 @@ struct long_differentiator {
       }
     wait_for_copies<1>();
     __syncwarp();
-    if constexpr (query_side) magnitude = measure_queries(outs);
+    if constexpr (query_side)
+      if (own != 0) magnitude = measure_queries(outs);
     raise = weight_unit;
     lower = 1.0f;
     if constexpr (std::is_same_v<T, half>) {

@@ -62,6 +62,8 @@ struct backward_rows {
   /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
   /// longer ones by backward_long.cuh.
   int one_pass = 0;
+  /// Of longer ones, those that is_wgmma_tile names are backward_long_wgmma.cuh's.
+  bool by_warpgroups = false;
 };
 
 struct backward_problem : backward_rows {

@@ -164,6 +164,17 @@ __device__ __forceinline__ void wait_for_phase(std::uint32_t barrier, std::uint3
       "r"(parity)
       : "memory");
 }
+/// Has the phase ended already?
+__device__ __forceinline__ bool has_phase_ended(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t ended;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, "
+      "p;\n}\n"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
 /// @}
 
 }  // namespace winnow::detail

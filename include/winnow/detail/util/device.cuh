@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "winnow/detail/util/device_attribute.hpp"
 #include "winnow/status.hpp"
 #include "winnow/storage.hpp"
 
@@ -53,15 +54,6 @@ __device__ void end_beside(const Place& place, bool is_block) {
   if (!place.is_first && is_block) wait_for_predecessor();
 }
 
-/// An attribute of the current device; -1 if it cannot be had.
-inline int device_attribute(cudaDeviceAttr attribute) noexcept {
-  int device = 0;
-  int value = 0;
-  const bool known = cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
-  return known ? value : -1;
-}
-
 /// Can the current device overlap kernels? From compute capability 9.0.
 inline bool can_overlap_launches() noexcept {
 #if CUDART_VERSION >= 12030  // earlier ones cannot capture such launches
@@ -69,12 +61,6 @@ inline bool can_overlap_launches() noexcept {
 #else
   return false;
 #endif
-}
-
-/// Has the current device the instructions of the target sm_90a?
-inline bool is_hopper() noexcept {
-  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
 /// Lets blocks of a kernel have so many bytes of dynamic shared memory.
