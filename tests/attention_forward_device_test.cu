@@ -313,7 +313,7 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
   WINNOW_SKIP_WITHOUT_GPU();
   const int special[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 130, 400};
   std::mt19937 engine(41);
-  for (const int longest : {48, 400})
+  for (const int longest : {48, 50, 400})
     for (const unsigned one_of : {2u, 8u})
       for (const std::int64_t tokens : {150, 3000}) {
         SCOPED_TRACE("up to " + std::to_string(longest) + ", " + std::to_string(tokens) +
@@ -323,13 +323,37 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
           sizes.push_back(engine() % one_of == 0
                               ? std::min(special[engine() % std::size(special)], longest)
                               : 1 + static_cast<int>(engine() % 9));
-        attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 42)),
-                                           contextual(1, sized_labels(sizes, true, 43))},
-                                          16, 44);
-        device_attention<TypeParam> device(problem);
-        WINNOW_ASSERT_OK(run(device.forward()));
-        expect_matches_reference(problem, device);
+        // An even number of heads is taken two at a time.
+        for (const int heads : {1, 4}) {
+          SCOPED_TRACE(std::to_string(heads) + " heads with spherical windows");
+          attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 42)),
+                                             contextual(heads, sized_labels(sizes, true, 43))},
+                                            16, 44);
+          device_attention<TypeParam> device(problem);
+          WINNOW_ASSERT_OK(run(device.forward()));
+          expect_matches_reference(problem, device);
+        }
       }
+}
+
+/// So many tiles that 16-bit heads are taken two at a time.
+TYPED_TEST(AttentionForwardDevice, AttendsWithManyHeadsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const int special[] = {1, 15, 16, 17, 48, 49, 50, 64, 130, 300};
+  for (const int longest : {50, 300}) {
+    SCOPED_TRACE("up to " + std::to_string(longest));
+    std::mt19937 engine(45);
+    std::vector<int> sizes;
+    for (int sum = 0; sum < 12000; sum += sizes.back())
+      sizes.push_back(engine() % 16 == 0 ? std::min(special[engine() % std::size(special)], longest)
+                                         : 1 + static_cast<int>(engine() % 9));
+    attention_case<TypeParam> problem({contextual(32, sized_labels(sizes, false, 46)),
+                                       contextual(32, sized_labels(sizes, true, 47))},
+                                      16, 48);
+    device_attention<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(run(device.forward()));
+    expect_matches_reference(problem, device);
+  }
 }
 
 TYPED_TEST(AttentionForwardDevice, AttendsInImageWindowsOfAllSizes) {
@@ -392,7 +416,7 @@ TYPED_TEST(AttentionForwardDevice, AttendsInLongWindowsByPosition) {
       SCOPED_TRACE(std::to_string(windows) + " windows, head dim " + std::to_string(dim));
       attention_case<TypeParam> problem(
           {contextual(1, random_labels(10000, windows, 24, true, false, 24)),
-           contextual(1, random_labels(10000, windows, 24, true, true, 25))},
+           contextual(2, random_labels(10000, windows, 24, true, true, 25))},
           dim, 26);
       device_attention<TypeParam> device(problem);
       WINNOW_ASSERT_OK(run(device.forward()));

@@ -314,6 +314,8 @@ struct contextual_block {
   __device__ void rescale(const float (&by)[2], row_state& state) const;
   /// One over a power of two.
   static __device__ float inverse_power(float power);
+  /// A row's radial sums by a power of two, at most 1: a shift that rounds.
+  __device__ void shift_sums(std::uint32_t* sums, float by) const;
   __device__ void rescale_radial(float first, float second) const;
   /// Of row g or g + 8.
   __device__ void clear_radial_sums(int i) const;

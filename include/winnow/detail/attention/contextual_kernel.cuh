@@ -23,6 +23,9 @@
 /// Short spherical windows of head dim 16 are taken by the kernel before it (contextual_short.cuh), in
 /// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
+/// Groups of 16-bit storage and head dim 16 with an even number of heads, and tiles enough, are taken by
+/// contextual_heads_kernel.cuh instead.
+///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
 /// NaN and infinity: as in forward_kernel.cuh, but rows are checked again at the end of a block's
@@ -35,47 +38,18 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_heads_kernel.cuh"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_turns.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
-#include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
-#include "winnow/detail/attention/zero_rows.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
-
-/// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
-/// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
-/// tokens in no window.
-template <class T>
-__device__ __forceinline__ void complete_rows(const forward_problem& problem,
-                                              const block_share& own, int rows) {
-  const group_problem& group = problem.groups[own.group];
-  const int head = group.first_head + own.head;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int assigned = group.counts->assigned;
-  const int step = own.shares * rows;
-  for (int first = own.share * rows; first < assigned; first += step) {
-    const int begin = first + static_cast<int>(threadIdx.x) / 32 * 16;
-    for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
-      bool wrong = group.path == encoding_path::rows;
-      if (!wrong) {
-        const T* out = row_of<T>(problem.out, group.order[slot], head);
-        for (int d = lane; d < problem.head_dim; d += 32)
-          wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
-      }
-      if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
-    }
-  }
-  if (!problem.zero_unassigned) return;
-  const int present = group.counts->tokens;
-  for (int first = assigned + own.share * rows; first < present; first += step)
-    zero_rows<T>(problem, head, group.order + first, 0, min(rows, present - first));
-}
 
 /// \tparam Radial the groups of the launch have spherical windows.
 template <class T, int D, bool Radial, bool Vectors>
@@ -124,18 +98,6 @@ inline bool fits_lse(const forward_problem& problem) noexcept {
   return problem.lse_token_stride < limit && problem.lse_token_stride >= -limit;
 }
 
-/// Gives every head so many blocks. \return the number of blocks.
-inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t shares) noexcept {
-  std::int64_t blocks = 0;
-  for (int g = 0; g < problem.group_count; ++g) {
-    group_problem& group = problem.groups[g];
-    group.first_index = static_cast<int>(blocks);
-    group.shares = static_cast<int>(shares);
-    blocks += group.heads * shares;
-  }
-  return blocks;
-}
-
 /// Short windows, of groups that have hardly any others; as many warps a block as fit.
 template <class T, bool Radial>
 cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int warps,
@@ -152,6 +114,25 @@ cudaError_t launch_contextual_short(const forward_problem& problem, int processo
                        static_cast<std::size_t>(layout::bytes(warps)), stream, parameters);
 }
 
+/// Two heads at a time, one block a multiprocessor.
+template <class T, bool Radial>
+cudaError_t launch_contextual_heads(const forward_problem& problem, int processors,
+                                    std::int64_t heads, const launch_extent& extent,
+                                    cudaStream_t stream) noexcept {
+  using layout = contextual_heads_layout<Radial>;
+  forward_problem parameters = problem;
+  const auto kernel = contextual_heads_kernel<T, Radial>;
+  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
+  if (error != cudaSuccess) return error;
+  constexpr int rows = layout::warps * layout::rows;
+  const std::int64_t most = (extent.tokens + rows - 1) / rows;
+  const std::int64_t shares =
+      std::max<std::int64_t>(1, std::min(most, processors * layout::heads / heads));
+  const std::int64_t blocks = divide_among_blocks(parameters, shares, layout::heads);
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::threads, layout::bytes,
+                       stream, parameters);
+}
+
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
@@ -160,10 +141,12 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
   forward_problem parameters = problem;
   parameters.group_count = 0;
   std::int64_t heads = 0;
+  bool even = true;
   for (int g = 0; g < problem.group_count; ++g) {
     if ((problem.groups[g].kind == relative_kind::spherical) != Radial) continue;
     parameters.groups[parameters.group_count++] = problem.groups[g];
     heads += problem.groups[g].heads;
+    even = even && problem.groups[g].heads % 2 == 0;
   }
   if (heads == 0) return cudaSuccess;
   const bool vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
@@ -179,25 +162,37 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
     error = cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error == cudaSuccess) error = allow_shared_memory(kernel, layout::bytes);
   if (error != cudaSuccess) return error;
-  if constexpr (has_contextual_short<sizeof(T), D, Radial>)
+  parameters.place = place;
+  if constexpr (has_contextual_heads<sizeof(T), D> || has_contextual_short<sizeof(T), D, Radial>)
     if (vectors && vector_rows<T>(problem.out) && fits_lse(problem)) {
       int block_memory = 0;
       error =
           cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       if (error != cudaSuccess) return error;
-      using short_layout = contextual_short_layout<Radial, sizeof(T)>;
-      const int warps =
-          std::min(short_layout::most_warps,
-                   (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
-      if (warps >= short_layout::least_warps) {
-        parameters.takes_windows = true;
-        parameters.place = {place.is_first, true};
-        place.is_first = false;
-        error = launch_contextual_short<T, Radial>(parameters, processors, warps, heads, stream);
-        if (error != cudaSuccess) return error;
+      if constexpr (has_contextual_short<sizeof(T), D, Radial>) {
+        using short_layout = contextual_short_layout<Radial, sizeof(T)>;
+        const int warps =
+            std::min(short_layout::most_warps,
+                     (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
+        if (warps >= short_layout::least_warps) {
+          parameters.takes_windows = true;
+          parameters.place = {place.is_first, true};
+          place.is_first = false;
+          error = launch_contextual_short<T, Radial>(parameters, processors, warps, heads, stream);
+          if (error != cudaSuccess) return error;
+          parameters.place = place;
+        }
+      }
+      if constexpr (has_contextual_heads<sizeof(T), D>) {
+        using heads_layout = contextual_heads_layout<Radial>;
+        // Few tiles a warp leave some of them idle at the end.
+        constexpr int least_tiles = 10;
+        const std::int64_t tiles = extent.tokens / heads_layout::rows * (heads / 2);
+        if (even && block_memory >= static_cast<int>(heads_layout::bytes) &&
+            tiles >= std::int64_t{least_tiles} * heads_layout::warps * processors)
+          return launch_contextual_heads<T, Radial>(parameters, processors, heads, extent, stream);
       }
     }
-  parameters.place = place;
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
   const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);

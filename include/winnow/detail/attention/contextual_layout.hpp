@@ -119,6 +119,10 @@ struct contextual_layout {
 template <std::size_t Bytes, int D, bool Radial>
 inline constexpr bool has_contextual_short = D == 16 && Radial;
 
+/// Are there two heads at a time, contextual_heads.cuh?
+template <std::size_t Bytes, int D>
+inline constexpr bool has_contextual_heads = Bytes == 2 && D == 16;
+
 /// A warp of contextual_short.cuh, which is like a block whose rows are its keys: offsets in the warp's
 /// memory, and of tables in the block's, which come first.
 template <bool Radial, int Bytes = 2>
@@ -191,6 +195,76 @@ struct contextual_short_layout {
   static_assert(row_code % 16 == 0 && key_place % 16 == 0 && key_cells % 16 == 0 &&
                 key_tiles % 16 == 0 && key_products % 16 == 0 && warp_bytes % 16 == 0 &&
                 block_bytes % 16 == 0);
+};
+
+/// A warp of contextual_heads_kernel.cuh, which takes two heads at a time: offsets in the warp's memory, and of
+/// tables in the block's, which come first, a head's after the other's.
+template <bool Radial>
+struct contextual_heads_layout {
+  static constexpr contextual_tuning tuning{1, 16, 16, 1, true, 3, 1, 1};
+  static constexpr int heads = 2;
+  static constexpr int warps = 8;  ///< of a block
+  static constexpr int threads = 32 * warps;
+  static constexpr int rows = 16;
+  static constexpr int keys = 16;
+  static constexpr int slots = 2;  ///< of groups of keys, and of rows
+  static constexpr int parts = 1;
+  static constexpr bool in_halves = false;
+  static constexpr int stages = 1;
+  static constexpr int buffer_rows = rows;
+  static constexpr bool shares_scratch = true;
+  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
+  static constexpr bool turns_rows = true;
+  static constexpr int axes = Radial ? 2 : 3;
+  static constexpr int cells = axes * tile_cells;
+  static constexpr int row_bytes = 32;
+  static constexpr int tile_bytes = keys * row_bytes;  ///< of K, V or q of one head
+  static constexpr int query_buffers = 1;
+  /// Radial products of both heads are neighbours.
+  static constexpr int radial_element = 2 * heads;
+  static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
+  static constexpr int key_stride = radial_bytes + 16;
+  /// A row's sums by radial row, of one head and of the other, then its radial products. Eight rows start in
+  /// different banks.
+  static constexpr int radial_sums_bytes = 4 * tile_rows;
+  static constexpr int row_radial = heads * radial_sums_bytes;
+  static constexpr int radial_stride = row_radial + radial_bytes + 16;
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+
+  static constexpr int row_bounds = 0;                              // int2 [slots][rows]
+  static constexpr int row_order = row_bounds + 8 * slots * rows;   // int [slots][rows]
+  static constexpr int row_code = row_order + 4 * slots * rows;     // uint32 [slots][rows]
+  static constexpr int row_radius = row_code + 4 * slots * rows;    // float [slots][rows]
+  static constexpr int row_number = row_radius + 4 * slots * rows;  // int [slots], the first row
+  static constexpr int next_bounds = row_number + 8;                // int [2]
+  static constexpr int key_code = next_bounds + 8;                  // uint32 [slots][keys]
+  static constexpr int key_radius = key_code + 4 * slots * keys;    // float [slots][keys]
+  static constexpr int query = key_radius + 4 * slots * keys;       // T [slots][heads][rows]
+  static constexpr int query_bytes = heads * tile_bytes;
+  static constexpr int key_tiles = query + slots * query_bytes;  // T [slots][heads][K, V][keys]
+  static constexpr int group_bytes = heads * 2 * tile_bytes;
+  static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys][key_stride]
+  static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
+  static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
+  /// Products of rows by cell, of lanes.
+  static constexpr int row_products = scratch + scratch_bytes;
+  static constexpr int product_pairs = (cells / 8 + 1) / 2;
+  static constexpr int warp_bytes = row_products + (Radial ? 0 : heads * product_pairs * 512);
+
+  static constexpr int table_bytes = 3 * tile_rows * row_bytes;
+  static constexpr int tables = 0;
+  static constexpr int axis_bytes = contextual_layout<2, 16, Radial>::axis_bytes;
+  static constexpr int value_table = tables + 2 * table_bytes;
+  static constexpr int head_bytes = value_table + 3 * axis_bytes;
+  /// Where lanes' quarters of two rows begin, of each lane of a quad.
+  static constexpr int pointers = heads * head_bytes;
+  static constexpr int pointers_of_lane = 3;
+  static constexpr int next_tile = pointers + 4 * 8 * pointers_of_lane;  // int
+  static constexpr int block_bytes = next_tile + 16;
+  static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
+
+  static_assert(slots == 2 && query % 16 == 0 && warp_bytes % 16 == 0 && block_bytes % 16 == 0);
+  static_assert(bytes <= 227 * 1024);
 };
 
 }  // namespace winnow::detail

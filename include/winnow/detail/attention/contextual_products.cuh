@@ -114,6 +114,10 @@ __device__ __forceinline__ int in_register(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+/// The same of the assembler, which knows nothing of what a shuffle brings.
+__device__ __forceinline__ std::uint32_t kept_in_register(std::uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x) & 31);
+}
 /// The bits from `first` on; from 32 on none.
 __device__ __forceinline__ std::uint32_t bits_from(int first) {
   std::uint32_t bits;

@@ -26,6 +26,7 @@
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short_pairs.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
@@ -36,20 +37,6 @@
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
-
-/// Which part of a launch is a block's.
-struct block_share {
-  int group, head;
-  int share, shares;  ///< of the head's blocks of rows: share, share + shares, …
-};
-__device__ __forceinline__ block_share share_of_block(const forward_problem& problem) {
-  const int block = static_cast<int>(blockIdx.x);
-  int g = 0;
-  while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
-  const int shares = problem.groups[g].shares;
-  const int index = block - problem.groups[g].first_index;
-  return {g, index / shares, index % shares, shares};
-}
 
 /// The shortest windows that are left to the kernel behind, of this group: 0 where all are.
 template <bool Radial>

@@ -84,25 +84,26 @@ __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::shift_sums(
+    std::uint32_t* sums, float by) const {
+  const int shift = min(127 - static_cast<int>(__float_as_uint(by) >> 23), 31);
+  const std::uint32_t half_unit = (1u << shift) >> 1;
+  constexpr std::uint32_t counted = lags ? 0xffffffu : 0xffffffffu;
+#pragma unroll
+  for (int r = 4 * place.t; r < tile_rows; r += 16) {
+    auto& four = *reinterpret_cast<uint4*>(sums + r);
+    const uint4 sum = four;
+    four = {((sum.x & counted) + half_unit) >> shift, ((sum.y & counted) + half_unit) >> shift,
+            ((sum.z & counted) + half_unit) >> shift, ((sum.w & counted) + half_unit) >> shift};
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::rescale_radial(
     float first, float second) const {
   __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    // Powers of two, at most 1: a shift that rounds.
-    const int shift =
-        min(127 - static_cast<int>(__float_as_uint(i == 0 ? first : second) >> 23), 31);
-    const std::uint32_t half_unit = (1u << shift) >> 1;
-    constexpr std::uint32_t counted = lags ? 0xffffffu : 0xffffffffu;
-    auto* sums = reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4));
-#pragma unroll
-    for (int r = place.t; r < tile_rows / 4; r += 4) {
-      const uint4 sum = sums[r];
-      sums[r] = {((sum.x & counted) + half_unit) >> shift, ((sum.y & counted) + half_unit) >> shift,
-                 ((sum.z & counted) + half_unit) >> shift,
-                 ((sum.w & counted) + half_unit) >> shift};
-    }
-  }
+  shift_sums(radial_sums(), first);
+  shift_sums(radial_sums() + layout::radial_row(8) / 4, second);
   __syncwarp();
 }
 

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Two heads at a time, with 16-bit storage and head dim 16.
+///
+/// Heads of a group share windows and positions, so that of a pair of tokens its radial row, its masks and
+/// its one-hot rows are those of all heads. A warp attends with two of them. Radial products of both lie
+/// side by side, and one lookup takes two halves; a product with a constant matrix tells them apart and
+/// adds them to the logits, which converts them, too. That is 14 instructions a pair for what took 32.
+///
+/// The steps are those of contextual_block.cuh, each for both heads. What one head needs of registers is
+/// there twice: 255 a thread, and eight warps a multiprocessor, whose two heads are independent of each other.
+/// Here are the steps of one warp; contextual_heads_kernel.cuh has what it takes them for.
+///
+/// NaN and infinity: a radial product that is not finite spoils its row's logits with all eight keys of
+/// the product, and both heads. Such rows are found at the end, as in contextual_kernel.cuh.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "winnow/detail/attention/contextual_heads_products.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_weights.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/softmax.cuh"
+
+namespace winnow::detail {
+
+template <class T, bool Radial, class Layout>
+struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
+  using base = contextual_heads_products<T, Radial, Layout>;
+  using base::fixed_limit;
+  using base::group;
+  using base::group_head;
+  using base::heads;
+  using base::keys;
+  using base::lag;
+  using base::place;
+  using base::problem;
+  using base::radial_sums;
+  using base::shared;
+  using base::slack;
+  using base::stores_products;
+  using base::words;
+  using typename base::head_state;
+  using typename base::heads_state;
+  using typename base::key_group;
+  using typename base::layout;
+  using typename base::rows_of_head;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  // --- Pairs --------------------------------------------------------------------------------------
+
+  /// Where this lane's pairs find their radial products and sums: addresses of row g's first sum and of
+  /// key 2t's first product, by radial row. Key 8b + j of this lane, row g + 8i.
+  struct radial_places {
+    std::uint32_t row[2][2][2];  ///< [b][j][i]
+  };
+  template <int Behind>
+  static __device__ __forceinline__ std::uint32_t radial_pair(std::uint32_t address) {
+    std::uint32_t products;
+    asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(products) : "r"(address), "n"(Behind));
+    return products;
+  }
+  /// Adds the first head's products of 16 rows and 8 keys, and the second one's.
+  __device__ __forceinline__ void add_pairs(const heads_state& state,
+                                            const std::uint32_t (&pairs)[4], float (&first)[4],
+                                            float (&second)[4]) const {
+    multiply_add_16<half>(first, pairs, state.chosen[0], state.chosen[1]);
+    multiply_add_16<half>(second, pairs, state.chosen[0] << 16, state.chosen[1] << 16);
+  }
+  __device__ __forceinline__ void score_radials(const heads_state& state, int slot,
+                                                float (&scores)[heads][2][4],
+                                                float (&sides)[heads][2][4],
+                                                radial_places& places) const {
+    const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
+    const std::uint32_t gk =
+        shared + static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
+                                                        layout::key_products + 4 * state.length));
+    const float* radii = at<const float>(layout::key_radius) + slot * keys + 2 * place.t;
+    const auto add = [&](auto block_constant) {
+      constexpr int b = decltype(block_constant)::value;
+      const float2 own = *reinterpret_cast<const float2*>(radii + 8 * b);
+      std::uint32_t of_rows[4], of_keys[4];
+      const auto look_up = [&](auto pair_constant) {
+        constexpr int pair = decltype(pair_constant)::value;
+        constexpr int i = pair % 2, j = pair / 2;
+        const float radius = j == 0 ? own.x : own.y;
+        const int offset =
+            radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps) >> 20;
+        places.row[b][j][i] = row + static_cast<std::uint32_t>(offset);
+        of_rows[pair] =
+            radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[b][j][i]);
+        of_keys[pair] =
+            radial_pair<(8 * b + j) * layout::key_stride>(gk + static_cast<std::uint32_t>(offset));
+      };
+      look_up(std::integral_constant<int, 0>());
+      look_up(std::integral_constant<int, 1>());
+      look_up(std::integral_constant<int, 2>());
+      look_up(std::integral_constant<int, 3>());
+      add_pairs(state, of_rows, scores[0][b], scores[1][b]);
+      add_pairs(state, of_keys, sides[0][b], sides[1][b]);
+    };
+    add(std::integral_constant<int, 0>());
+    add(std::integral_constant<int, 1>());
+  }
+  /// q·k, and Gq of linear axes.
+  __device__ __forceinline__ void score_heads(const heads_state& state, int tile,
+                                              const key_group& keys_,
+                                              float (&scores)[heads][2][4]) const {
+    rows_of_head q[heads];
+    this->load_queries(tile, q);
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+        multiply_16<T>(scores[h][b], q[h].a[0], keys_.left[h].a[0][b], keys_.left[h].a[0][b + 2]);
+    std::uint32_t places[2][layout::axes];
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+        places[b][axis] = position_twice(keys_.codes[b], axis);
+    const auto key_cell = [&](int b, int word) {
+      return one_hot(places[b][word / cell_words], this->own_cells(word));
+    };
+#pragma unroll
+    for (int word = 0; word < words; word += 2) {
+      const bool two = word + 1 < words;
+      const std::uint32_t cells[2][2] = {{key_cell(0, word), two ? key_cell(0, word + 1) : 0},
+                                         {key_cell(1, word), two ? key_cell(1, word + 1) : 0}};
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        std::uint32_t products[4];
+        if constexpr (stores_products) {
+          const uint4 own = this->stored_products(h, word);
+          products[0] = own.x, products[1] = own.y, products[2] = own.z, products[3] = own.w;
+        } else {
+          const auto& own = state.of_head[h].products;
+          const int second = two ? word + 1 : word;
+          products[0] = own[0][word], products[1] = own[1][word];
+          products[2] = own[0][second], products[3] = own[1][second];
+        }
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          if (two)
+            multiply_add_16<half>(scores[h][b], products, cells[b][0], cells[b][1]);
+          else
+            multiply_add_half_8(scores[h][b], products[0], products[1], cells[b][0]);
+      }
+    }
+  }
+  /// The keys that this lane's rows attend to, from the group's first key on.
+  struct row_windows {
+    int first[2], last[2];
+  };
+  /// 16 rows against a group of keys. \param windows_of gives the rows' windows, if not all attend to all keys.
+  /// \param meanwhile is done once products and logits are under way.
+  template <class Windows, class Meanwhile>
+  __device__ __forceinline__ void attend(int tile, int slot, bool interior,
+                                         const Windows& windows_of, const Meanwhile& meanwhile,
+                                         heads_state& state) const {
+    const key_group own_keys = this->load_group(slot);
+    float s[heads][2][4], sides[heads][2][4];
+    this->multiply_keys(state, own_keys, sides);
+    if constexpr (Radial) __syncwarp();
+    radial_places places;
+    score_heads(state, tile, own_keys, s);
+    if constexpr (Radial) score_radials(state, slot, s, sides, places);
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s[h][b][e] = fmaf(sides[h][b][e], state.inverse_scale, s[h][b][e]);
+    if (!interior) {
+      // Bit 8b + e: does the row attend to the key of element e of block b?
+      const row_windows windows = windows_of();
+      std::uint32_t attended = 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        attended += (bits_from(max(windows.first[i] - 2 * place.t, 0)) &
+                     ~bits_from(max(windows.last[i] - 2 * place.t, 0)) & 0x303u)
+                    << (2 * i);
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const bool attends = (attended >> (8 * b + e) & 1) != 0;
+#pragma unroll
+          for (int h = 0; h < heads; ++h) s[h][b][e] = attends ? s[h][b][e] : -INFINITY;
+        }
+    }
+    meanwhile();
+    const float scale = problem.scale * log2_e;
+    float largest[heads][2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
+                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      head_state& own = state.of_head[h];
+      float by[2];
+      if (!own.softmax.holds(largest[h]) && own.softmax.raise(largest[h], scale, slack, lag, by))
+        rescale_head(by, own);
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, state.of_head[h].softmax.offset[e / 2]));
+#pragma unroll
+    for (int h = 0; h < heads; ++h) add_values(s[h], this->tile_of(1, slot, h), state.of_head[h]);
+    if (state.has_values) add_weights(s, slot, places, state);
+  }
+
+  // --- Sums of weights ----------------------------------------------------------------------------
+
+  __device__ __forceinline__ void add_values(const float (&p)[2][4], const T* tile,
+                                             head_state& own) const {
+    const weight_fragment<T> weights(p);
+    std::uint32_t b[4];
+    load_matrices_transposed(b, this->matrix_rows(tile, 0));
+    multiply_add_16<T>(own.o[0], weights.a, b[0], b[2]);
+    multiply_add_16<T>(own.o[1], weights.a, b[1], b[3]);
+    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+    multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
+  }
+  static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
+#pragma unroll
+    for (auto& block : own.o)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+#pragma unroll
+    for (auto& block : own.cells)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+    // Radial sums stay as they are: units shrink by the same power of two.
+    if constexpr (Radial) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) own.fixed_point[i] *= base::inverse_power(fmaxf(by[i], 0x1p-64f));
+    }
+  }
+  /// As in contextual_weights.cuh.
+  __device__ __forceinline__ void keep_fixed_point(heads_state& state) const {
+    float units[heads][2];
+    float most = 0.0f;
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const head_state& own = state.of_head[h];
+        units[h][i] = own.softmax.sum[2 * i] * own.fixed_point[i];
+        most = fmaxf(most, units[h][i]);
+      }
+    if (!__any_sync(0xffffffffu, most >= fixed_limit)) return;
+    __syncwarp();
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool exceeds = units[h][i] >= fixed_limit;
+        if (!__any_sync(0xffffffffu, exceeds)) continue;
+        const float by = exceeds ? __uint_as_float(__float_as_uint(fixed_limit) + state.room -
+                                                   (__float_as_uint(units[h][i]) & 0x7f800000u))
+                                 : 1.0f;
+        state.of_head[h].fixed_point[i] *= by;
+        this->shift_sums(radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows, by);
+      }
+    __syncwarp();
+  }
+  template <int Behind>
+  static __device__ __forceinline__ void add_radial(std::uint32_t address, std::uint32_t weight) {
+    asm volatile("red.shared.add.u32 [%0 + %2], %1;\n" ::"r"(address), "r"(weight), "n"(Behind)
+                 : "memory");
+  }
+  /// Adds weights up by the cells of their keys, and by radial rows.
+  __device__ __forceinline__ void add_weights(const float (&p)[heads][2][4], int slot,
+                                              const radial_places& places,
+                                              heads_state& state) const {
+    // Factors whose lanes hold column g of keys 2t and 2t + 1.
+    std::uint32_t pairs[2][layout::axes];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint2 codes = *reinterpret_cast<const uint2*>(
+          at<const std::uint32_t>(layout::key_code) + slot * keys + 8 * b + 2 * place.t);
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+        pairs[b][axis] =
+            (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
+             0x00ff00ffu) |
+            0x64006400u;
+    }
+    const weight_fragment<half> weights[heads] = {weight_fragment<half>(p[0]),
+                                                  weight_fragment<half>(p[1])};
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const int first = word % cell_words * 8 + spread(place.g);
+      const std::uint32_t cell = position_pair(first, first);
+      const std::uint32_t low = one_hot(pairs[0][word / cell_words], cell);
+      const std::uint32_t high = one_hot(pairs[1][word / cell_words], cell);
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        multiply_add_16<half>(state.of_head[h].cells[word], weights[h].a, low, high);
+    }
+    if constexpr (Radial) add_radials(p, places, state);
+  }
+  __device__ __forceinline__ void add_radials(const float (&p)[heads][2][4],
+                                              const radial_places& places,
+                                              heads_state& state) const {
+    keep_fixed_point(state);
+    const auto add = [&](auto head_constant) {
+      constexpr int h = decltype(head_constant)::value;
+      const float(&scales)[2] = state.of_head[h].fixed_point;
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          add_radial<h * layout::radial_sums_bytes>(places.row[b][j][0],
+                                                    base::fixed(p[h][b][j], scales[0]));
+          add_radial<h * layout::radial_sums_bytes + layout::radial_row(8)>(
+              places.row[b][j][1], base::fixed(p[h][b][2 + j], scales[1]));
+        }
+    };
+    add(std::integral_constant<int, 0>());
+    add(std::integral_constant<int, 1>());
+  }
+
+  // --- The end of 16 rows -------------------------------------------------------------------------
+
+  /// Normalises and adds Σ B·Tv. \param codes of row g.
+  __device__ __forceinline__ void complete_sums(const std::uint32_t* codes,
+                                                heads_state& state) const {
+    float by[heads][2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      head_state& own = state.of_head[h];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        by[h][i] = reciprocal(own.softmax.sum[2 * i]);
+#pragma unroll
+        for (auto& block : own.o) block[2 * i] *= by[h][i], block[2 * i + 1] *= by[h][i];
+      }
+    }
+    if (!state.has_values) return;
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[8], state.length, place.t)};
+    if constexpr (Radial) __syncwarp();
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        head_state& own = state.of_head[h];
+        std::uint32_t w[2][row_words];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (Radial && axis == 2) {
+            const float unit = by[h][i] * base::inverse_power(own.fixed_point[i]);
+#pragma unroll
+            for (int word = 0; word < row_words; ++word) {
+              const uint2 sums =
+                  *reinterpret_cast<const uint2*>(radial_sums() + i * (layout::radial_row(8) / 4) +
+                                                  h * tile_rows + 8 * word + 2 * place.t);
+              w[i][word] = pack<T>(base::from_fixed(sums.x, unit), base::from_fixed(sums.y, unit));
+            }
+          } else {
+            std::uint32_t cells[cell_words];
+#pragma unroll
+            for (int word = 0; word < cell_words; ++word) {
+              // Of the radial axis there are no cells.
+              const auto& sums = own.cells[min(axis * cell_words + word, words - 1)];
+              cells[word] = pack<T>(by[h][i] * sums[2 * i], by[h][i] * sums[2 * i + 1]);
+            }
+            row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
+          }
+        }
+        const T* table =
+            this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
+            axis * tile_rows * base::math::stride;
+#pragma unroll
+        for (int step = 0; step < tile_rows / 16; ++step) {
+          weight_fragment<T> weights;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
+          multiply_rows<T, 2>(weights, table + (16 * step + place.lane % 16) * base::math::stride,
+                              own.o);
+        }
+      }
+  }
+  /// Stores 16 rows, whose strides fit 32 bits. \param tokens of row 0. \param wanted rows g and g + 8.
+  /// \return is an element of this lane's wanted rows not finite?
+  __device__ __forceinline__ bool store_rows(const std::int32_t* tokens, const bool (&wanted)[2],
+                                             const heads_state& state) const {
+    const int head = group().first_head + group_head;
+    const bool odd = place.t % 2 == 1;
+    const bool column = odd <= (problem.head_dim > 8);
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::int32_t token = tokens[place.g + 8 * i];
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        const auto& o = state.of_head[h].o;
+        float zero = o[0][2 * i] * 0.0f;
+        zero = fmaf(o[0][2 * i + 1], 0.0f, zero);
+        zero = fmaf(o[1][2 * i], 0.0f, zero);
+        zero = fmaf(o[1][2 * i + 1], 0.0f, zero);
+        finite = finite && (zero == 0.0f || !wanted[i]);
+        // Neighbouring lanes swap, so that each has four columns.
+        const std::uint32_t first = pack<T>(o[0][2 * i], o[0][2 * i + 1]);
+        const std::uint32_t second = pack<T>(o[1][2 * i], o[1][2 * i + 1]);
+        const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+        T* target = static_cast<T*>(const_cast<void*>(problem.out.data)) +
+                    (head + h) * problem.out.head_stride + place.t % 2 * 8 + place.t / 2 * 4;
+        asm("mad.wide.s32 %0, %1, %2, %0;"
+            : "+l"(target)
+            : "r"(token),
+              "r"(static_cast<std::int32_t>(problem.out.token_stride * int{sizeof(T)})));
+        if (wanted[i] && column)
+          *reinterpret_cast<uint2*>(target) = {odd ? other : first, odd ? second : other};
+      }
+    }
+    if (problem.lse != nullptr) {
+      // The quad's lanes have rows g and g + 8 of the first head, then of the second one.
+      const int h = place.t / 2;
+      const auto& first = state.of_head[0].softmax;
+      const auto& second = state.of_head[1].softmax;
+      const float sum =
+          odd ? (h == 0 ? first.sum[2] : second.sum[2]) : (h == 0 ? first.sum[0] : second.sum[0]);
+      const float offset = odd ? (h == 0 ? first.offset[1] : second.offset[1])
+                               : (h == 0 ? first.offset[0] : second.offset[0]);
+      float* target = problem.lse + (head + h) * problem.lse_head_stride;
+      asm("mad.wide.s32 %0, %1, %2, %0;"
+          : "+l"(target)
+          : "r"(tokens[place.g + 8 * (place.t & 1)]),
+            "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)));
+      if (odd ? wanted[1] : wanted[0]) *target = (__log2f(sum) - offset) * ln_2;
+    }
+    return !finite;
+  }
+};
+
+}  // namespace winnow::detail

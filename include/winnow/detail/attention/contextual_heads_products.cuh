@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What a warp knows of 16 rows of two heads, and their and their keys' products with tables: the first
+/// half of contextual_heads.cuh.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_layout.hpp"
+#include "winnow/detail/attention/contextual_pairs.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_tokens.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/softmax.cuh"
+
+namespace winnow::detail {
+
+template <class T, bool Radial, class Layout>
+struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout> {
+  using base = contextual_block<T, 16, Radial, true, Layout>;
+  using base::assigned;
+  using base::fixed_limit;
+  using base::group;
+  using base::group_head;
+  using base::keys;
+  using base::place;
+  using base::problem;
+  using base::radial_sums;
+  using base::shared;
+  using base::words;
+  using typename base::factor;
+  using typename base::layout;
+  using rows_of_head = typename factor::rows;
+  static constexpr int heads = layout::heads;
+
+  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2² for the
+  /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
+  static constexpr float slack = 12.0f, lag = -2.0f;
+  /// Units of radial sums as in contextual_block.cuh, or a few more, of weights that are larger.
+  static constexpr float fixed_start = 0x1p15f, fixed_start_short = 0x1p9f;
+  static constexpr int short_window = 256, room_window = 400;
+  /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
+  static constexpr bool stores_products = !Radial;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// Of one head.
+  struct head_state {
+    /// Gq of rows g and g + 8 by cell, if not in shared memory.
+    std::uint32_t products[2][stores_products ? 1 : words];
+    float fixed_point[2];  ///< the scales of radial sums
+    scaled_softmax_state softmax;
+    float o[2][4];
+    float cells[words][4];  ///< weights by cell
+  };
+  struct heads_state {
+    head_state of_head[heads];
+    std::uint32_t row_cells[2][words];  ///< one-hot rows, or
+    std::uint32_t positions[2][layout::axes];
+    float radius[2];
+    std::uint32_t chosen[2];  ///< the matrix that tells the first head's products
+    int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
+    float inverse_a;
+    float inverse_scale;
+    int length;
+    int most_steps;  ///< of `radial_step`
+    bool has_values;
+    std::uint32_t room;  ///< see `keep_fixed_point`
+  };
+
+  __device__ __forceinline__ factor factor_of_head(const table_view& table, int which,
+                                                   int h) const {
+    return {table, (group_head + h) * static_cast<int>(table.head_stride), problem.head_dim,
+            2 * (group().quant_length - 1),
+            this->template table_at<typename factor::element>(
+                h * layout::head_bytes + layout::tables + which * layout::table_bytes)};
+  }
+  /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
+  __device__ __forceinline__ void stage_tables() const {
+    using element = typename factor::element;
+#pragma unroll 1
+    for (int block = static_cast<int>(threadIdx.x) / 32; block < 3 * axis_blocks;
+         block += layout::warps) {
+      const bool radial = Radial && block >= 2 * axis_blocks;
+      const int axis = block / axis_blocks;
+      element parts[heads][2];
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        parts[h][0] = factor_of_head(group().table_q, 0, h)
+                          .template load<true>(axis, block % axis_blocks, 0, radial);
+        parts[h][1] = factor_of_head(group().table_k, 1, h)
+                          .template load<false>(axis, block % axis_blocks, 0, radial);
+      }
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int which = 0; which < 2; ++which)
+          this->template table_at<element>(
+              h * layout::head_bytes + layout::tables +
+              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[h][which];
+    }
+  }
+  __device__ __forceinline__ void load_value_tables() const {
+    base of_head = *this;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      of_head.load_value_table(0, 3);
+      ++of_head.group_head;
+      of_head.tables += layout::head_bytes;
+    }
+  }
+  /// What all rows of the warp have in common.
+  __device__ __forceinline__ void begin_block(heads_state& state) const {
+    state.has_values = group().table_v.data != nullptr;
+    state.length = group().quant_length;
+    // What reaches the limit is scaled down to a quarter of it; or more, where the weights whose rounding adds up
+    // are fewer and this saves half of the times.
+    state.room = group().counts->largest <= room_window ? 122u << 23 : 125u << 23;
+    state.inverse_scale = __fdividef(1.0f, problem.scale);
+    if constexpr (Radial) {
+      state.inverse_a = group().inverse_a;
+      state.radial = in_register(layout::scratch + this->scratch_of_warp() +
+                                 layout::radial_row(place.g) + 4 * state.length);
+      state.most_steps = (state.length << 22) - 1;
+      // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        state.chosen[j] = kept_in_register(place.g == 2 * place.t + j ? 0x3c00u : 0u);
+    }
+  }
+
+  // --- Products of tokens with tables -------------------------------------------------------------
+
+  /// The radial axis by table row, rows g and g + 8 of both heads.
+  template <bool Backwards>
+  __device__ __forceinline__ void multiply_radials(const factor (&tables)[heads],
+                                                   const rows_of_head (&left)[heads],
+                                                   std::byte* target, int eight_rows) const {
+    std::uint32_t by_row[heads][1][2][row_words];
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+      tables[h].template multiply<Backwards>(left[h], 2, true, by_row[h]);
+    target += 8 * place.t;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int block = 0; block < axis_blocks; ++block) {
+        const std::uint32_t first = by_row[0][0][i][block], second = by_row[1][0][i][block];
+        *reinterpret_cast<uint2*>(target + i * eight_rows + block * 32) = {
+            __byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632)};
+      }
+  }
+  /// 16 rows of q.
+  __device__ __forceinline__ void load_queries(int tile, rows_of_head (&left)[heads]) const {
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+      this->load_left(
+          at<const std::byte>(layout::query + tile * layout::query_bytes + h * layout::tile_bytes),
+          left[h]);
+  }
+  /// Of a lane: four words of the left factor of a product with cells.
+  __device__ __forceinline__ uint4& stored_products(int h, int word) const {
+    return at<uint4>(
+        layout::row_products)[(h * layout::product_pairs + word / 2) * 32 + place.lane];
+  }
+  /// Products of 16 rows whose q is there.
+  __device__ __forceinline__ void begin_products(int tile, heads_state& state) const {
+    const int row = tile * layout::rows + place.g;
+    rows_of_head left[heads];
+    load_queries(tile, left);
+    const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
+                                    at<std::uint32_t>(layout::row_code)[row + 8]};
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
+    const factor tables[heads] = {factor_of_head(group().table_q, 0, 0),
+                                  factor_of_head(group().table_q, 0, 1)};
+    std::uint32_t products[heads][2][words];
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis) {
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        std::uint32_t cells[1][2][cell_words];
+        this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (axis == 0 && base::has_large(left[h], i)) cells[0][i][0] = nan_halves;
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+            products[h][i][axis * cell_words + word] = cells[0][i][word];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t position = position_twice(codes[i], axis);
+        if constexpr (Radial) {
+#pragma unroll
+          for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
+            state.row_cells[i][word] = one_hot(position, this->own_cells(word));
+        } else {
+          state.positions[i][axis] = position;
+        }
+      }
+    }
+    if constexpr (Radial) begin_radial(row, left, tables, state);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      head_state& own = state.of_head[h];
+#pragma unroll
+      for (int word = 0; word < words; ++word) {
+        if constexpr (!stores_products) {
+          own.products[0][word] = products[h][0][word];
+          own.products[1][word] = products[h][1][word];
+        } else if (word % 2 == 0) {
+          const int next = min(word + 1, words - 1);
+          stored_products(h, word) = {products[h][0][word], products[h][1][word],
+                                      products[h][0][next], products[h][1][next]};
+        }
+      }
+      own.softmax = scaled_softmax_state();
+#pragma unroll
+      for (auto& block : own.o)
+#pragma unroll
+        for (float& sum : block) sum = 0.0f;
+#pragma unroll
+      for (auto& block : own.cells)
+#pragma unroll
+        for (float& sum : block) sum = 0.0f;
+    }
+  }
+  /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
+  __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
+                                               const factor (&tables)[heads],
+                                               heads_state& state) const {
+    multiply_radials<true>(tables, left,
+                           this->scratch() + layout::radial_row(place.g) + layout::row_radial,
+                           layout::radial_row(8));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int r = 4 * place.t; r < heads * tile_rows; r += 16)
+        *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0,
+                                                                                          0};
+      // Never -0, nor then a difference of 0.
+      state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
+        state.of_head[h].fixed_point[i] =
+            window.y - window.x <= short_window ? fixed_start_short : fixed_start;
+      }
+  }
+  /// 16 keys, both heads: what their group's arrays say.
+  struct key_group {
+    rows_of_head left[heads];  ///< K
+    std::uint32_t codes[2];    ///< of keys g and g + 8
+  };
+  __device__ __forceinline__ const T* tile_of(int which, int slot, int h) const {
+    return at<const T>(layout::key_tiles + slot * layout::group_bytes +
+                       (2 * h + which) * layout::tile_bytes);
+  }
+  __device__ __forceinline__ key_group load_group(int slot) const {
+    key_group result;
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+      this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      result.codes[i] = at<const std::uint32_t>(layout::key_code)[slot * keys + place.g + 8 * i];
+    return result;
+  }
+  /// Products of the keys with Tk. Those of linear axes never leave registers: by cell, they lie as the right factor
+  /// of the product with one-hot rows needs them. \param sides Σ Gk of linear axes.
+  __device__ __forceinline__ void multiply_keys(const heads_state& state, const key_group& own,
+                                                float (&sides)[heads][2][4]) const {
+    const factor tables[heads] = {factor_of_head(group().table_k, 1, 0),
+                                  factor_of_head(group().table_k, 1, 1)};
+    if constexpr (Radial)
+      multiply_radials<false>(tables, own.left,
+                              at<std::byte>(layout::key_products) + place.g * layout::key_stride,
+                              8 * layout::key_stride);
+    const std::uint32_t moves[2] = {moves_of(own.codes[0], state.length, place.t),
+                                    moves_of(own.codes[1], state.length, place.t)};
+    std::uint32_t positions[2][layout::axes];
+    if constexpr (!Radial) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int axis = 0; axis < layout::axes; ++axis) {
+          positions[i][axis] = state.positions[i][axis];
+          asm volatile("" : "+r"(positions[i][axis]));
+        }
+    }
+    const auto row_cell = [&](int i, int word) {
+      if constexpr (Radial)
+        return state.row_cells[i][word];
+      else
+        return one_hot(positions[i][word / cell_words], this->own_cells(word));
+    };
+    std::uint32_t products[heads][2][words];
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        std::uint32_t cells[1][2][cell_words];
+        this->template multiply_cells<false>(tables[h], own.left[h], axis, moves, cells);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (axis == 0 && base::has_large(own.left[h], i)) cells[0][i][0] = nan_halves;
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+            products[h][i][axis * cell_words + word] = cells[0][i][word];
+        }
+      }
+#pragma unroll
+    for (int word = 0; word + 1 < words; word += 2) {
+      const std::uint32_t left[4] = {row_cell(0, word), row_cell(1, word), row_cell(0, word + 1),
+                                     row_cell(1, word + 1)};
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          if (word == 0)
+            multiply_16<half>(sides[h][b], left, products[h][b][0], products[h][b][1]);
+          else
+            multiply_add_16<half>(sides[h][b], left, products[h][b][word],
+                                  products[h][b][word + 1]);
+        }
+    }
+    if constexpr (words % 2 == 1) {
+      constexpr int word = words - 1;
+      const std::uint32_t left[2] = {row_cell(0, word), row_cell(1, word)};
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          multiply_add_half_8(sides[h][b], left[0], left[1], products[h][b][word]);
+    }
+  }
+};
+
+}  // namespace winnow::detail

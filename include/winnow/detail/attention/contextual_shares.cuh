@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// How blocks of the contextual forward kernels share a launch, and what they look at again at the end.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/attention/zero_rows.cuh"
+
+namespace winnow::detail {
+
+/// Which part of a launch is a block's.
+struct block_share {
+  int group, head;
+  int share, shares;  ///< of the head's blocks of rows: share, share + shares, …
+};
+__device__ __forceinline__ block_share share_of_block(const forward_problem& problem) {
+  const int block = static_cast<int>(blockIdx.x);
+  int g = 0;
+  while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
+  const int shares = problem.groups[g].shares;
+  const int index = block - problem.groups[g].first_index;
+  return {g, index / shares, index % shares, shares};
+}
+
+/// Gives every head so many blocks, or every pair of heads. \return the number of blocks.
+inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t shares,
+                                        int heads_of_block = 1) noexcept {
+  std::int64_t blocks = 0;
+  for (int g = 0; g < problem.group_count; ++g) {
+    group_problem& group = problem.groups[g];
+    group.first_index = static_cast<int>(blocks);
+    group.shares = static_cast<int>(shares);
+    blocks += group.heads / heads_of_block * shares;
+  }
+  return blocks;
+}
+
+/// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
+/// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
+/// tokens in no window. \param rows that a block has at a time.
+template <class T>
+__device__ __forceinline__ void complete_rows(const forward_problem& problem,
+                                              const block_share& own, int rows) {
+  const group_problem& group = problem.groups[own.group];
+  const int head = group.first_head + own.head;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int assigned = group.counts->assigned;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int tiles = rows / 16;  // of 16 rows, a warp's
+  for (int tile = static_cast<int>(threadIdx.x) / 32;; tile += warps) {
+    const std::int64_t first = (own.share + std::int64_t{tile / tiles} * own.shares) * rows;
+    if (first >= assigned) break;
+    const int begin = static_cast<int>(first) + tile % tiles * 16;
+    for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
+      bool wrong = group.path == encoding_path::rows;
+      if (!wrong) {
+        const T* out = row_of<T>(problem.out, group.order[slot], head);
+        for (int d = lane; d < problem.head_dim; d += 32)
+          wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
+      }
+      if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
+    }
+  }
+  if (!problem.zero_unassigned) return;
+  const int present = group.counts->tokens;
+  constexpr int zeros = 64;
+  for (std::int64_t first = assigned + std::int64_t{own.share} * zeros; first < present;
+       first += own.shares * zeros)
+    zero_rows<T>(problem, head, group.order + first, 0,
+                 static_cast<int>(min(std::int64_t{zeros}, present - first)));
+}
+
+}  // namespace winnow::detail
