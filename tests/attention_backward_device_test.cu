@@ -460,8 +460,8 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInWindowsOfEverySize) {
   WINNOW_SKIP_WITHOUT_GPU();
   for (const bool radius : {false, true}) {
     SCOPED_TRACE(radius ? "spherical" : "cubic");
-    const std::vector<int> sizes = {1,  64, 65,  5,   80,  97, 16,  128, 48,  129, 17,
-                                    30, 70, 143, 200, 257, 33, 320, 2,   321, 112, 81};
+    const std::vector<int> sizes = {1,  64,  65,  5,   80, 97,  16, 128, 48,  129, 17, 30,
+                                    70, 143, 200, 257, 33, 320, 2,  321, 112, 81,  300};
     attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 49))}, 16, 49);
     prepare_forward(problem);
     device_gradients<TypeParam> device(problem);

@@ -119,6 +119,7 @@ struct contextual_window_layout {
   static constexpr int held_pieces = 4;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
+  static constexpr int tile_floats = 16 * 16 * 4;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// One-hot cells and products by cell, in half: eight rows in different banks.
@@ -131,13 +132,15 @@ struct contextual_window_layout {
   static constexpr int magnitudes = 0;                    // uint32 [tiles]
   static constexpr int deltas = 64;                       // float [tiles][16]
   static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
-  static constexpr int plans =
-      radius + 4 * 16 * tiles;                  // of this turn and the next one: int4 [tiles],
-  static constexpr int plan_used = 16 * tiles;  // int2: tiles, shared
+  static constexpr int plans = radius + 4 * 16 * tiles;   // of turns: int4 [tiles],
+  static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
   static constexpr int plan_bytes = plan_used + 16;
-  /// Short windows that wait for their turn, int2 [32]: the first slot, rows.
-  static constexpr int waiting = plans + 2 * plan_bytes;
-  static constexpr int tables = waiting + (Long ? 0 : 8 * 32);   // T [q, k, v][3 · tile_rows]
+  static constexpr int plan_count = Long ? 1 : 4;
+  /// Of short windows those that wait for their turn, int2 [32]: the first slot, rows. Of long windows the slots
+  /// of those that are not cut, int2.
+  static constexpr int waiting = plans + plan_count * plan_bytes;
+  static constexpr int whole_windows = waiting;
+  static constexpr int tables = waiting + (Long ? 16 : 8 * 32);  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
   static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
 
@@ -158,19 +161,16 @@ struct contextual_window_layout {
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
-  static constexpr int key_sums = Radial ? radial_sums : 2 * sums_bytes;
   static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;
   static constexpr int region_bytes = Radial ? radial_sums + radial_bytes : 3 * sums_bytes;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
-  /// Sums of dq of a window that takes several turns, float [tiles of the window][dq_bytes].
+  /// Sums of dq of a window that takes several turns, float [tiles of the window][16][16].
   static constexpr int dq = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr int dq_bytes = 32 * 8 * 4;
-  static constexpr std::size_t bytes = dq + (Long ? capacity / 16 * dq_bytes : 0);
-  static_assert(bytes <= 227 * 1024);
+  static constexpr std::size_t bytes = dq + (Long ? capacity / 16 * tile_floats : 0);
+  static_assert(bytes <= 227 * 1024 && 2 * (most_probes + 32 * tiles) <= tiles * region_bytes);
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
-  static_assert(2 * sums_bytes <= (Radial ? radial_sums : 3 * sums_bytes));
-  static_assert(sums_bytes <= radial_bytes && query_radial <= region_bytes);
+  static_assert(3 * sums_bytes <= region_bytes && query_radial <= region_bytes);
 };
 
 constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {

@@ -33,9 +33,10 @@
 /// work of others where the scan is dense. Some twenty of its short windows wait at a time, and a turn takes
 /// what fills it, largest first: a turn takes as long as its largest window, whatever else is in it.
 ///
-/// What is here: the turns of a block, and how a tile begins and ends. Shared memory, tables and the choice of
-/// windows are in backward_contextual_window_block.cuh, a tile's products in
-/// backward_contextual_window_pieces.cuh, what leaves it in backward_contextual_window_results.cuh.
+/// What is here: the turns of a block. Shared memory and tables are in backward_contextual_window_block.cuh, the
+/// choice of windows in backward_contextual_window_turns.cuh, how a tile begins in
+/// backward_contextual_window_rows.cuh, its products in backward_contextual_window_pieces.cuh, what leaves it in
+/// backward_contextual_window_results.cuh.
 ///
 /// Bound by the latency of dependent instructions: registers and shared memory allow 8 warps a multiprocessor
 /// with the radial axis and 12 without, and a warp issues an instruction in six cycles.
@@ -44,7 +45,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/backward_contextual_memory.cuh"
-#include "winnow/detail/attention/backward_contextual_window_results.cuh"
+#include "winnow/detail/attention/backward_contextual_window_rows.cuh"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -56,214 +57,77 @@
 namespace winnow::detail {
 
 template <class T, bool Radial, bool Long>
-struct contextual_window_differentiator : contextual_window_results<T, Radial, Long> {
-  using base = contextual_window_results<T, Radial, Long>;
+struct contextual_window_differentiator : contextual_window_rows<T, Radial, Long> {
+  using base = contextual_window_rows<T, Radial, Long>;
+  using base::add_table_term;
+  using base::add_to;
   using base::add_to_parts;
-  using base::all_lanes;
+  using base::await_rows;
+  using base::await_values;
   using base::begin_block;
+  using base::begin_keys;
+  using base::begin_queries;
   using base::clear;
   using base::clear_parts;
   using base::copy;
   using base::copy_rows;
+  using base::copy_values;
   using base::differentiate_keys;
   using base::differentiate_piece;
-  using base::finish_sums;
-  using base::grads;
+  using base::finish_cells;
+  using base::give;
   using base::group;
-  using base::head;
   using base::keys;
-  using base::left_offset;
+  using base::load_factors;
   using base::load_keys;
+  using base::load_out;
   using base::load_queries;
-  using base::magnitude_of;
   using base::memory;
-  using base::multiply_axis;
-  using base::multiply_cells;
+  using base::multiply_gradients;
+  using base::multiply_keys;
+  using base::multiply_queries;
   using base::of_keys;
   using base::of_queries;
-  using base::of_values;
   using base::pack_cells;
   using base::part;
+  using base::part_warps;
   using base::place;
   using base::plan_turn;
   using base::planned_turn;
+  using base::plans_meanwhile;
   using base::problem;
   using base::queries;
-  using base::region;
-  using base::rows_of_tile;
+  using base::radial_units;
   using base::see_starts;
   using base::share_of_block;
-  using base::store_cells;
   using base::store_keys;
   using base::store_queries;
+  using base::store_sums;
   using base::sums;
+  using base::take;
+  using base::take_radial;
+  using base::take_rows;
   using base::takes_part;
   using base::tiles;
   using base::warp;
-  using base::weight_shift;
+  using base::weight_points;
   using base::weight_unit;
-  using base::whole;
   using base::width;
-  using base::words;
+  using typename base::axis_rows;
   using typename base::cursor;
   using typename base::key_sums;
   using typename base::layout;
   using typename base::packed_cells;
+  using typename base::piece_factors;
   using typename base::query_state;
   using typename base::query_sums;
+  using typename base::radial_products;
   using typename base::tile_tokens;
   using typename base::turn;
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
-  }
-
-  /// This lane's half of a row of O, for windows of several pieces; zeros where there is none.
-  [[nodiscard]] __device__ __forceinline__ uint4 load_out(const turn& now,
-                                                          const tile_tokens& rows) const {
-    const int column = place.lane % 2 * width;
-    if (!(Long || now.width > 1) || rows.copied < 0 || column >= problem.head_dim)
-      return {0, 0, 0, 0};
-    return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
-  }
-  /// delta = dO·O of the tile's rows, for windows of several pieces.
-  __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,
-                                                const uint4& out) const {
-    const int row = place.lane / 2;
-    const uint4 grad =
-        *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + row * layout::row_bytes +
-                                        ((place.lane & 1) ^ (row >> 2 & 1)) * 16);
-    const std::uint32_t x[4] = {out.x, out.y, out.z, out.w};
-    const std::uint32_t y[4] = {grad.x, grad.y, grad.z, grad.w};
-    float dot = 0.0f;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const float2 o = unpack<T>(x[w]);
-      const float2 g = unpack<T>(y[w]);
-      dot = fmaf(g.x, o.x, fmaf(g.y, o.y, dot));
-    }
-    dot += __shfl_xor_sync(all_lanes, dot, 1);
-    if (place.lane % 2 == 0) {
-      at<float>(layout::deltas)[16 * warp + row] = dot;
-      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + now.first + row] = dot;
-    }
-  }
-
-  /// One-hot cells of rows g and g + 8.
-  __device__ __forceinline__ void mark_cells(const std::uint32_t (&code)[2],
-                                             std::uint32_t (&hot)[2][words]) const {
-#pragma unroll
-    for (int axis = 0; axis < layout::cell_axes; ++axis)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t position = position_twice(code[i], axis);
-#pragma unroll
-        for (int w = 0; w < cell_words; ++w)
-          hot[i][axis * cell_words + w] =
-              one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
-      }
-  }
-  /// Before the block's magnitudes are known: cells of the keys and their products. In short windows the
-  /// rows are queries and keys.
-  __device__ __forceinline__ void begin_tile(const turn& now, const tile_tokens& rows,
-                                             const tile_tokens& others, query_state& state) const {
-    std::byte* own = region(warp);
-    const uint4 out = load_out(now, rows);
-    std::uint32_t hot[2][words];
-    mark_cells(others.code, hot);
-    store_cells(own + layout::hot, hot);
-    if constexpr (Long) {
-      mark_cells(rows.code, state.hot);
-      if (place.t == 0)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
-    }
-    if constexpr (Radial) {
-      auto* sums = reinterpret_cast<uint4*>(own + layout::radial_sums);
-      for (int i = place.lane; i < layout::radial_bytes / 16; i += 32) sums[i] = {0, 0, 0, 0};
-      if (place.t == 0)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<float>(layout::radius)[16 * warp + place.g + 8 * i] = others.radius[i];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      state.lse[i] = INFINITY;
-      if (rows.token[i] >= 0)
-        state.lse[i] =
-            problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
-      state.single[i] = rows.window[i] >> 16 == 1;
-    }
-    wait_for_copies<0>();
-    __syncwarp();
-    load_matrices(state.q, rows_of_tile(queries, warp) + left_offset);
-    load_matrices(state.grad_out, rows_of_tile(grads, warp) + left_offset);
-    const unsigned magnitude = magnitude_of(state.grad_out);
-    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = magnitude;
-    if (Long || now.width > 1) measure_delta(now, rows, out);
-
-    std::uint32_t k[4];
-    load_matrices(k, rows_of_tile(keys, warp) + left_offset);
-    std::uint32_t cells[2][words];
-    multiply_cells(k, of_keys, others.code, cells);
-    store_cells(own + layout::key_cells, cells);
-    if constexpr (Radial) {
-      std::uint32_t product[2][row_words];
-      multiply_axis(k, of_keys, 2, product);
-      std::byte* target =
-          own + layout::key_radial + place.g * layout::key_radial_stride * 2 + 4 * place.t;
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<std::uint32_t*>(target + i * 8 * layout::key_radial_stride * 2 +
-                                            16 * w) = product[i][w];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) state.lse[i] = fmaf(state.lse[i], -log2_e, weight_shift);
-  }
-  /// The tile's products as queries; `raise` is the scale of dO.
-  __device__ __forceinline__ void begin_queries(const turn& now, const tile_tokens& rows,
-                                                float raise, query_state& state) const {
-#pragma unroll
-    for (std::uint32_t& pair : state.grad_out) {
-      const float2 x = unpack<T>(pair);
-      pair = pack<T>(x.x * raise, x.y * raise);
-    }
-    if constexpr (layout::own_cells) {
-      std::uint32_t cells[2][words];
-      multiply_cells(state.q, of_queries, rows.code, cells);
-      store_cells(region(warp) + layout::query_cells, cells);
-      multiply_cells(state.grad_out, of_values, rows.code, cells);
-      store_cells(region(warp) + layout::value_cells, cells);
-      __syncwarp();
-    } else {
-      multiply_cells(state.q, of_queries, rows.code, state.query_cells);
-      multiply_cells(state.grad_out, of_values, rows.code, state.value_cells);
-    }
-    if constexpr (Radial) {
-      std::uint32_t of_q[2][row_words], of_v[2][row_words];
-      multiply_axis(state.q, of_queries, 2, of_q);
-      multiply_axis(state.grad_out, of_values, 2, of_v);
-      std::byte* target = region(warp) + layout::query_radial +
-                          place.g * layout::query_radial_stride * 4 + 8 * place.t;
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<uint2*>(target + i * 8 * layout::query_radial_stride * 4 + 32 * w) = {
-              __byte_perm(of_q[i][w], of_v[i][w], 0x5410u),
-              __byte_perm(of_q[i][w], of_v[i][w], 0x7632u)};
-      __syncwarp();
-    }
-    if (Long || now.width > 1) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        state.delta[i] =
-            at<float>(layout::deltas)[16 * warp + place.g + 8 * i] * (-raise * weight_unit);
-    }
   }
 
   /// The block's scale of rounding, once all warps know their magnitudes.
@@ -284,7 +148,7 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
   /// Between what short windows' queries leave and what their keys take: windows of one tile need no other
   /// warp, and where a turn has others, all meet. The warp with most pieces comes last anyway.
   static __device__ __forceinline__ void meet_tiles(const turn& now) {
-    if (now.shared)
+    if (now.widest > 1)
       meet();
     else
       __syncwarp();
@@ -295,15 +159,68 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     float dk[2][4], dv[2][4];
   };
 
-  /// The pieces of a turn: queries leave dS and P to the keys.
-  __device__ __forceinline__ void differentiate_pieces(const turn& now, const tile_tokens& rows,
-                                                       float lower, query_state& state,
-                                                       query_sums& sums) const {
-#pragma unroll 1
-    for (int j = now.base; j < now.base + now.width; ++j)
-      differentiate_piece(now, rows, j, j, lower, state, sums);
+  static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
+#pragma unroll
+    for (auto& block : sum)
+#pragma unroll
+      for (float& x : block) x *= by;
   }
-  /// The same of long windows, half of the keys at a time: others for each tile of queries, so that all keys
+  static __device__ __forceinline__ void clear_keys(key_sums& sums) {
+    clear(sums.dk);
+    clear(sums.dv);
+    clear(sums.cells);
+    clear(sums.total);
+  }
+  static __device__ __forceinline__ void clear_queries(query_sums& sums) {
+    clear(sums.dq);
+    clear(sums.cells[0]);
+    clear(sums.cells[1]);
+    clear(sums.total);
+  }
+  /// Radial sums of the tile: of its rows' dS and P, and of its columns' dS.
+  __device__ __forceinline__ void take_radial_sums(const float (&row_total)[4],
+                                                   const float (&column_total)[4],
+                                                   axis_rows& of_gradients, axis_rows& of_weights,
+                                                   axis_rows& of_columns) const {
+    float unit[2];
+    radial_units(row_total, unit);
+    take_radial(0, unit, of_gradients);
+    radial_units(column_total, unit);
+    take_radial(2, unit, of_columns);
+    const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
+    base::template take_radial<base::weight_mask>(1, weight_units, of_weights);
+  }
+  /// With which tile of keys a tile of queries goes in a step: others for each, so that all keys have work.
+  [[nodiscard]] __device__ __forceinline__ int keys_of_step(const turn& now, int step) const {
+    const int j = warp + step;
+    const int end = now.base + now.width;
+    return j < end ? j : j - now.width < end ? j - now.width : j - 2 * now.width;
+  }
+  /// Which queries go with this tile's keys in a step.
+  [[nodiscard]] __device__ __forceinline__ int queries_of_step(const turn& now, int step) const {
+    const int i = warp - step;
+    return i >= 0 ? i : i + now.width;
+  }
+  /// Of long windows: adds what their queries have from the turns so far.
+  __device__ __forceinline__ void take_kept_queries(const turn& now, float (&dq)[2][4]) const {
+    if (warp >= now.used) return;
+    auto* sum = at<float4>(layout::dq + now.number * layout::tile_floats) + place.lane;
+    if (!now.first_of_queries) take(sum, dq);
+    give(dq, sum);
+  }
+  __device__ __forceinline__ void take_kept_keys(const turn& now, float lower, key_gradients& kept,
+                                                 float (&dk)[2][4], float (&dv)[2][4]) const {
+    scale_sum(dk, lower);
+    scale_sum(dv, weight_unit);
+    if (!now.first_of_keys) {
+      add_to(dk, kept.dk);
+      add_to(dv, kept.dv);
+    }
+    copy(dk, kept.dk);
+    copy(dv, kept.dv);
+  }
+
+  /// The pieces of long windows, half of the keys at a time: others for each tile of queries, so that all keys
   /// have work.
   __device__ __forceinline__ void differentiate_half(const turn& now, const tile_tokens& rows,
                                                      int half, float lower, query_state& state,
@@ -313,34 +230,31 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     const int from = half == 0 ? 0 : middle;
     const int to = half == 0 ? middle : now.width;
     if (warp < now.used) {
+      piece_factors factors;
+      if constexpr (base::loads_ahead)
+        if (from < to) load_factors(keys_of_step(now, from), factors);
 #pragma unroll 1
-      for (int step = from; step < to; ++step) {
-        const int j = warp + step;
-        differentiate_piece(now, rows, j < now.width ? j : j - now.width, step - from, lower, state,
-                            of_queries);
-      }
+      for (int step = from; step < to; ++step)
+        differentiate_piece(now, rows, keys_of_step(now, step),
+                            keys_of_step(now, min(step + 1, to - 1)), step - from, lower, factors,
+                            state, of_queries);
     }
     meet();
     if (warp < now.width) {
+      // Of chunks of more queries than keys, two tiles may go with the same keys in one step.
 #pragma unroll 1
-      for (int i = 0; i < now.used; ++i) {
-        const int step = warp >= i ? warp - i : warp - i + now.width;
-        if (step >= from && step < to) differentiate_keys(i, step - from, of_keys);
-      }
-    }
-    meet();
-  }
-
-  /// A turn of a warp without rows.
-  __device__ __forceinline__ void stand_by(const turn& now) const {
-    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
-    meet();
+      for (int more = 0; more < now.used; more += now.width)
 #pragma unroll 1
-    for (int i = 0; i < (Long ? 4 : 2); ++i) {
-      if constexpr (Long)
-        meet();
-      else
-        meet_tiles(now);
+        for (int step = from; step < to;) {
+          const int i = queries_of_step(now, step) + more;
+          const int next = queries_of_step(now, step + 1) + more;
+          const bool both = step + 1 < to && i < now.used && next < now.used;
+          if (both)
+            differentiate_keys({i, next}, {step - from, step + 1 - from}, of_keys);
+          else if (i < now.used)
+            differentiate_keys(i, step - from, of_keys);
+          step += both ? 2 : 1;
+        }
     }
     meet();
   }
@@ -349,41 +263,35 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
   __device__ __forceinline__ void differentiate(int number, const turn& now,
                                                 const tile_tokens& rows, const tile_tokens& others,
                                                 key_gradients& kept) const {
-    float dq[2][4], dk[2][4], dv[2][4], row_total[4], column_total[4];
+    float dq[2][4], dk[2][4], dv[2][4];
     packed_cells cells[3];
+    float row_total[4], column_total[4];
+    query_state state;
+    const uint4 out = load_out(now, rows);
+    begin_keys(others);
+    begin_queries(rows, state);
+    await_rows();
+    take_rows(now, rows, out, state);
+    multiply_keys(others.code);
+    await_values();
+    meet();
+    const rounding_scale scale = scale_of_block();
+    radial_products radial;
+    multiply_queries(rows.code, state, radial);
+    multiply_gradients(now, rows, scale.up, state, radial);
     const auto take_queries = [&](const query_sums& sums) {
       pack_cells(sums.cells[0], cells[0]);
       pack_cells(sums.cells[1], cells[1]);
       copy(sums.dq, dq);
       copy(sums.total, row_total);
     };
-    const auto clear_queries = [&](query_sums& sums) {
-      clear(sums.dq);
-      clear(sums.cells[0]);
-      clear(sums.cells[1]);
-      clear(sums.total);
-    };
-    const auto clear_keys = [&](key_sums& sums) {
-      clear(sums.dk);
-      clear(sums.dv);
-      clear(sums.cells);
-      clear(sums.total);
-    };
     const auto take_keys = [&](key_sums& sums) {
       pack_cells(sums.cells, cells[2]);
-#pragma unroll
-      for (auto& block : sums.dk)
-#pragma unroll
-        for (float& x : block) x *= problem.scale;
+      scale_sum(sums.dk, problem.scale);
       copy(sums.dk, dk);
       copy(sums.dv, dv);
       copy(sums.total, column_total);
     };
-    query_state state;
-    begin_tile(now, rows, others, state);
-    meet();
-    const rounding_scale scale = scale_of_block();
-    begin_queries(now, rows, scale.up, state);
     if constexpr (Long) {
       query_sums of_queries;
       key_sums of_keys;
@@ -398,39 +306,44 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       {
         query_sums sums;
         clear_queries(sums);
-        differentiate_pieces(now, rows, scale.down, state, sums);
+        const int last = now.base + now.width - 1;
+        piece_factors factors;
+#pragma unroll 1
+        for (int j = now.base; j <= last; ++j)
+          differentiate_piece(now, rows, j, min(j + 1, last), j, scale.down, factors, state, sums);
         take_queries(sums);
       }
       meet_tiles(now);
       {
         key_sums sums;
         clear_keys(sums);
+        const int end = now.base + now.width;
 #pragma unroll 1
-        for (int i = now.base; i < now.base + now.width; ++i) differentiate_keys(i, warp, sums);
+        for (int i = now.base; i < end; ++i) differentiate_keys(i, warp, sums);
         take_keys(sums);
       }
       meet_tiles(now);
     }
-    finish_sums(rows.code, others.code, cells, row_total, column_total, dq, dk);
+    if constexpr (Radial) {
+      axis_rows of_gradients, of_weights, of_columns;
+      take_radial_sums(row_total, column_total, of_gradients, of_weights, of_columns);
+      __syncwarp();
+      add_table_term(of_gradients, base::of_queries, 2, dq);
+      add_table_term(of_columns, base::of_keys, 2, dk);
+      store_sums(of_gradients, 0, 2);
+      store_sums(of_weights, 1, 2);
+      store_sums(of_columns, 2, 2);
+    }
+    finish_cells<true>(0, cells[0], rows.code, dq);
+    finish_cells<false>(1, cells[1], rows.code, dq);
+    finish_cells<true>(2, cells[2], others.code, dk);
     meet();
     const float lower = scale_of_block().down;
     if constexpr (Long) {
       scale_sum(dq, problem.scale * lower);
-      scale_sum(dk, lower);
-      scale_sum(dv, weight_unit);
-      if (warp < now.used) {
-        auto* sum = at<float4>(layout::dq + now.number * layout::dq_bytes) + place.lane;
-        if (!now.first_of_queries) add_to(dq, sum[0], sum[32]);
-        sum[0] = {dq[0][0], dq[0][1], dq[0][2], dq[0][3]};
-        sum[32] = {dq[1][0], dq[1][1], dq[1][2], dq[1][3]};
-      }
-      if (!now.first_of_keys) {
-        add_to(dk, kept.dk);
-        add_to(dv, kept.dv);
-      }
-      copy(dk, kept.dk);
-      copy(dv, kept.dv);
+      take_kept_queries(now, dq);
       if (now.last_of_queries) store_queries(now.first, rows, 1.0f, dq);
+      take_kept_keys(now, lower, kept, dk, dv);
       if (now.last_of_keys) store_keys(now.first_key, others, 1.0f, 1.0f, dk, dv);
     } else {
       const int first =
@@ -439,24 +352,24 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       store_keys(first, rows, lower, weight_unit, dk, dv);
     }
   }
-  static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
-#pragma unroll
-    for (auto& block : sum)
-#pragma unroll
-      for (float& x : block) x *= by;
-  }
-  static __device__ __forceinline__ void add_to(float (&sum)[2][4], const float (&more)[2][4]) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum[n][e] += more[n][e];
-  }
-  static __device__ __forceinline__ void add_to(float (&sum)[2][4], const float4& low,
-                                                const float4& high) {
-    add_to(sum, {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}});
+
+  /// A turn of a warp whose tile has no rows.
+  __device__ __forceinline__ void stand_by(const turn& now) const {
+    if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
+    meet();
+#pragma unroll 1
+    for (int i = 0; i < (Long ? 4 : 2); ++i) {
+      if constexpr (Long)
+        meet();
+      else
+        meet_tiles(now);
+    }
+    meet();
   }
   /// Plans turns: the warp that most often has no rows in one.
   static constexpr int planner = tiles - 1;
+  /// Do the next turn's rows arrive while tables are summed up?
+  static constexpr bool copies_early = Long || !Radial;
 
   __device__ __forceinline__ void run() const {
     if (Long && group.counts->largest <= contextual_short_capacity) {
@@ -466,11 +379,12 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     cursor next =
         share_of_block(Long ? problem.parts_per_head - problem.short_parts : problem.short_parts);
     begin_block();
-    if constexpr (!Long) {
-      see_starts(next);
-      if (warp == planner) at<int2>(layout::waiting)[place.lane] = {0, 0};
+    if constexpr (!Long) see_starts(next);
+    if (warp == planner) {
+      if constexpr (!Long) at<int2>(layout::waiting)[place.lane] = {0, 0};
+      plan_turn(0, next);
+      if constexpr (plans_meanwhile) plan_turn(1, next);
     }
-    if (warp == planner) plan_turn(0, next);
     __syncthreads();
     turn now = planned_turn(0);
     tile_tokens rows = load_queries(now);
@@ -478,11 +392,13 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
     if constexpr (Long) others = load_keys(now, rows);
     key_gradients kept;
     __syncthreads();
+    if (copies_early && takes_part(now)) copy_rows(rows, Long ? others : rows);
     for (int number = 0; now.used > 0; ++number) {
       const bool takes = takes_part(now);
-      if (takes) copy_rows(rows, Long ? others : rows);
+      if (!copies_early && takes) copy_rows(rows, Long ? others : rows);
+      if (takes) copy_values(Long ? others : rows);
       // While rows arrive.
-      if (warp == planner) plan_turn(number + 1, next);
+      if (!plans_meanwhile && warp == planner) plan_turn(number + 1, next);
       if (takes)
         differentiate(number, now, rows, Long ? others : rows, kept);
       else
@@ -492,7 +408,17 @@ struct contextual_window_differentiator : contextual_window_results<T, Radial, L
       now = planned_turn(number + 1);
       rows = load_queries(now);
       if constexpr (Long) others = load_keys(now, rows);
-      add_to_parts(used, used_by_keys, scale_of_block().down);
+      const auto begin_next = [&] {
+        if constexpr (!copies_early) return;
+        __syncthreads();
+        if (takes_part(now)) copy_rows(rows, Long ? others : rows);
+      };
+      if (warp < part_warps) {
+        add_to_parts(used, used_by_keys, scale_of_block().down, begin_next);
+      } else {
+        begin_next();
+        plan_turn(number + 2, next);
+      }
       __syncthreads();
     }
   }

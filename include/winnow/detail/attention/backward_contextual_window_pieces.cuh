@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "winnow/detail/attention/backward_contextual_window_block.cuh"
+#include "winnow/detail/attention/backward_contextual_window_turns.cuh"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -39,8 +39,8 @@ __device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
 }
 
 template <class T, bool Radial, bool Long>
-struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
-  using base = contextual_window_block<T, Radial, Long>;
+struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
+  using base = contextual_window_turns<T, Radial, Long>;
   using base::all_lanes;
   using base::gradient_points;
   using base::grads;
@@ -63,6 +63,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
   using base::table;
   using base::turned_cells;
   using base::warp;
+  using base::weight_base;
   using base::weight_points;
   using base::weight_unit;
   using base::words;
@@ -200,17 +201,16 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
-  /// The same by the cells of the queries of tile `i`, whose one-hot rows are in no memory: a lane makes its
-  /// column for queries 2t, 2t + 1, 2t + 8 and 2t + 9.
-  __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4], int i,
+  /// The same by the cells of queries whose one-hot rows are in no memory: a lane makes its column for queries
+  /// 2t, 2t + 1, 2t + 8 and 2t + 9.
+  __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4],
+                                                  const uint2 (&codes)[2],
                                                   float (&sums)[words][4]) const {
-    const auto* codes = at<uint2>(layout::query_codes) + 8 * i + place.t;
-    const uint2 low = codes[0];
-    const uint2 high = codes[4];
     const int cell = spread(place.g);
 #pragma unroll
     for (int axis = 0; axis < layout::cell_axes; ++axis) {
-      const std::uint32_t positions[2] = {positions_of(low, axis), positions_of(high, axis)};
+      const std::uint32_t positions[2] = {positions_of(codes[0], axis),
+                                          positions_of(codes[1], axis)};
 #pragma unroll
       for (int word = 0; word < cell_words; ++word) {
         const std::uint32_t column = position_pair(8 * word + cell, 8 * word + cell);
@@ -244,22 +244,35 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
     bool single[2];
   };
 
-  /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
+  /// What a piece begins with: k and v of its keys, the first two words of their one-hot cells and products.
+  struct piece_factors {
+    std::uint32_t k[4], v[4], hot[4], gk[4];
+  };
+  __device__ __forceinline__ void load_factors(int j, piece_factors& factors) const {
+    const std::byte* other = region(j);
+    load_matrices(factors.k, rows_of_tile(keys, j) + right_offset);
+    load_matrices(factors.v, other + layout::values + right_offset);
+    load_matrices(factors.hot, other + layout::hot + right_cells);
+    load_matrices(factors.gk, other + layout::key_cells + right_cells);
+  }
+  /// Radial additions fill the queue of shared memory. In long windows they are the last of a piece, and what
+  /// the next one begins with is asked for before them; short ones have too few pieces a tile.
+  static constexpr bool loads_ahead = Radial && Long;
+
+  /// The tile's queries against the keys of tile `j`, with `factors`, then those of tile `next`; dS and P go to
+  /// the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int held, float lower,
-                                                      query_state& state, query_sums& sums) const {
+                                                      int j, int next, int held, float lower,
+                                                      piece_factors& factors, query_state& state,
+                                                      query_sums& sums) const {
     const std::byte* other = region(j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
-    {
-      std::uint32_t b[4];
-      load_matrices(b, rows_of_tile(keys, j) + right_offset);
-      multiply_16<T>(p[0], state.q, b[0], b[1]);
-      multiply_16<T>(p[1], state.q, b[2], b[3]);
-      load_matrices(b, other + layout::values + right_offset);
-      multiply_16<T>(ds[0], state.grad_out, b[0], b[1]);
-      multiply_16<T>(ds[1], state.grad_out, b[2], b[3]);
-    }
+    if constexpr (!loads_ahead) load_factors(j, factors);
+    multiply_16<T>(p[0], state.q, factors.k[0], factors.k[1]);
+    multiply_16<T>(p[1], state.q, factors.k[2], factors.k[3]);
+    multiply_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
+    multiply_16<T>(ds[1], state.grad_out, factors.v[2], factors.v[3]);
     clear(sides);
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
@@ -281,8 +294,16 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
       } else {
         load_matrices(e, own_hot + 16 * w);
       }
-      load_matrices(hot, other + layout::hot + right_cells + 16 * w);
-      load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
+      if (w == 0) {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          hot[m] = factors.hot[m];
+          gk[m] = factors.gk[m];
+        }
+      } else {
+        load_matrices(hot, other + layout::hot + right_cells + 16 * w);
+        load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
+      }
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply_add_16<half>(p[n], gq, hot[2 * n], hot[2 * n + 1]);
@@ -371,7 +392,7 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
         for (int e = 2 * i; e < 2 * i + 2; ++e)
           ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
     }
-    if constexpr (Radial) sum_radial(j, places, p, ds);
+    if constexpr (Radial && !loads_ahead) sum_radial(j, places, p, ds);
 
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
@@ -395,6 +416,10 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
       const int matrix = m / 2 + m % 2 * 2;
       piece[32 * matrix] = gradients.a[m];
       piece[layout::piece_bytes / 4 + 32 * matrix] = values_left.a[m];
+    }
+    if constexpr (loads_ahead) {
+      load_factors(next, factors);
+      sum_radial(j, places, p, ds);
     }
   }
 
@@ -454,39 +479,67 @@ struct contextual_window_pieces : contextual_window_block<T, Radial, Long> {
         add_in_shared(of_row, gradient);
         add_in_shared(places[n][e] + to_columns + (8 * n + (e & 1)) * radial_bytes_of_row,
                       gradient);
-        const int weight = __float2int_rn(p[n][e] * weight_points);
-        add_in_shared(of_row + 16 * radial_bytes_of_row, weight);
+        // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
+        add_in_shared(of_row + 16 * radial_bytes_of_row,
+                      __float_as_int(fmaf(p[n][e], weight_points, weight_base)));
       }
   }
 
-  /// The tile's keys against the queries of tile `i`, of which piece `held` is theirs.
-  __device__ __forceinline__ void differentiate_keys(int i, int held, key_sums& sums) const {
+  /// What a tile's keys take from the queries of another one.
+  struct answer_factors {
+    std::uint32_t gradients[4], weights[4];  ///< dS and P, by keys
+    std::uint32_t q[4], grad_out[4];
+    uint2 codes[2];  ///< of long windows
+  };
+  /// \param held the queries' piece that is this tile's.
+  __device__ __forceinline__ void load_answer(int i, int held, answer_factors& factors) const {
     const std::byte* piece =
         region(i) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
-    std::uint32_t gradients[4], weights[4];
-    load_matrices_transposed(gradients, piece);
-    load_matrices_transposed(weights, piece + layout::piece_bytes);
+    load_matrices_transposed(factors.gradients, piece);
+    load_matrices_transposed(factors.q, rows_of_tile(queries, i) + left_offset);
+    load_matrices_transposed(factors.weights, piece + layout::piece_bytes);
+    load_matrices_transposed(factors.grad_out, rows_of_tile(grads, i) + left_offset);
+    if constexpr (Long) {
+      const auto* codes = at<uint2>(layout::query_codes) + 8 * i + place.t;
+      factors.codes[0] = codes[0];
+      factors.codes[1] = codes[4];
+    }
+  }
+  __device__ __forceinline__ void add_answer(int i, const answer_factors& factors,
+                                             key_sums& sums) const {
     std::uint32_t left[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      left[m] = gradients[m];
+      left[m] = factors.gradients[m];
       if constexpr (!std::is_same_v<T, half>) {
-        const float2 pair = unpack<half>(gradients[m]);
+        const float2 pair = unpack<half>(factors.gradients[m]);
         left[m] = pack<T>(pair.x, pair.y);
       }
     }
-    std::uint32_t b[4];
-    load_matrices_transposed(b, rows_of_tile(queries, i) + left_offset);
-    multiply_add_16<T>(sums.dk[0], left, b[0], b[1]);
-    multiply_add_16<T>(sums.dk[1], left, b[2], b[3]);
-    load_matrices_transposed(b, rows_of_tile(grads, i) + left_offset);
-    multiply_add_16<T>(sums.dv[0], weights, b[0], b[1]);
-    multiply_add_16<T>(sums.dv[1], weights, b[2], b[3]);
+    multiply_add_16<T>(sums.dk[0], left, factors.q[0], factors.q[1]);
+    multiply_add_16<T>(sums.dk[1], left, factors.q[2], factors.q[3]);
+    multiply_add_16<T>(sums.dv[0], factors.weights, factors.grad_out[0], factors.grad_out[1]);
+    multiply_add_16<T>(sums.dv[1], factors.weights, factors.grad_out[2], factors.grad_out[3]);
     if constexpr (Long)
-      add_query_cells(gradients, i, sums.cells);
+      add_query_cells(factors.gradients, factors.codes, sums.cells);
     else
-      add_cells(gradients, region(i) + layout::hot + turned_cells, sums.cells);
-    if constexpr (Radial) add_magnitudes(gradients, sums.total);
+      add_cells(factors.gradients, region(i) + layout::hot + turned_cells, sums.cells);
+    if constexpr (Radial) add_magnitudes(factors.gradients, sums.total);
+  }
+  /// The tile's keys against the queries of tile `i`, of which piece `held` is theirs.
+  __device__ __forceinline__ void differentiate_keys(int i, int held, key_sums& sums) const {
+    answer_factors factors;
+    load_answer(i, held, factors);
+    add_answer(i, factors, sums);
+  }
+  /// The same of two tiles, whose loads come first.
+  __device__ __forceinline__ void differentiate_keys(const int (&i)[2], const int (&held)[2],
+                                                     key_sums& sums) const {
+    answer_factors factors[2];
+    load_answer(i[0], held[0], factors[0]);
+    load_answer(i[1], held[1], factors[1]);
+    add_answer(i[0], factors[0], sums);
+    add_answer(i[1], factors[1], sums);
   }
 };
 

@@ -33,6 +33,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::of_keys;
   using base::of_queries;
   using base::part_of;
+  using base::part_warps;
   using base::part_width;
   using base::place;
   using base::problem;
@@ -83,6 +84,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
   /// The same of the radial axis. \param which of the rows' dS, their P, the columns' dS.
+  template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
     const int* sums = reinterpret_cast<const int*>(region(warp) + layout::radial_sums) +
@@ -93,8 +95,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       for (int w = 0; w < row_words; ++w) {
         const int2 pair =
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
-        rows[i][w] =
-            pack<T>(static_cast<float>(pair.x) * unit[i], static_cast<float>(pair.y) * unit[i]);
+        rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
+                             static_cast<float>(pair.y & Mask) * unit[i]);
       }
   }
   /// sum += rows · table.
@@ -125,94 +127,118 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) unit[i] = total[2 * i] < largest_sum ? 1.0f / gradient_points : NAN;
   }
-  /// Table terms of dq and dk, and the rows of sums to shared memory, where nobody reads pieces any more.
-  /// `cells` and `totals` are those of dS, of P and of dS of the columns; P has no total.
-  __device__ __forceinline__ void finish_sums(const std::uint32_t (&code)[2],
-                                              const std::uint32_t (&key_code)[2],
-                                              const packed_cells (&cells)[3],
-                                              const float (&row_total)[4],
-                                              const float (&column_total)[4], float (&dq)[2][4],
-                                              float (&dk)[2][4]) const {
-    axis_rows radial[3];
-    if constexpr (Radial) {
-      float unit[2];
-      radial_units(row_total, unit);
-      take_radial(0, unit, radial[0]);
-      radial_units(column_total, unit);
-      take_radial(2, unit, radial[2]);
-      const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-      take_radial(1, weight_units, radial[1]);
-      __syncwarp();
+  /// Sums by cell of one table become rows of sums in shared memory, where nobody reads pieces any more, and
+  /// their table terms are added to `sum`: those of dq and dk; P has none.
+  template <bool HasTerm>
+  __device__ __forceinline__ void finish_cells(int which, const packed_cells& cells,
+                                               const std::uint32_t (&code)[2],
+                                               float (&sum)[2][4]) const {
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis) {
+      axis_rows rows;
+      move_to_rows(cells, axis, code, rows);
+      if constexpr (HasTerm) add_table_term(rows, which == 0 ? of_queries : of_keys, axis, sum);
+      store_sums(rows, which, axis);
     }
+  }
+  static __device__ __forceinline__ void give(const float (&sum)[2][4], float4* target) {
+    target[0] = {sum[0][0], sum[0][1], sum[0][2], sum[0][3]};
+    target[32] = {sum[1][0], sum[1][1], sum[1][2], sum[1][3]};
+  }
+  static __device__ __forceinline__ void add_to(float (&sum)[2][4], const float (&more)[2][4]) {
 #pragma unroll
-    for (int which = 0; which < 3; ++which)
+    for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int axis = 0; axis < 3; ++axis) {
-        axis_rows rows;
-        if (linear(axis)) {
-          move_to_rows(cells[which], axis, which == 2 ? key_code : code, rows);
-        } else {
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int w = 0; w < row_words; ++w) rows[i][w] = radial[which][i][w];
-        }
-        if (which == 0) add_table_term(rows, of_queries, axis, dq);
-        if (which == 2) add_table_term(rows, of_keys, axis, dk);
-        store_sums(rows, which, axis);
-      }
+      for (int e = 0; e < 4; ++e) sum[n][e] += more[n][e];
+  }
+  static __device__ __forceinline__ void take(const float4* source, float (&sum)[2][4]) {
+    const float4 low = source[0], high = source[32];
+    add_to(sum, {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}});
   }
 
-  /// Adds what `used` tiles give to the block's part of one table's gradient.
-  __device__ __forceinline__ void add_to_part(int which, int used, float by) const {
-    float* target = part_of(which);
-    if (target == nullptr) return;
-    target += 2 * place.t;
+  /// Right factors of one table's gradient: the tiles' q, dO or k, and zeros for tiles that have none.
+  using part_factors = std::uint32_t[tiles][4];
+  __device__ __forceinline__ void load_part_factors(int which, int used,
+                                                    part_factors& right) const {
     const std::byte* rows = rows_of_tile(which == 0   ? queries
                                          : which == 1 ? grads
                                                       : keys,
                                          0) +
                             left_offset;
-    std::uint32_t right[tiles][4];
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile)
-      if (tile < used) load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
-    const std::byte* left = sums(0, which) +
-                            (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
-                            ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-#pragma unroll 1
-    for (int block = first_block(which); block < blocks; block += tiles) {
-      float product[2][4];
+    for (int tile = 0; tile < tiles; ++tile) {
+      load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
+      if (tile > 0)
 #pragma unroll
-      for (int tile = 0; tile < tiles; ++tile) {
-        if (tile > 0 && tile >= used) continue;
-        std::uint32_t a[4];
-        load_matrices_transposed(a, left + tile * layout::region_bytes + block * 32);
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          if (tile == 0)
-            multiply_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
-          else
-            multiply_add_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
-        }
-      }
-      const bool by_cell = linear(block / axis_blocks);
-      const int between = rows_between(by_cell) * part_width;
-      float* sum = target + (16 * block + row_of_product(by_cell)) * part_width;
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-          add_in_memory(sum + i * between + 8 * n, product[n][2 * i] * by,
-                        product[n][2 * i + 1] * by);
+        for (std::uint32_t& pair : right[tile]) pair = tile < used ? pair : 0;
     }
   }
-  /// Adds what a turn's tiles give to the block's part of tables' gradients.
-  __device__ __forceinline__ void add_to_parts(int used_by_queries, int used_by_keys,
-                                               float lower) const {
-    add_to_part(0, used_by_queries, problem.scale * lower);
-    add_to_part(1, used_by_queries, weight_unit);
-    add_to_part(2, used_by_keys, lower);
+  /// product = 16 rows of one table's gradient, of `used` tiles.
+  __device__ __forceinline__ void multiply_part(int which, int block, int used,
+                                                const part_factors& right,
+                                                float (&product)[2][4]) const {
+    const std::byte* left = sums(0, which) + block * 32 +
+                            (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
+                            ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      std::uint32_t a[4];
+      // Not what lies where there are no sums, which may be NaN.
+      load_matrices_transposed(a, left + (tile < used ? tile : 0) * layout::region_bytes);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if (tile == 0)
+          multiply_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
+        else
+          multiply_add_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
+      }
+    }
+  }
+  __device__ __forceinline__ void add_rows(int which, int block, float by,
+                                           const float (&product)[2][4]) const {
+    float* target = part_of(which);
+    if (target == nullptr) return;
+    const bool by_cell = linear(block / axis_blocks);
+    const int between = rows_between(by_cell) * part_width;
+    float* sum = target + (16 * block + row_of_product(by_cell)) * part_width + 2 * place.t;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        add_in_memory(sum + i * between + 8 * n, product[n][2 * i] * by,
+                      product[n][2 * i + 1] * by);
+  }
+  /// Adds what a turn's tiles give to the block's part of tables' gradients, 16 rows of all three tables at a
+  /// time: their chains of products do not wait for each other. \param release called when this warp needs no
+  /// rows of tiles any more.
+  template <class Release>
+  __device__ __forceinline__ void add_to_parts(int used_by_queries, int used_by_keys, float lower,
+                                               const Release& release) const {
+    const float by[3] = {problem.scale * lower, weight_unit, lower};
+    const int used[3] = {used_by_queries, used_by_queries, used_by_keys};
+    part_factors right[3];
+#pragma unroll
+    for (int which = 0; which < 3; ++which) load_part_factors(which, used[which], right[which]);
+    release();
+    int from = 0;
+#pragma unroll 1
+    for (; from + part_warps <= blocks; from += part_warps) {
+      float product[3][2][4];
+#pragma unroll
+      for (int which = 0; which < 3; ++which)
+        multiply_part(which, from + first_block(which), used[which], right[which], product[which]);
+#pragma unroll
+      for (int which = 0; which < 3; ++which)
+        add_rows(which, from + first_block(which), by[which], product[which]);
+    }
+#pragma unroll
+    for (int which = 0; which < 3; ++which) {
+      const int block = from + first_block(which);
+      if (block >= blocks) continue;
+      float product[2][4];
+      multiply_part(which, block, used[which], right[which], product);
+      add_rows(which, block, by[which], product);
+    }
   }
 
   /// Writes rows of a gradient, sums times `by`, or adds to them; rows in `skip` are left to others.
