@@ -184,16 +184,17 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     std::uint32_t cells[parts][2][cell_words];
     multiply_cells<true>(table, left, axis, moves, cells);
     keep_axis(cells, axis, state.products);
-    if constexpr (loops_axes) continue;
+    if constexpr (!loops_axes) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t position = position_twice(codes[i], axis);
-      if constexpr (keeps_row_cells) {
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t position = position_twice(codes[i], axis);
+        if constexpr (keeps_row_cells) {
 #pragma unroll
-        for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
-          state.row_cells[i][word] = one_hot(position, own_cells(word));
-      } else {
-        state.positions[i][axis] = position;
+          for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
+            state.row_cells[i][word] = one_hot(position, own_cells(word));
+        } else {
+          state.positions[i][axis] = position;
+        }
       }
     }
   }
