@@ -140,7 +140,7 @@ struct contextual_window_differentiator : contextual_window_rows<T, Radial, Long
     }
     return rounding_scale(largest);
   }
-  /// All warps meet, those with rows and those without in different places of the code: not `bar.sync`, which
+  /// All warps meet, those with and without rows, or the one that plans, in different places of the code: not `bar.sync`, which
   /// promises that it is one.
   static __device__ __forceinline__ void meet() {
     asm volatile("barrier.sync 0;" ::: "memory");
@@ -410,7 +410,10 @@ struct contextual_window_differentiator : contextual_window_rows<T, Radial, Long
       if constexpr (Long) others = load_keys(now, rows);
       const auto begin_next = [&] {
         if constexpr (!copies_early) return;
-        __syncthreads();
+        if constexpr (plans_meanwhile)
+          meet();
+        else
+          __syncthreads();
         if (takes_part(now)) copy_rows(rows, Long ? others : rows);
       };
       if (warp < part_warps) {

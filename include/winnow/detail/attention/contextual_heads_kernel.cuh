@@ -114,7 +114,10 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
                      group().bounds + index, true);
   }
   __device__ __forceinline__ void advance(request_place& next) const {
-    if (next.row >= assigned) return;
+    if (next.row >= assigned) {
+      next.first = false;
+      return;
+    }
     next.key += keys;
     next.first = next.key >= next.end;
     if (next.first) {

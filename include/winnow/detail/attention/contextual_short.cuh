@@ -281,7 +281,6 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
     return;
   }
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-  const int warps = static_cast<int>(blockDim.x) / 32;
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
