@@ -34,14 +34,15 @@ struct contextual_block {
   static constexpr bool staged = layout::tuning.staged;
   /// Are there registers for all axes of 16 keys' products at once?
   static constexpr bool multiplies_axes_at_once = sizeof(T) == 2 && D == 16;
-  /// Are there registers for the one-hot rows of a warp's rows?
-  static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16;
+  static constexpr bool attends_at_once = layout::attends_at_once;
+  /// Do pairs need the one-hot rows of a warp's rows, and are there registers for them?
+  static constexpr bool keeps_row_cells = Radial && sizeof(T) == 2 && D == 16 && !attends_at_once;
   /// Do rows of q, K, V and Tv multiply as two halves each? See contextual_halves.cuh.
   static constexpr bool in_halves = layout::in_halves;
   /// Do pairs keep the address of their row's radial product instead of its number?
   static constexpr bool keeps_places = Radial && sizeof(T) == 4;
   /// Are windows so short that tensor cores may sum up all of them, though they cut sums off?
-  static constexpr bool sums_directly = in_halves && layout::shares_scratch;
+  static constexpr bool sums_directly = in_halves && attends_at_once;
   /// Instructions of straight code come slowly, so linear axes are a loop where registers can be exchanged: what
   /// belongs to the first axis then takes the place of the other's.
   static constexpr bool loops_axes = sums_directly && layout::axes == 2;
@@ -286,7 +287,7 @@ struct contextual_block {
   __device__ void score_radial(const row_state& state, int key, int stage, float (&scores)[2][4],
                                float (&sides)[2][4], int (&radial_steps)[2][4]) const;
 
-  // --- Pairs of short windows of floats: contextual_short_pairs.cuh ------------------------------
+  // --- Pairs of short windows: contextual_short_pairs.cuh ----------------------------------------
 
   using own_products = std::uint32_t[parts][2][words];
   /// Stores an axis of products; of a loop, the last one, and those behind it move on.
@@ -327,7 +328,8 @@ struct contextual_block {
   static constexpr int short_window = 256;
   static constexpr float fixed_start = 0x1p23f;
   /// Windows that are attended to at once have 48 weights of at most 1.
-  static constexpr float fixed_start_short = lags ? 0x1p20f : sums_directly ? 0x1p25f : 0x1p23f;
+  static constexpr float fixed_start_short =
+      attends_at_once ? (lags ? 0x1p17f : 0x1p25f) : (lags ? 0x1p20f : 0x1p23f);
   __device__ void keep_fixed_point(row_state& state) const;
   /// Lanes of a warp add in some order, which does not matter to integers.
   __device__ void add_shared(int offset, std::uint32_t weight) const;

@@ -63,7 +63,7 @@ struct contextual_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
   static constexpr bool turns_rows = false, turns_halves = false;
-  static constexpr bool packs_places = false;
+  static constexpr bool packs_places = false, attends_at_once = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -129,7 +129,7 @@ template <bool Radial, int Bytes = 2>
 struct contextual_short_layout {
   using block = contextual_layout<Bytes, 16, Radial>;
   static constexpr contextual_tuning tuning{1, 0, 0, 1, true, 3, 1, 1};
-  static constexpr int most_warps = Bytes == 4 ? 8 : 10;  ///< of a block
+  static constexpr int most_warps = Bytes == 4 ? 8 : 12;  ///< of a block
   static constexpr int least_warps = Bytes == 4 ? 4 : 1;  ///< that are worth a launch of their own
   static constexpr int rows = 48;                         ///< of the longest windows
   static constexpr int keys = rows;
@@ -140,6 +140,8 @@ struct contextual_short_layout {
   static constexpr int stages = 1;
   static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
   static constexpr bool shares_scratch = true;
+  /// A row meets all keys at once: see contextual_short_pairs.cuh.
+  static constexpr bool attends_at_once = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
@@ -151,30 +153,25 @@ struct contextual_short_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = block::radial_element;
   static constexpr int radial_bytes = block::radial_bytes;
-  static constexpr int key_stride = block::key_stride;
-  /// Float sums up weights where products were, which by then have all been looked up.
-  static constexpr int radial_sums_bytes = in_halves ? 0 : block::radial_sums_bytes;
-  static constexpr int radial_stride = block::radial_stride;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
-    return in_halves ? row * (radial_bytes + 16) : block::radial_row(row);
-  }
+  /// Weights are summed up where products were, which by then have all been looked up.
+  static constexpr int radial_sums_bytes = 0;
+  static constexpr int radial_stride = 4 * tile_rows + 16;
+  static_assert(radial_bytes <= 4 * tile_rows);
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
 
   static constexpr int row_order = 0;                                       // int [2][slots]
   static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
   static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
   static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
   static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
-  /// Float has no room for keys' positions in two forms.
-  static constexpr bool packs_places = Radial && in_halves;
-  static constexpr int place_bytes = packs_places ? 4 : block::place_bytes;
-  static constexpr int key_cells = key_place + place_bytes * keys;  // half [axes][keys]
-  static constexpr int key_tiles =
-      key_cells + (packs_places ? 0 : 2 * axes * keys);            // T [K, V][keys]
-  static constexpr int key_products = key_tiles + 2 * tile_bytes;  // [keys][key_stride]
-  /// Float has no room for keys' products, but for what they add to logits: float [keys][side_stride].
-  static constexpr int sides = key_products;
-  static constexpr int side_stride = rows + 4;
-  static constexpr int scratch = key_products + keys * (in_halves ? 4 * side_stride : key_stride);
+  /// There is no room for keys' positions in two forms.
+  static constexpr bool packs_places = true;
+  static constexpr int place_bytes = 4;
+  static constexpr int key_tiles = key_place + place_bytes * keys;  // T [K, V][keys]
+  /// Nor for keys' products, but for what they add to logits: float or half [keys][side_stride].
+  static constexpr int sides = key_tiles + 2 * tile_bytes;
+  static constexpr int side_stride = rows + 16 / Bytes;
+  static constexpr int scratch = sides + Bytes * keys * side_stride;
   static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products have a load that reaches behind the last row, of which nothing is used.
   static constexpr int warp_bytes = scratch + (Radial ? scratch_bytes : 16);
@@ -192,8 +189,8 @@ struct contextual_short_layout {
     return block_bytes + warps * warp_bytes;
   }
 
-  static_assert(row_code % 16 == 0 && key_place % 16 == 0 && key_cells % 16 == 0 &&
-                key_tiles % 16 == 0 && key_products % 16 == 0 && warp_bytes % 16 == 0 &&
+  static_assert(row_code % 16 == 0 && key_place % 16 == 0 && key_tiles % 16 == 0 &&
+                sides % 16 == 0 && scratch % 16 == 0 && warp_bytes % 16 == 0 &&
                 block_bytes % 16 == 0);
 };
 
@@ -213,6 +210,7 @@ struct contextual_heads_layout {
   static constexpr int stages = 1;
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = true;
+  static constexpr bool attends_at_once = false;
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = true;
   static constexpr int axes = Radial ? 2 : 3;

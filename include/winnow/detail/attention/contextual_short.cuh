@@ -9,15 +9,15 @@
 /// a turn, a quarter of the time waits at barriers, and keys are multiplied with Tk by every block of rows
 /// that meets them.
 ///
-/// The steps are those of contextual_block.cuh, whose memory is the warp's, and whose warps are the tiles of
-/// the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
+/// Other steps are those of contextual_block.cuh, whose memory is the warp's, and whose warps are the tiles
+/// of the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
 /// ends, and what is known of a range's slots a range ahead.
 ///
 /// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
 ///
-/// Float goes through pairs in another order: contextual_short_pairs.cuh.
+/// Pairs go in an order of their own: contextual_short_pairs.cuh.
 ///
-/// Bound by instructions, and by their latency at ten warps a multiprocessor, in float eight.
+/// Bound by instructions, and by their latency at twelve warps a multiprocessor, in float eight.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +75,6 @@ struct contextual_short : contextual_short_units<T, Radial> {
   using base::warp;
   using base::window_of;
   using typename base::cursor;
-  using typename base::key_group;
   using typename base::layout;
   using typename base::row_state;
   using typename base::turn;
@@ -86,7 +85,7 @@ struct contextual_short : contextual_short_units<T, Radial> {
     return base::template at<U>(offset);
   }
 
-  /// Gk and positions of a unit's keys.
+  /// Positions of a unit's keys, and what they add to logits.
   __device__ __forceinline__ void prepare(const unit& now, int tiles, row_state& state) const {
     const auto* codes = at<const std::uint32_t>(layout::row_code) + now.buffer;
     for (int key = place.lane; key < 16 * tiles; key += 32) {
@@ -98,24 +97,13 @@ struct contextual_short : contextual_short_units<T, Radial> {
       auto* tokens = at<std::byte>(layout::key_tiles);
 #pragma unroll 1
       for (int row = place.g; row < 16 * tiles; row += 8) base::split_chunks(tokens, row, place.t);
-      __syncwarp();
     }
+    __syncwarp();
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
-      key_group own;
-      this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes,
-                      own.left);
-      if constexpr (base::sums_directly) {
-        this->score_keys(own.left, 16 * tile, tiles, state);
-      } else {
-        const int key = tile * 16 + place.g;
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          own.moves[i] = moves_of(codes[key + 8 * i], group().quant_length, place.t);
-        own.target = at<std::byte>(layout::key_products) + key * layout::key_stride;
-#pragma unroll
-        for (int axis = 0; axis < 3; ++axis) this->multiply_keys(own, axis);
-      }
+      typename base::factor::rows left;
+      this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes, left);
+      this->score_keys(left, 16 * tile, tiles, state);
     }
   }
 
@@ -221,16 +209,7 @@ struct contextual_short : contextual_short_units<T, Radial> {
           windows.first[i] = window.x;
           windows.last[i] = window.y;
         }
-        if constexpr (base::sums_directly) {
-          this->attend_at_once(windows, now.count, state);
-        } else {
-          int key = 0;
-          if (tiles > 1)
-#pragma unroll 1
-            for (; key + 16 <= now.count; key += 16)
-              this->template attend<true>(windows, key, key, 0, state);
-          if (key < now.count) this->template attend<false>(windows, key, key, 0, state);
-        }
+        this->attend_at_once(windows, now.count, state);
         __syncwarp();
         if (warp + 1 == tiles) coming = follow(next, false, total, q);
         this->complete_sums(rows_of_unit, state);

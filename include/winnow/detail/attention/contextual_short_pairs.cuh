@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The pairs of short windows of floats, in units whose rows are their keys (contextual_short.cuh).
+/// The pairs of short windows, in units whose rows are their keys (contextual_short.cuh).
 ///
-/// Products of keys in floats would fill the shared memory of eight warps one and a half times over. So they stay
-/// in registers, 16 keys at a time, and what is kept is what they add to logits, for all rows of the unit. Then
-/// each 16 rows meet all keys at once: their logits, of up to 48 keys, fit registers, so that the largest ones are
-/// known before the first weight, and nothing is rescaled.
+/// Products of keys with Tk would fill the shared memory of two or more warps of twelve, of floats that of eight one
+/// and a half times over. So they stay in registers, 16 keys at a time, and what is kept is what they add to logits, for
+/// all rows of the unit: in 16-bit storage as halves, which `ldmatrix` transposes. Then each 16 rows meet all keys at
+/// once: their logits, of up to 48 keys, fit registers, so that the largest ones are known before the first weight, and
+/// nothing is rescaled.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_halves.cuh"
@@ -28,7 +30,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     float (&scores)[2][4], int (&places)[2][4]) const {
   const auto* radii = at<const float>(layout::key_radius) + other + 2 * place.t;
   const int middle =
-      in_register(static_cast<int>(shared) + state.radial + layout::radial_sums_bytes);
+      in_register((keeps_places ? static_cast<int>(shared) : 0) + state.radial +
+                  layout::radial_sums_bytes - state.length * (4 - layout::radial_element));
   std::uint32_t positions[2][2];
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
@@ -59,16 +62,20 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     for (int e = 0; e < 4; ++e) {
       const float far = e % 2 == 0 ? radius_of.x : radius_of.y;
       const float delta = Keys ? far - radius[e / 2] : radius[e / 2] - far;
-      places[b][e] = middle + (radial_step(delta, state.inverse_a, state.most_steps) >> 20);
+      const int step = radial_step(delta, state.inverse_a, state.most_steps);
+      places[b][e] = keeps_places ? middle + (step >> 20) : step;
     }
   }
-  static_assert(words % 2 == 0 && layout::radial_element == 4);
+  static_assert(words % 2 == 0);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    scores[b][0] += radial_product<0>(places[b][0]);
-    scores[b][1] += radial_product<0>(places[b][1]);
-    scores[b][2] += radial_product<layout::radial_row(8)>(places[b][2]);
-    scores[b][3] += radial_product<layout::radial_row(8)>(places[b][3]);
+    const auto address = [&](int e) {
+      return keeps_places ? places[b][e] : middle + (places[b][e] >> 21);
+    };
+    scores[b][0] += radial_product<0>(address(0));
+    scores[b][1] += radial_product<0>(address(1));
+    scores[b][2] += radial_product<layout::radial_row(8)>(address(2));
+    scores[b][3] += radial_product<layout::radial_row(8)>(address(3));
   }
 }
 
@@ -92,9 +99,15 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     multiply_cells<false>(table, left, axis, moves, cells);
     keep_axis(cells, axis, products);
   }
+  if constexpr (parts == 1) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (has_large(left, i)) products[0][i][0] = nan_halves;
+  }
   multiply_radial<false>(table, left, radial_products(), layout::radial_row(8));
   __syncwarp();
-  float* sides = at<float>(layout::sides) + (key + place.g) * layout::side_stride + 2 * place.t;
+  using side = std::conditional_t<sizeof(T) == 4, float, std::uint16_t>;
+  side* sides = at<side>(layout::sides) + (key + place.g) * layout::side_stride + 2 * place.t;
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile, sides += 16) {
     float scores[2][4] = {};
@@ -104,8 +117,12 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<float2*>(sides + 8 * b + 8 * i * layout::side_stride) = {
-            scores[b][2 * i], scores[b][2 * i + 1]};
+        if constexpr (sizeof(T) == 4)
+          *reinterpret_cast<float2*>(sides + 8 * b + 8 * i * layout::side_stride) = {
+              scores[b][2 * i], scores[b][2 * i + 1]};
+        else
+          *reinterpret_cast<std::uint32_t*>(sides + 8 * b + 8 * i * layout::side_stride) =
+              pack<half>(scores[b][2 * i], scores[b][2 * i + 1]);
   }
   __syncwarp();  // all lanes have read the radial products
 }
@@ -123,14 +140,28 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     if (group > 0 && key >= count) break;
     score_rows(state, key_tile(0), key, s[group]);
     score_own<false>(state.products, state.radius, state, key, s[group], radial_steps[group]);
-    const float* sides = at<const float>(layout::sides) +
-                         (key + 2 * place.t) * layout::side_stride + 16 * warp + place.g;
+    if constexpr (sizeof(T) == 2) {
+      std::uint32_t pairs[4];
+      load_matrices_transposed(pairs, at<const std::byte>(layout::sides) +
+                                          (key + matrix_row) * (2 * layout::side_stride) +
+                                          matrix_column + 32 * warp);
 #pragma unroll
-    for (int b = 0; b < 2; ++b)
+      for (int j = 0; j < 4; ++j) {
+        const float2 sides = __half22float2(*reinterpret_cast<const half2*>(&pairs[j]));
+        s[group][j / 2][j % 2 * 2] = fmaf(sides.x, state.inverse_scale, s[group][j / 2][j % 2 * 2]);
+        s[group][j / 2][j % 2 * 2 + 1] =
+            fmaf(sides.y, state.inverse_scale, s[group][j / 2][j % 2 * 2 + 1]);
+      }
+    } else {
+      const float* sides = at<const float>(layout::sides) +
+                           (key + 2 * place.t) * layout::side_stride + 16 * warp + place.g;
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        s[group][b][e] = fmaf(sides[(8 * b + e % 2) * layout::side_stride + e / 2 * 8],
-                              state.inverse_scale, s[group][b][e]);
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s[group][b][e] = fmaf(sides[(8 * b + e % 2) * layout::side_stride + e / 2 * 8],
+                                state.inverse_scale, s[group][b][e]);
+    }
     if (key + 16 >= count) {
 #pragma unroll
       for (int b = 0; b < 2; ++b)

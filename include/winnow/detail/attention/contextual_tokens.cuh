@@ -184,7 +184,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     std::uint32_t cells[parts][2][cell_words];
     multiply_cells<true>(table, left, axis, moves, cells);
     keep_axis(cells, axis, state.products);
-    if constexpr (!loops_axes) {
+    if constexpr (!attends_at_once) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::uint32_t position = position_twice(codes[i], axis);
@@ -207,10 +207,10 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     multiply_radial<true>(table, left, radial_products(), layout::radial_row(8));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if constexpr (!sums_directly) clear_radial_sums(i);
+      if constexpr (!attends_at_once) clear_radial_sums(i);
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
-      if constexpr (layout::shares_scratch) {
+      if constexpr (attends_at_once) {
         state.fixed_point[i] = fixed_start_short;
       } else {
         const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];

@@ -213,7 +213,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
       multiply_add_16<half>(state.cells[word], weights.a, cells_of(0, word), cells_of(1, word));
   }
   if constexpr (Radial) {
-    if constexpr (!sums_directly) keep_fixed_point(state);
+    if constexpr (!attends_at_once) keep_fixed_point(state);
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
