@@ -20,6 +20,7 @@
 #include "winnow/detail/attention/softmax.cuh"
 #include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/attention/wgmma.cuh"
+#include "winnow/detail/attention/wgmma_ring.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -54,32 +55,14 @@ struct ring_place {
 };
 
 template <class Layout>
-struct gradient_block {
-  using layout = Layout;
-  using tile = swizzled_tile<layout::row_bytes>;
+struct gradient_block : ring_block<Layout, backward_rows> {
+  using base = ring_block<Layout, backward_rows>;
+  using base::base, base::shared;
+  using typename base::layout;
   static constexpr bool query_side = layout::side == backward_side::query;
 
-  const backward_rows& problem;
-  const group_problem& group;
-  std::byte* memory;
-  std::uint32_t shared;  ///< the address of `memory`
-
-  __device__ __forceinline__ gradient_block(const backward_rows& problem_,
-                                            const group_problem& group_, std::byte* memory_)
-      : problem(problem_), group(group_), memory(memory_), shared(shared_address(memory_)) {}
-
-  template <class U>
-  __device__ __forceinline__ U* at(int offset_bytes) const {
-    return reinterpret_cast<U*>(memory + offset_bytes);
-  }
   static __device__ __forceinline__ int tiles_of(const gradient_item& item) {
     return divide_up(item.range_last - item.range_first, layout::others);
-  }
-  __device__ __forceinline__ std::uint32_t full(int stage) const {
-    return shared + layout::full + 8 * stage;
-  }
-  __device__ __forceinline__ std::uint32_t empty(int stage) const {
-    return shared + layout::empty + 8 * stage;
   }
   __device__ __forceinline__ std::uint32_t own_empty(int buffer) const {
     return shared + layout::own_empty + 8 * buffer;
@@ -104,9 +87,7 @@ struct gradient_copy_state {
   }
   /// \param shared the address of the block's memory.
   __device__ __forceinline__ void announce(std::uint32_t shared) {
-    show_to_products();
-    __syncwarp();
-    if (lane_id() == 0) arrive(shared + Layout::full + 8 * announced.stage);
+    announce_stage(shared + Layout::full + 8 * announced.stage);
     announced.step();
     --under_way;
   }

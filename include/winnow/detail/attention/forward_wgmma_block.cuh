@@ -20,6 +20,7 @@
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/attention/wgmma.cuh"
+#include "winnow/detail/attention/wgmma_ring.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -42,31 +43,13 @@ struct stage_cursor {
 };
 
 template <class Layout>
-struct wgmma_block {
-  using layout = Layout;
-  using tile = swizzled_tile<layout::row_bytes>;
+struct wgmma_block : ring_block<Layout, forward_problem> {
+  using base = ring_block<Layout, forward_problem>;
+  using base::base, base::shared;
+  using typename base::layout;
 
-  const forward_problem& problem;
-  const group_problem& group;
-  std::byte* memory;
-  std::uint32_t shared;  ///< the address of `memory`
-
-  __device__ __forceinline__ wgmma_block(const forward_problem& problem_,
-                                         const group_problem& group_, std::byte* memory_)
-      : problem(problem_), group(group_), memory(memory_), shared(shared_address(memory_)) {}
-
-  template <class U>
-  __device__ __forceinline__ U* at(int offset_bytes) const {
-    return reinterpret_cast<U*>(memory + offset_bytes);
-  }
   static __device__ __forceinline__ int tiles_of(const wgmma_item& item) {
     return divide_up(item.range_last - item.range_first, layout::keys);
-  }
-  __device__ __forceinline__ std::uint32_t full(int stage) const {
-    return shared + layout::full + 8 * stage;
-  }
-  __device__ __forceinline__ std::uint32_t empty(int stage) const {
-    return shared + layout::empty + 8 * stage;
   }
   __device__ __forceinline__ std::uint32_t query_empty(int buffer) const {
     return shared + layout::query_empty + 8 * buffer;
@@ -81,9 +64,7 @@ struct copy_state {
 
   /// \param shared the address of the block's memory.
   __device__ __forceinline__ void announce(std::uint32_t shared) {
-    show_to_products();
-    __syncwarp();
-    if (lane_id() == 0) arrive(shared + Layout::full + 8 * announced.stage());
+    announce_stage(shared + Layout::full + 8 * announced.stage());
     announced.step();
   }
   __device__ __forceinline__ void announce_all(std::uint32_t shared) {
