@@ -238,14 +238,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
   }
   static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
-#pragma unroll
-    for (auto& block : own.o)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-#pragma unroll
-    for (auto& block : own.cells)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+    scale_rows(by, own.o);
+    scale_rows(by, own.cells);
     // Radial sums stay as they are: units shrink by the same power of two.
     if constexpr (Radial) {
 #pragma unroll

@@ -113,12 +113,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   float by[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) by[i] = reciprocal(state.softmax.sum[2 * i]);
-  const auto normalize = [&] {
-#pragma unroll
-    for (auto& block : state.o)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-  };
+  const auto normalize = [&] { scale_rows(by, state.o); };
   constexpr bool early = sizeof(T) == 4 && !sums_directly;
   if constexpr (early) normalize();
   if (group().table_v.data != nullptr) {

@@ -55,20 +55,9 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::rescale(
     const float (&by)[2], row_state& state) const {
-#pragma unroll
-  for (auto& block : state.o)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-  if constexpr (sums_directly) {
-#pragma unroll
-    for (auto& block : state.low)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-  }
-#pragma unroll
-  for (auto& block : state.cells)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+  scale_rows(by, state.o);
+  if constexpr (sums_directly) scale_rows(by, state.low);
+  scale_rows(by, state.cells);
   // Radial sums stay as they are: units shrink by the same power of two. What is smaller than 2⁻⁶⁴
   // of a weight does not count.
   if constexpr (Radial) {

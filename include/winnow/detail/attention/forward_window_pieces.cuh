@@ -156,12 +156,7 @@ struct piece_attender {
     for (float& logit : largest) logit *= factor;
     if (!softmax.holds(largest)) {
       float by[2];
-      if (softmax.raise(largest, by)) {
-#pragma unroll
-        for (auto& block : o)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
-      }
+      if (softmax.raise(largest, by)) scale_rows(by, o);
     }
 #pragma unroll
     for (int u = 0; u < 2; ++u) {

@@ -39,6 +39,15 @@ __device__ __forceinline__ void add_lane_sums(float (&sum)[4]) {
   }
 }
 
+/// Multiplies a lane's elements of rows g and g + 8 by a factor each.
+template <int Blocks>
+__device__ __forceinline__ void scale_rows(const float (&by)[2], float (&blocks)[Blocks][4]) {
+#pragma unroll
+  for (auto& block : blocks)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) block[e] *= by[e / 2];
+}
+
 /// Rows g and g + 8 of a tile; the four lanes of a quad share them. Logits count in base 2.
 ///
 /// Weights are 2^(logit - largest), where `largest` trails the true maximum by up to `slack`, since
