@@ -77,7 +77,6 @@ struct contextual_window_differentiator : contextual_window_rows<T, Radial, Long
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::keys;
   using base::load_factors;
   using base::load_keys;
   using base::load_out;
@@ -96,7 +95,6 @@ struct contextual_window_differentiator : contextual_window_rows<T, Radial, Long
   using base::planned_turn;
   using base::plans_meanwhile;
   using base::problem;
-  using base::queries;
   using base::radial_units;
   using base::see_starts;
   using base::share_of_block;

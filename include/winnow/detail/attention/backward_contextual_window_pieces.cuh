@@ -49,9 +49,7 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
   using base::keys;
   using base::left_offset;
   using base::length;
-  using base::linear;
   using base::memory;
-  using base::order;
   using base::place;
   using base::problem;
   using base::queries;

@@ -47,7 +47,6 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::table;
   using base::tiles;
   using base::warp;
-  using base::weight_points;
   using base::weight_unit;
   using base::whole;
   using base::words;

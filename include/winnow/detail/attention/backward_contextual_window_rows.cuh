@@ -35,7 +35,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::rows_of_tile;
   using base::store_cells;
   using base::sums;
-  using base::take;
   using base::warp;
   using base::weight_shift;
   using base::weight_unit;

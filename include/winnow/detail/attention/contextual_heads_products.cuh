@@ -21,15 +21,12 @@ namespace winnow::detail {
 template <class T, bool Radial, class Layout>
 struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout> {
   using base = contextual_block<T, 16, Radial, true, Layout>;
-  using base::assigned;
-  using base::fixed_limit;
   using base::group;
   using base::group_head;
   using base::keys;
   using base::place;
   using base::problem;
   using base::radial_sums;
-  using base::shared;
   using base::words;
   using typename base::factor;
   using typename base::layout;

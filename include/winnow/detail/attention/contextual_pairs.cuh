@@ -62,14 +62,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     const row_state& state, int key, float (&scores)[2][4], float (&sides)[2][4]) const {
   key_cells places[2];
 #pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    if constexpr (layout::packs_places) {
-      const std::uint32_t both = at<const std::uint32_t>(layout::key_place)[key + 8 * b + place.g];
-      places[b] = {__byte_perm(both, 0, 0x1010), __byte_perm(both, 0, 0x3232)};
-    } else {
-      places[b] = at<const key_cells>(layout::key_place)[key + 8 * b + place.g];
-    }
-  }
+  for (int b = 0; b < 2; ++b)
+    places[b] = at<const key_cells>(layout::key_place)[key + 8 * b + place.g];
   const auto key_cell = [&](int b, int word) {
     const int axis = word / cell_words;
     std::uint32_t position = axis == 0 ? places[b].x : places[b].y;

@@ -109,16 +109,6 @@ inline status submit_clear(void* memory, std::size_t bytes, cudaStream_t stream)
   return {};
 }
 
-/// As many small blocks as are wanted on a multiprocessor, or as one of the architecture that is being
-/// compiled for holds: 16 on compute capability 8.6 and 8.7, 24 or more on others.
-constexpr int resident_blocks(int wanted) noexcept {
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870)
-  return wanted < 16 ? wanted : 16;
-#else
-  return wanted;
-#endif
-}
-
 template <class T>
 WINNOW_HOST_DEVICE constexpr T divide_up(T a, T b) noexcept {
   return (a + b - 1) / b;
