@@ -123,7 +123,8 @@ inline int one_pass_of(const head_group<void>& group,
   const std::size_t bytes = size_of(instance.type);
   if (group.position == position_encoding::bias) {
     const int capacity = grid_capacity(bytes, instance.head_dim);
-    return relative.quant_length * relative.quant_length <= capacity ? capacity : 0;
+    const std::int64_t edge = relative.quant_length;
+    return edge * edge <= capacity ? capacity : 0;
   }
   if (group.position == position_encoding::contextual) {
     const bool radial = relative.kind == relative_kind::spherical;
@@ -258,7 +259,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                             wanted.radial, instance.head_dim};
     std::int64_t part_bytes = 0;
     int first_head = 0;
-    int window_tokens = std::numeric_limits<int>::max();  ///< of a grid's smallest window
+    std::int64_t window_tokens = std::numeric_limits<int>::max();  ///< of a grid's smallest window
     int one_pass = by_rows ? 0 : std::numeric_limits<int>::max();
     for (int g = 0; g < arguments.group_count; ++g) {
       const head_group<void>& group = arguments.groups[g];
@@ -269,7 +270,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
         described.first_index = problem.heads;
         described.first_head = first_head;
         problem.heads += group.heads;
-        const int edge = described.quant_length;
+        const std::int64_t edge = described.quant_length;
         window_tokens = std::min(window_tokens, edge * edge);
         one_pass = std::min(one_pass, one_pass_of(group, arguments, instance, memory_limit));
         if (group.position == position_encoding::bias)
@@ -288,11 +289,16 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     if (problem.group_count == 0) continue;
     ++plan.launch_count;
 
+    constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;  // of a grid
+    // Short windows have a block for each so many slots.
+    if (wanted.position == position_encoding::none &&
+        tokens / (window_range * window_warps) >= most_blocks / problem.heads)
+      one_pass = 0;
     problem.one_pass = one_pass;
     problem.by_warpgroups = one_pass > 0 && wanted.position == position_encoding::none &&
                             tokens >= wgmma_tokens && instance.hopper_tiles != nullptr &&
                             is_hopper();
-    int rows_a_block = 1;
+    std::int64_t rows_a_block = 1;
     if (one_pass > 0 && wanted.position != position_encoding::contextual)
       rows_a_block = wanted.position == position_encoding::bias ? window_tokens : long_rows;
     else if (!by_rows)
@@ -300,8 +306,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
           tune_backward(size_of(instance.type), instance.head_dim, wanted.position).rows();
     std::int64_t blocks = std::max<std::int64_t>(1, (tokens + rows_a_block - 1) / rows_a_block);
     if (by_rows) blocks = std::min(blocks, std::max<std::int64_t>(1, row_blocks / problem.heads));
-    // A grid has fewer than 2^31 blocks; beyond that each takes several tiles.
-    blocks = std::min(blocks, ((std::int64_t{1} << 31) - 1) / problem.heads);
+    // Beyond that each takes several tiles.
+    blocks = std::min(blocks, most_blocks / problem.heads);
     if (part_bytes > 0 || wanted.position == position_encoding::contextual) {
       const int enough = by_rows                                            ? summing_rows
                          : wanted.position == position_encoding::contextual ? contextual_blocks

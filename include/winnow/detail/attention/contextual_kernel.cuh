@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
 /// Do rows start on 16 bytes, a distance apart that fits 32 bits?
 template <class T>
 bool vector_rows(const row_view& view) noexcept {
-  const std::int64_t bytes = view.token_stride * static_cast<std::int64_t>(sizeof(T));
-  return view.vectors && bytes < std::int64_t{1} << 31 && bytes >= -(std::int64_t{1} << 31);
+  const std::int64_t limit = (std::int64_t{1} << 31) / static_cast<std::int64_t>(sizeof(T));
+  return view.vectors && view.token_stride < limit && view.token_stride >= -limit;
 }
 
 /// Is the step of LSE between tokens 32 bits long, in bytes?
