@@ -24,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   memory memory_(source, memory_place::device);
   // Mostly what the build that is fuzzed was compiled for.
   const dtype type = source.pick(4) > 0 ? dtype::float16 : pick_dtype(source);
-  const std::int64_t head_dim = source.rarely(16) ? source.pick(140) : 8 * (1 + source.pick(2));
+  const std::int64_t head_dim = source.rarely(16) ? source.pick(140) : 8 * (1 + source.pick(4));
   const std::int64_t tokens =
       source.rarely(4) ? (std::int64_t{1} << source.pick(32)) - source.pick(2) : source.pick(100);
   attention_problem problem(source, memory_, type, tokens, head_dim);
