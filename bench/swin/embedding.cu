@@ -32,8 +32,7 @@ struct embedding_arguments {
       : images(static_cast<const T*>(work.images)),
         weight(static_cast<const uint2*>(work.weight)),
         bias(static_cast<const T*>(work.bias)),
-        norm_weight(static_cast<const T*>(work.norm.weight)),
-        norm_bias(static_cast<const T*>(work.norm.bias)),
+        norm(work.norm),
         stream(static_cast<T*>(work.stream)),
         magnitude(work.magnitude),
         height(work.size.height),
@@ -44,8 +43,7 @@ struct embedding_arguments {
   const T* images;
   const uint2* weight;
   const T* bias;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   T* stream;
   float* magnitude;
   int height, width;    // of an image
@@ -90,8 +88,8 @@ struct shared_vectors {
     const auto i = threadIdx.x;
     if (i >= quad_channels) return;
     bias[i] = static_cast<float>(work.bias[i]);
-    norm_weight[i] = static_cast<float>(work.norm_weight[i]);
-    norm_bias[i] = static_cast<float>(work.norm_bias[i]);
+    norm_weight[i] = static_cast<float>(work.norm.weight[i]);
+    norm_bias[i] = static_cast<float>(work.norm.bias[i]);
   }
 };
 

@@ -52,8 +52,7 @@ struct mlp_arguments {
       : stream(static_cast<T*>(work.stream)),
         attended(static_cast<const T*>(work.attended)),
         projection_bias(static_cast<const T*>(work.projection_bias)),
-        norm_weight(static_cast<const T*>(work.norm.weight)),
-        norm_bias(static_cast<const T*>(work.norm.bias)),
+        norm(work.norm),
         matrices(static_cast<const uint4*>(work.matrices)),
         hidden_bias(static_cast<const T*>(work.hidden_bias)),
         bias(static_cast<const T*>(work.bias)),
@@ -62,8 +61,7 @@ struct mlp_arguments {
   T* stream;
   const T* attended;
   const T* projection_bias;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   const uint4* matrices;
   const T* hidden_bias;
   const T* bias;
@@ -122,8 +120,8 @@ __global__ void __launch_bounds__(threads)
     vectors.hidden_bias[i] = static_cast<float>(work.hidden_bias[i]);
   for (int i = static_cast<int>(threadIdx.x); i < quad_channels; i += threads) {
     vectors.projection_bias[i] = static_cast<float>(work.projection_bias[i]);
-    vectors.norm_weight[i] = static_cast<float>(work.norm_weight[i]);
-    vectors.norm_bias[i] = static_cast<float>(work.norm_bias[i]);
+    vectors.norm_weight[i] = static_cast<float>(work.norm.weight[i]);
+    vectors.norm_bias[i] = static_cast<float>(work.norm.bias[i]);
     vectors.bias[i] = static_cast<float>(work.bias[i]);
   }
   // Weights are nobody's result.

@@ -41,8 +41,7 @@ template <class T>
 struct qkv_arguments {
   explicit qkv_arguments(const fused_qkv& work)
       : stream(static_cast<const T*>(work.stream)),
-        norm_weight(static_cast<const T*>(work.norm.weight)),
-        norm_bias(static_cast<const T*>(work.norm.bias)),
+        norm(work.norm),
         matrix(static_cast<const uint4*>(work.matrix)),
         bias(static_cast<const T*>(work.bias)),
         rows(static_cast<T*>(work.rows)),
@@ -50,8 +49,7 @@ struct qkv_arguments {
         block(work.block),
         count(work.block.count()) {}
   const T* stream;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   const uint4* matrix;
   const T* bias;
   T* rows;
@@ -70,8 +68,8 @@ __global__ void __launch_bounds__(threads, 1)
   for (int i = static_cast<int>(threadIdx.x); i < outputs; i += threads)
     vectors.bias[i] = static_cast<float>(work.bias[i]);
   for (int i = static_cast<int>(threadIdx.x); i < quad_channels; i += threads) {
-    vectors.norm_weight[i] = static_cast<float>(work.norm_weight[i]);
-    vectors.norm_bias[i] = static_cast<float>(work.norm_bias[i]);
+    vectors.norm_weight[i] = static_cast<float>(work.norm.weight[i]);
+    vectors.norm_bias[i] = static_cast<float>(work.norm.bias[i]);
   }
   // Weights are nobody's result.
   detail::wait_for_predecessor();

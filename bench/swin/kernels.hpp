@@ -37,6 +37,14 @@ struct norm_weights {
   const void* weight = nullptr;
   const void* bias = nullptr;
 };
+/// The same with the type of their elements.
+template <class T>
+struct norm_vectors {
+  explicit norm_vectors(const norm_weights& norm)
+      : weight(static_cast<const T*>(norm.weight)), bias(static_cast<const T*>(norm.bias)) {}
+  const T* weight;
+  const T* bias;
+};
 
 /// What happens to every token of a map between two blocks:
 ///

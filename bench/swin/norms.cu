@@ -35,8 +35,7 @@ struct token_arguments {
         change(static_cast<const T*>(update.change)),
         magnitude(update.magnitude),
         rows(static_cast<T*>(update.rows)),
-        norm_weight(static_cast<const T*>(update.norm.weight)),
-        norm_bias(static_cast<const T*>(update.norm.bias)),
+        norm(update.norm),
         positions(update.positions),
         changed(update.changed),
         next(update.next),
@@ -52,8 +51,7 @@ struct token_arguments {
   const T* change;
   float* magnitude;
   T* rows;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   std::uint32_t* positions;
   row_map changed, next;
   int batch, height, width, scan_height, scan_width;
@@ -69,8 +67,8 @@ __global__ void __launch_bounds__(threads, resident)
   const int lane = static_cast<int>(threadIdx.x) % Lanes;
   stored_type norm_weight, norm_bias;
   if constexpr (Norms) {
-    norm_weight.load(work.norm_weight, true, lane);
-    norm_bias.load(work.norm_bias, true, lane);
+    norm_weight.load(work.norm.weight, true, lane);
+    norm_bias.load(work.norm.bias, true, lane);
   }
   if constexpr (!Adds) detail::wait_for_predecessor();
   const int image = static_cast<int>(blockIdx.y);
@@ -125,15 +123,13 @@ struct row_arguments {
       : stream(static_cast<T*>(update.stream)),
         change(static_cast<const T*>(update.change)),
         rows(static_cast<T*>(update.rows)),
-        norm_weight(static_cast<const T*>(update.norm.weight)),
-        norm_bias(static_cast<const T*>(update.norm.bias)),
+        norm(update.norm),
         positions(update.positions),
         block(update.block) {}
   T* stream;
   const T* change;
   T* rows;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   std::uint32_t* positions;
   row_map block;
 };
@@ -152,8 +148,8 @@ __global__ void __launch_bounds__(threads, resident)
   const std::int64_t first_token =
       static_cast<std::int64_t>(image) * (work.block.height * work.block.width);
   typename row_type::stored_type norm_weight, norm_bias, token, change;
-  norm_weight.load(work.norm_weight, true, lane);
-  norm_bias.load(work.norm_bias, true, lane);
+  norm_weight.load(work.norm.weight, true, lane);
+  norm_bias.load(work.norm.bias, true, lane);
   if constexpr (!Adds) detail::wait_for_predecessor();
   const int window = window_of(work.block, image, present ? k : 0);
   if constexpr (Adds) {

@@ -26,11 +26,9 @@ struct end_arguments {
       : stream(static_cast<const T*>(end.stream)),
         change(static_cast<const T*>(end.change)),
         output(static_cast<T*>(end.output)),
-        norm_weight(static_cast<const T*>(end.norm.weight)),
-        norm_bias(static_cast<const T*>(end.norm.bias)),
+        norm(end.norm),
         merged(static_cast<T*>(end.merged)),
-        merge_weight(static_cast<const T*>(end.merge_norm.weight)),
-        merge_bias(static_cast<const T*>(end.merge_norm.bias)),
+        merge_norm(end.merge_norm),
         changed(end.changed),
         height(end.map.height),
         width(end.map.width) {
@@ -42,11 +40,9 @@ struct end_arguments {
   const T* stream;
   const T* change;
   T* output;
-  const T* norm_weight;
-  const T* norm_bias;
+  norm_vectors<T> norm;
   T* merged;
-  const T* merge_weight;
-  const T* merge_bias;
+  norm_vectors<T> merge_norm;
   row_map changed;
   int height, width;
   int down, across;  // of what a row, or four, stand for
@@ -94,8 +90,8 @@ __global__ void __launch_bounds__(threads, resident)
   const std::int64_t first_token = static_cast<std::int64_t>(image) * (work.height * work.width);
   const int at = (y * work.width + x) * channels;
   stored_type weight, bias, token;
-  weight.load(work.norm_weight, true, lane);
-  bias.load(work.norm_bias, true, lane);
+  weight.load(work.norm.weight, true, lane);
+  bias.load(work.norm.bias, true, lane);
   const auto rolled = work.changed.rolled(y, x);
   const int rank = work.changed.rank_of(image, rolled.window, Adds && inside);
   detail::wait_for_predecessor();
@@ -117,8 +113,8 @@ __global__ void __launch_bounds__(threads, resident)
   if (inside) normed.store(work.output + first_token * channels + at, lane);
   if constexpr (Merges) {
     __shared__ float sums[2][threads / 32];
-    weight.load(work.merge_weight + corner * channels, true, lane);
-    bias.load(work.merge_bias + corner * channels, true, lane);
+    weight.load(work.merge_norm.weight + corner * channels, true, lane);
+    bias.load(work.merge_norm.bias + corner * channels, true, lane);
     const float mean_of_four = 0.25f * sum_of_four<Lanes>(mean, sums[0]);
     // Squares around another mean are more by the square of the distance for each of them.
     const float distance = mean - mean_of_four;
