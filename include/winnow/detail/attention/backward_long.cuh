@@ -51,6 +51,8 @@ struct long_differentiator {
   /// A block brings what it needs to know of its next tile while it computes one. At D = 32 that costs
   /// more in registers than it gains.
   static constexpr bool looks_ahead = D != 32;
+  /// Does backward_long_wgmma.cuh compute some of the tiles?
+  static constexpr bool has_warpgroups = takes_wgmma_backward(sizeof(T), D);
   static constexpr float weight_shift = 10.0f;
   static constexpr float weight_unit = 0x1p-10f;
   static constexpr unsigned all_lanes = 0xffffffffu;
@@ -140,7 +142,7 @@ struct long_differentiator {
   }
   /// Are `wgmma_rows` slots from `start` on those of backward_long_wgmma.cuh?
   [[nodiscard]] __device__ __forceinline__ bool is_taken(int start) const {
-    return problem.by_warpgroups && start <= assigned - wgmma_rows &&
+    return has_warpgroups && problem.by_warpgroups && start <= assigned - wgmma_rows &&
            is_wgmma_tile(window_of(start), window_of(start + wgmma_rows - 1));
   }
   /// Is there anything to do in the rows from slot `start`? A longer window holds one of the slots that
@@ -150,13 +152,14 @@ struct long_differentiator {
     const int past = static_cast<int>(min(start + rows, static_cast<std::int64_t>(limit)));
     if (past > assigned) return true;
     // Not `||`: all loads at once.
+    constexpr int part_rows = has_warpgroups ? wgmma_rows : rows;
     bool needed = false;
 #pragma unroll
-    for (int part = 0; part < rows; part += wgmma_rows) {
+    for (int part = 0; part < rows; part += part_rows) {
       const int first = static_cast<int>(start) + part;
-      bool any = is_long(min(first + wgmma_rows, past) - 1);
+      bool any = is_long((part + part_rows < rows ? min(first + part_rows, past) : past) - 1);
 #pragma unroll
-      for (int row = 0; row < wgmma_rows; row += 16) any |= is_long(min(first + row, past - 1));
+      for (int row = 0; row < part_rows; row += 16) any |= is_long(min(first + row, past - 1));
       needed |= any & !is_taken(first);
     }
     return needed;
@@ -286,7 +289,10 @@ struct long_differentiator {
       }
     }
     own = __ballot_sync(all_lanes, window.y - window.x > problem.one_pass);
-    if (is_taken(first_slot / wgmma_rows * wgmma_rows)) own = 0;
+    // First what asks for no loads.
+    if (has_warpgroups && __all_sync(all_lanes, window.y - window.x >= wgmma_window) &&
+        is_taken(first_slot / wgmma_rows * wgmma_rows))
+      own = 0;
     // The warp's rows attend to [warp_from, warp_last) at most, and all of them to
     // [all_from, all_last).
     int warp_from = 0, warp_last = 0, all_from = 0, all_last = 0;
@@ -338,7 +344,7 @@ struct long_differentiator {
     wait_for_copies<1>();
     __syncwarp();
     if constexpr (query_side)
-      if (own != 0) magnitude = measure_queries(outs);
+      if (!has_warpgroups || own != 0) magnitude = measure_queries(outs);
     raise = weight_unit;
     lower = 1.0f;
     if constexpr (std::is_same_v<T, half>) {

@@ -44,6 +44,8 @@ struct backward_rows {
   int head_dim = 0;
   bool accumulate = false;
   bool zero_unassigned = false;
+  /// Of windows too long for one pass, those that is_wgmma_tile names are backward_long_wgmma.cuh's.
+  bool by_warpgroups = false;
   /// delta_i = dO_i·O_i, [heads, max_tokens] by slot; query tiles write it, key tiles read it.
   float* delta = nullptr;
   /// The largest biased FP32 exponent among the finite elements of dO in 16 consecutive slots,
@@ -62,8 +64,6 @@ struct backward_rows {
   /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
   /// longer ones by backward_long.cuh.
   int one_pass = 0;
-  /// Of longer ones, those that is_wgmma_tile names are backward_long_wgmma.cuh's.
-  bool by_warpgroups = false;
 };
 
 struct backward_problem : backward_rows {
