@@ -34,22 +34,31 @@ cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& proble
                           dim3(threads), arguments, bytes, stream);
 }
 
-/// Plain windows: short ones in one pass, with the query side, longer ones by sides.
+/// Plain windows: short ones in one pass, with the query side, longer ones by sides. The query side's kernels
+/// run beside each other. The key side's wait for them, but find out before whether there is anything to do.
 template <class T, int D>
 cudaError_t launch_backward_plain(const backward_problem& problem, backward_side side,
                                   cudaStream_t stream) noexcept {
+  const auto launch = [&](auto kernel, std::int64_t blocks, int warps, std::size_t bytes,
+                          kernel_place place) {
+    const cudaError_t error = allow_shared_memory(kernel, bytes);
+    if (error != cudaSuccess) return error;
+    backward_problem parameters = problem;
+    parameters.place = place;
+    return launch_kernel(kernel, dim3(static_cast<unsigned>(problem.heads * blocks)), 32 * warps,
+                         bytes, stream, parameters, static_cast<const backward_rows&>(parameters));
+  };
   using layout = long_layout<D>;
   if (side == backward_side::key)
-    return launch_backward_kernel(differentiate_long_kernel<T, D, backward_side::key>, problem,
-                                  problem.blocks_per_head, 32 * layout::warps, layout::bytes,
-                                  stream);
+    return launch(differentiate_long_kernel<T, D, backward_side::key>, problem.blocks_per_head,
+                  layout::warps, layout::bytes, {false, problem.by_warpgroups});
   constexpr std::int64_t slots = window_range * window_warps;
   const std::int64_t blocks = std::max<std::int64_t>(1, (problem.max_tokens + slots - 1) / slots);
-  const cudaError_t error = launch_backward_kernel(differentiate_windows_kernel<T, D>, problem,
-                                                   blocks, 32 * window_warps, 0, stream);
+  const cudaError_t error =
+      launch(differentiate_windows_kernel<T, D>, blocks, window_warps, 0, {true, true});
   if (error != cudaSuccess) return error;
-  return launch_backward_kernel(differentiate_long_kernel<T, D, backward_side::query>, problem,
-                                problem.blocks_per_head, 32 * layout::warps, layout::bytes, stream);
+  return launch(differentiate_long_kernel<T, D, backward_side::query>, problem.blocks_per_head,
+                layout::warps, layout::bytes, {false, true});
 }
 
 /// Short and long windows of contextual encoding, both sides, and each by its own kernel.

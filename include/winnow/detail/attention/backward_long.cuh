@@ -443,8 +443,17 @@ __global__ void __launch_bounds__(32 * long_layout<D>::warps, long_layout<D>::mi
   extern __shared__ __align__(16) std::byte memory[];
   const block_place where(problem);
   const group_problem& group = problem.groups[where.group].problem;
+  begin_beside(rows.place);
+  if constexpr (Side == backward_side::key) {
+    // The query side's deltas are for those who have something to do.
+    const bool idle =
+        !(rows.zero_unassigned && !rows.accumulate) && group.counts->largest <= rows.one_pass;
+    if (!idle || blockIdx.x == 0) wait_for_predecessor();
+    if (idle) return;
+  }
   long_differentiator<T, D, Side>(rows, problem, group, group.first_head + where.group_head, memory)
       .run(where.part);
+  if constexpr (Side == backward_side::query) end_beside(rows.place, blockIdx.x == 0);
 }
 
 }  // namespace winnow::detail

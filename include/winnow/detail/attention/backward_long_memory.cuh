@@ -91,8 +91,8 @@ __device__ __forceinline__ unsigned long_differentiator<T, D, Side>::measure_que
     for (int step = chunks / 2; step > 0; step /= 2) dot += __shfl_xor_sync(all_lanes, dot, step);
     if (place.lane % chunks == 0) {
       own_deltas()[row] = dot;
-      if (first_slot + row < assigned)
-        problem.delta[head * problem.max_tokens + first_slot + row] = dot;
+      // Those of shorter windows are another kernel's, beside this one.
+      if ((own >> row & 1u) != 0) problem.delta[head * problem.max_tokens + first_slot + row] = dot;
     }
   }
 #pragma unroll

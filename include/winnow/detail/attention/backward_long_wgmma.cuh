@@ -457,10 +457,13 @@ __global__ void __launch_bounds__(32 * Layout::warps, 1)
                                     const __grid_constant__ backward_rows rows) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) std::byte memory[];
+  begin_beside(rows.place);
   bool any = false;
   for (int g = 0; g < problem.group_count; ++g)
     any |= problem.groups[g].problem.counts->largest >= wgmma_window;
-  if (!any) return;
+  if (!any) return end_beside(rows.place, blockIdx.x == 0);
+  // It reads the query side's deltas.
+  if constexpr (Layout::side == backward_side::key) wait_for_predecessor();
   const std::uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0)
     for (int stage = 0; stage < Layout::stages; ++stage) {
@@ -486,6 +489,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, 1)
           wgmma_differentiator<T, Layout>(rows, problem, group, memory).run(item, state);
         });
   }
+  if constexpr (Layout::side == backward_side::query) end_beside(rows.place, blockIdx.x == 0);
 #endif
 }
 

@@ -46,6 +46,7 @@ struct backward_rows {
   bool zero_unassigned = false;
   /// Of windows too long for one pass, those that is_wgmma_tile names are backward_long_wgmma.cuh's.
   bool by_warpgroups = false;
+  kernel_place place;  ///< of the kernels of plain windows
   /// delta_i = dO_i·O_i, [heads, max_tokens] by slot; query tiles write it, key tiles read it.
   float* delta = nullptr;
   /// The largest biased FP32 exponent among the finite elements of dO in 16 consecutive slots,

@@ -25,10 +25,10 @@ cudaError_t launch_wgmma_backward(const backward_problem& problem, backward_side
     const std::int64_t items =
         divide_up<std::int64_t>(problem.max_tokens, shape::rows) * problem.heads;
     backward_problem parameters = problem;
-    backward_rows rows = problem;
-    void* arguments[] = {&parameters, &rows};
-    return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min<std::int64_t>(132, items))),
-                            dim3(32 * shape::warps), arguments, shape::bytes, stream);
+    parameters.place = {false, side == backward_side::query};
+    return launch_kernel(kernel, dim3(static_cast<unsigned>(std::min<std::int64_t>(132, items))),
+                         32 * shape::warps, shape::bytes, stream, parameters,
+                         static_cast<const backward_rows&>(parameters));
   };
   using query_layout = backward_wgmma_layout<D, backward_side::query>;
   using key_layout = backward_wgmma_layout<D, backward_side::key>;

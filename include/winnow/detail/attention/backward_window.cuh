@@ -497,6 +497,7 @@ template <class T, int D>
 __global__ void __launch_bounds__(32 * window_warps, one_pass_blocks(D))
     differentiate_windows_kernel(const __grid_constant__ backward_problem problem,
                                  const __grid_constant__ backward_rows rows) {
+  begin_beside(rows.place);
   const block_place where(problem);
   const group_problem& group = problem.groups[where.group].problem;
   const std::int64_t from =
