@@ -31,6 +31,7 @@
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
