@@ -462,8 +462,8 @@ __global__ void __launch_bounds__(32 * Layout::warps, 1)
   for (int g = 0; g < problem.group_count; ++g)
     any |= problem.groups[g].problem.counts->largest >= wgmma_window;
   if (!any) return end_beside(rows.place, blockIdx.x == 0);
-  // It reads the query side's deltas.
-  if constexpr (Layout::side == backward_side::key) wait_for_predecessor();
+  // The key side reads deltas. The query side would gain little, and a wait at its end costs registers.
+  wait_for_predecessor();
   const std::uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0)
     for (int stage = 0; stage < Layout::stages; ++stage) {
@@ -489,7 +489,6 @@ __global__ void __launch_bounds__(32 * Layout::warps, 1)
           wgmma_differentiator<T, Layout>(rows, problem, group, memory).run(item, state);
         });
   }
-  if constexpr (Layout::side == backward_side::query) end_beside(rows.place, blockIdx.x == 0);
 #endif
 }
 
