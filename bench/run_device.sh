@@ -18,9 +18,11 @@
 #     CUDAARCHS         the architecture (90)
 #
 # GoogleTest and Google Benchmark may come from a prefix: -DCMAKE_PREFIX_PATH=...
+# With -DCMAKE_CUDA_FLAGS=-DWINNOW_ALL_LANES_ARRIVE racecheck can follow long windows on compute
+# capability 9.0, which are then slower (wgmma_ring.cuh); without it gradients of these are left out.
 set -uo pipefail
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '3,20p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,22p' "${BASH_SOURCE[0]}"; exit 2; }
 output=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 suites=${WINNOW_SUITES:-partition selection attention_forward attention_backward}
@@ -99,6 +101,8 @@ if command -v compute-sanitizer >/dev/null; then
       for name in $(tests_of "$suite"); do
         filter=$(too_slow "$name")
         [ "$filter" = '-*' ] && continue
+        [ $tool = racecheck ] && [[ $* != *WINNOW_ALL_LANES_ARRIVE* ]] &&
+          filter+=':*DifferentiatesInLongWindows*'
         WINNOW_TEST_BARE=1 step "$tool-$name" timeout 300 compute-sanitizer "${options[@]}" \
           "$(program "$name")" --gtest_filter="$filter"
       done

@@ -34,8 +34,9 @@ cudaError_t launch_backward_kernel(Kernel kernel, const backward_problem& proble
                           dim3(threads), arguments, bytes, stream);
 }
 
-/// Plain windows: short ones in one pass, with the query side, longer ones by sides. The query side's kernels
-/// run beside each other. The key side's wait for them, but find out before whether there is anything to do.
+/// Plain windows: short ones in one pass, with the query side, longer ones by sides. On the query side both run
+/// beside each other. The key side's kernel waits for them, as that of warpgroups does on either side, but finds
+/// out before whether there is anything to do.
 template <class T, int D>
 cudaError_t launch_backward_plain(const backward_problem& problem, backward_side side,
                                   cudaStream_t stream) noexcept {

@@ -156,7 +156,7 @@ struct wgmma_differentiator : gradient_block<Layout> {
   /// @}
 
   __device__ __forceinline__ void release(int stage) const {
-    if (place.lane == 0) arrive(block::empty(stage));
+    arrive_warp(block::empty(stage), place.lane);
   }
   [[nodiscard]] __device__ __forceinline__ std::uint32_t tile_at(int array, int stage) const {
     return describe(shared + array) + stage * (layout::tile_bytes / 16);
@@ -215,7 +215,7 @@ struct wgmma_differentiator : gradient_block<Layout> {
       wait_for_products<1>();
       hold(s);
       // All products of the tile before are done, too.
-      if (tile > 0 && lane == 0) arrive(block::empty(last_stage));
+      if (tile > 0) arrive_warp(block::empty(last_stage), lane);
       read_columns(layout::column_lse, lse, 1);
       read_columns(layout::column_delta, delta, 0);
 #pragma unroll
@@ -404,7 +404,7 @@ struct wgmma_differentiator : gradient_block<Layout> {
     wait_for_phase(block::full(ring.stage), ring.parity);
     if (!item.wants(own)) {
       skip(tiles, ring);
-      if (place.lane == 0) arrive(block::own_empty(buffer));
+      arrive_warp(block::own_empty(buffer), place.lane);
       return;
     }
     const int2* windows =
@@ -446,7 +446,7 @@ struct wgmma_differentiator : gradient_block<Layout> {
     skip(tiles - last, ring);
     finish(item);
     __syncwarp();
-    if (place.lane == 0) arrive(block::own_empty(buffer));
+    arrive_warp(block::own_empty(buffer), place.lane);
   }
 };
 
@@ -465,12 +465,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, 1)
   // The key side reads deltas. The query side would gain little, and a wait at its end costs registers.
   wait_for_predecessor();
   const std::uint32_t shared = shared_address(memory);
-  if (threadIdx.x == 0)
-    for (int stage = 0; stage < Layout::stages; ++stage) {
-      create_barrier(shared + Layout::full + 8 * stage, Layout::warps - 4 * Layout::groups);
-      create_barrier(shared + Layout::empty + 8 * stage, 4 * Layout::groups);
-      if (stage < 2) create_barrier(shared + Layout::own_empty + 8 * stage, 4 * Layout::groups);
-    }
+  if (threadIdx.x == 0) create_barriers<Layout>(shared, Layout::own_empty);
   __syncthreads();
   const int warpgroup = __shfl_sync(all_lanes, warp_id() / 4, 0);
   if (warpgroup == Layout::groups) {

@@ -224,7 +224,7 @@ struct wgmma_attention : wgmma_block<Layout> {
   }
 
   __device__ __forceinline__ void release(int stage) const {
-    if (place.lane == 0) arrive(block::empty(stage));
+    arrive_warp(block::empty(stage), place.lane);
   }
 
   __device__ __forceinline__ void run(const wgmma_item& item, multiply_state<layout>& state) {
@@ -287,7 +287,7 @@ struct wgmma_attention : wgmma_block<Layout> {
     int tile = 0;
     int h = 0;
     const auto next_head = [&] {
-      if (place.lane == 0) arrive(block::query_empty(state.query_buffer));
+      arrive_warp(block::query_empty(state.query_buffer), place.lane);
       tile = 0;
       ++h;
       state.query_buffer ^= 1;
@@ -360,12 +360,7 @@ __global__ void __launch_bounds__(32 * Layout::warps, Layout::min_blocks)
   begin_beside(problem.place);
   if (!has_long_windows<Layout>(problem)) return end_beside(problem.place, blockIdx.x == 0);
   const std::uint32_t shared = shared_address(memory);
-  if (threadIdx.x == 0)
-    for (int stage = 0; stage < Layout::stages; ++stage) {
-      create_barrier(shared + Layout::full + 8 * stage, Layout::warps - 4 * Layout::groups);
-      create_barrier(shared + Layout::empty + 8 * stage, 4 * Layout::groups);
-      if (stage < 2) create_barrier(shared + Layout::query_empty + 8 * stage, 4 * Layout::groups);
-    }
+  if (threadIdx.x == 0) create_barriers<Layout>(shared, Layout::query_empty);
   __syncthreads();
   using attention = wgmma_attention<T, Layout>;
   const int warpgroup = __shfl_sync(all_lanes, warp_id() / 4, 0);
