@@ -344,8 +344,7 @@ struct long_differentiator {
       }
     wait_for_copies<1>();
     __syncwarp();
-    if constexpr (query_side)
-      if (!has_warpgroups || own != 0) magnitude = measure_queries(outs);
+    if constexpr (query_side) magnitude = measure_queries(outs);
     raise = weight_unit;
     lower = 1.0f;
     if constexpr (std::is_same_v<T, half>) {

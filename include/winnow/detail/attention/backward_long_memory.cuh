@@ -98,7 +98,8 @@ __device__ __forceinline__ unsigned long_differentiator<T, D, Side>::measure_que
 #pragma unroll
   for (int part = 0; part < 2; ++part) {
     largest[part] = __reduce_max_sync(all_lanes, largest[part]) >> 23;
-    if (place.lane == 0 && first_slot + 16 * part < assigned)
+    // Of a part that warpgroups take it is theirs.
+    if (place.lane == 0 && first_slot + 16 * part < assigned && (!has_warpgroups || own != 0))
       problem.magnitude[head * problem.magnitude_stride + first_slot / 16 + part] =
           static_cast<std::uint8_t>(largest[part]);
   }
