@@ -154,9 +154,25 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInWindowsOfEverySize) {
   WINNOW_SKIP_WITHOUT_GPU();
   for (const bool radius : {false, true}) {
     SCOPED_TRACE(radius ? "spherical" : "cubic");
-    const std::vector<int> sizes = {1,  64,  65,  5,   80, 97,  16, 128, 48,  129, 17, 30,
-                                    70, 143, 200, 257, 33, 320, 2,  321, 112, 81,  300};
+    const std::vector<int> sizes = {1,   64,  65,  5,  80,  97, 16,  128, 48, 129, 17,  30, 70,
+                                    143, 200, 257, 33, 320, 2,  321, 112, 81, 300, 160, 191};
     attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 49))}, 16, 49);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    ASSERT_NO_FATAL_FAILURE(run_twice(device));
+    expect_gradients_match(exact_gradients(problem), device);
+  }
+}
+
+/// So many that each block fills its tiles with windows of all sizes.
+TYPED_TEST(AttentionBackwardDevice, ServesTablesInThousandsOfShortWindows) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::vector<int> sizes;
+  for (int w = 0; w < 1500; ++w)
+    sizes.push_back(w % 4 == 0 ? 1 : 1 + w * w % 67 % (w % 5 * 16 + 3));
+  for (const bool radius : {false, true}) {
+    SCOPED_TRACE(radius ? "spherical" : "cubic");
+    attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, radius, 50))}, 16, 50);
     prepare_forward(problem);
     device_gradients<TypeParam> device(problem);
     ASSERT_NO_FATAL_FAILURE(run_twice(device));

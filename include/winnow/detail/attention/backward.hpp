@@ -336,6 +336,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     problem.blocks_per_head = static_cast<int>(blocks);
     problem.short_parts = static_cast<int>(std::max(part_count, blocks));
     problem.parts_per_head = problem.short_parts + static_cast<int>(long_count);
+    if (one_pass > 0 && wanted.position == position_encoding::contextual)
+      problem.prices = carver.take<std::uint32_t>(problem.group_count * contextual_priced_ranges);
 
     int index = 0;
     for (int g = 0; g < arguments.group_count && arguments.group_gradients != nullptr; ++g) {

@@ -16,6 +16,8 @@ constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim
   return element_bytes == 2 && head_dim == 16 ? 320 : 0;
 }
 inline constexpr int contextual_short_capacity = 64;
+/// Ranges of slots of which the prices of short windows are summed up.
+inline constexpr int contextual_priced_ranges = 1024;
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.
 template <int Bytes, int D, backward_side Side, bool Radial>
@@ -113,13 +115,10 @@ struct contextual_window_layout {
   static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
-  /// Slots that a block looks at to find its share of short windows.
-  static constexpr int most_probes = 4096;
   /// Pieces of its queries that a warp holds at a time.
-  static constexpr int held_pieces = 4;
+  static constexpr int held_pieces = !Long ? 4 : Radial ? 6 : 8;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
-  static constexpr int tile_floats = 16 * 16 * 4;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// One-hot cells and products by cell, in half: eight rows in different banks.
@@ -134,43 +133,61 @@ struct contextual_window_layout {
   static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
   static constexpr int plans = radius + 4 * 16 * tiles;   // of turns: int4 [tiles],
   static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
-  static constexpr int plan_bytes = plan_used + 16;
-  static constexpr int plan_count = Long ? 1 : 4;
+  static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
+  static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
+  /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
+  /// have met since.
+  static constexpr int plan_count = Long || !Radial ? 2 : 4;
   /// Of short windows those that wait for their turn, int2 [32]: the first slot, rows. Of long windows the slots
-  /// of those that are not cut, int2.
+  /// of those that are not cut, int2, which window is next, and the windows of 32 probes, int2.
   static constexpr int waiting = plans + plan_count * plan_bytes;
   static constexpr int whole_windows = waiting;
-  static constexpr int tables = waiting + (Long ? 16 : 8 * 32);  // T [q, k, v][3 · tile_rows]
-  static constexpr int rows = tables + 3 * table_bytes;          // T [q, k, dO][tiles][16]
-  static constexpr int regions = rows + 3 * tiles * tile_bytes;  // of each tile:
+  static constexpr int next_window = whole_windows + 16;
+  static constexpr int probes = next_window + 48;
+  static constexpr int tables = waiting + (Long ? 64 : 0) + 8 * 32;  // T [q, k, v][3 · tile_rows]
+  static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
+  static constexpr int regions = rows + 3 * tiles * tile_bytes;      // of each tile:
 
-  static constexpr int values = 0;                         // T [16]: v
-  static constexpr int hot = values + tile_bytes;          // half [16][cell_bytes]: one-hot cells
-  static constexpr int key_cells = hot + 16 * cell_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int cells_bytes = 16 * cell_bytes;
   static constexpr int piece_bytes = 512;
-  static constexpr int pieces = key_cells + 16 * cell_bytes;  // [held_pieces][dS, P][piece_bytes]
+  static constexpr int pieces_bytes = 2 * held_pieces * piece_bytes;
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
-  static constexpr int query_cells = pieces + 2 * held_pieces * piece_bytes;
-  static constexpr int value_cells = query_cells + (own_cells ? 16 * cell_bytes : 0);
+  static constexpr int query_radial_bytes = Radial ? 4 * 16 * query_radial_stride : 0;
+  static constexpr int key_radial_bytes = Radial ? 2 * 16 * key_radial_stride : 0;
+  static constexpr int radial_bytes = Radial ? 3 * 16 * radial_stride * 4 : 0;
+  /// Long windows: first what belongs to queries, which stay for several chunks of keys.
+  static constexpr int query_bytes =
+      pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes + radial_bytes / 3 * 2;
+
+  static constexpr int values = Long ? query_bytes + radial_bytes / 3 : 0;  // T [16]: v
+  static constexpr int hot = values + tile_bytes;      // half [16][cell_bytes]: one-hot cells
+  static constexpr int key_cells = hot + cells_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int keys_end = key_cells + cells_bytes;
+  static constexpr int pieces = Long ? 0 : keys_end;  // [held_pieces][dS, P][piece_bytes]
+  static constexpr int query_cells = pieces + pieces_bytes;
+  static constexpr int value_cells = query_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_radial =  // half2 [16][query_radial_stride]
-      value_cells + (own_cells ? 16 * cell_bytes : 0);
-  static constexpr int key_radial = query_radial + 4 * 16 * query_radial_stride;  // half [16][…]
+      value_cells + (own_cells ? cells_bytes : 0);
+  static constexpr int query_end = query_radial + query_radial_bytes;
+  static constexpr int key_radial = Long ? keys_end : query_end;  // half [16][…]
+  static constexpr int key_end = key_radial + key_radial_bytes;
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
-      Radial ? key_radial + 2 * 16 * key_radial_stride : 0;
+      Long ? query_end : key_end;
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
-  static constexpr int radial_bytes = 3 * 16 * radial_stride * 4;
-  static constexpr int region_bytes = Radial ? radial_sums + radial_bytes : 3 * sums_bytes;
+  static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
+  static constexpr int region_bytes = Long     ? key_end
+                                      : Radial ? radial_sums + radial_bytes
+                                               : 3 * sums_bytes;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
-  /// Sums of dq of a window that takes several turns, float [tiles of the window][16][16].
-  static constexpr int dq = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr std::size_t bytes = dq + (Long ? capacity / 16 * tile_floats : 0);
-  static_assert(bytes <= 227 * 1024 && 2 * (most_probes + 32 * tiles) <= tiles * region_bytes);
+  static constexpr std::size_t bytes = query_codes + (Long ? 4 * 16 * tiles : 0);
+  static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
-  static_assert(3 * sums_bytes <= region_bytes && query_radial <= region_bytes);
+  static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
+  static_assert(!Long || 2 * sums_bytes <= query_bytes);
 };
 
 constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {

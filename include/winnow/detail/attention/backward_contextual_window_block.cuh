@@ -42,6 +42,7 @@ struct contextual_window_block {
   const backward_group& entry;
   const group_problem& group;
   std::byte* memory;
+  int group_index;
   int group_head;
   int part;  ///< the block's number among those of its head
   int head = group.first_head + group_head;
@@ -81,7 +82,7 @@ struct contextual_window_block {
   }
   /// The sums by table row of dTq, dTv and dTk, of a tile.
   __device__ __forceinline__ std::byte* sums(int tile, int which) const {
-    return region(tile) + (which * layout::sums_bytes);
+    return region(tile) + (which == 2 ? layout::sums_of_keys : which * layout::sums_bytes);
   }
   static __device__ __forceinline__ bool linear(int axis) { return axis < layout::cell_axes; }
 

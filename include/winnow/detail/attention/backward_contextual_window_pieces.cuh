@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "winnow/detail/attention/backward_contextual_window_turns.cuh"
+#include "winnow/detail/attention/backward_contextual_window_radial.cuh"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -22,33 +22,16 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], 
                : "memory");
 }
 
-// By address: the compiler does not find what many pointers share.
-__device__ __forceinline__ float2 load_pair(std::uint32_t address) {
-  std::uint32_t bits;
-  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
-  return __half22float2(*reinterpret_cast<const half2*>(&bits));
-}
-__device__ __forceinline__ float load_half(std::uint32_t address) {
-  std::uint16_t bits;
-  asm volatile("ld.shared.b16 %0, [%1];\n" : "=h"(bits) : "r"(address) : "memory");
-  return __half2float(*reinterpret_cast<const half*>(&bits));
-}
-/// Adds to a word of shared memory. Also what is 0: a branch around each addition costs more.
-__device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
-  asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(address), "r"(more) : "memory");
-}
-
 template <class T, bool Radial, bool Long>
-struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
-  using base = contextual_window_turns<T, Radial, Long>;
+struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
+  using base = contextual_window_radial<T, Radial, Long>;
   using base::all_lanes;
-  using base::gradient_points;
   using base::grads;
-  using base::group;
   using base::head;
   using base::keys;
   using base::left_offset;
   using base::length;
+  using base::look_up_radial;
   using base::memory;
   using base::place;
   using base::problem;
@@ -57,15 +40,16 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
   using base::right_cells;
   using base::right_offset;
   using base::rows_of_tile;
+  using base::slot_at;
+  using base::sum_radial;
   using base::sums;
   using base::table;
   using base::turned_cells;
   using base::warp;
-  using base::weight_base;
-  using base::weight_points;
   using base::weight_unit;
   using base::words;
   using typename base::layout;
+  using typename base::radial_places;
   using typename base::tile_tokens;
   using typename base::turn;
 
@@ -117,6 +101,28 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
         shift_of(code[i], axis).to_cells(product[i], moved, place.t);
 #pragma unroll
         for (int w = 0; w < cell_words; ++w) cells[i][axis * cell_words + w] = moved[w];
+      }
+    }
+  }
+  /// The same to rows of cells in shared memory, where a lane stores what others have in registers there.
+  __device__ __forceinline__ void store_products(const std::uint32_t (&left)[4], int which,
+                                                 const std::uint32_t (&code)[2],
+                                                 std::byte* target) const {
+    target += place.g * layout::cell_bytes;
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis) {
+      std::uint32_t product[2][row_words];
+      multiply_axis(left, which, axis, product);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const row_shift shift = shift_of(code[i], axis);
+        std::uint32_t aligned[cell_words];
+        shift.align(product[i], aligned);
+        std::byte* row = target + i * 8 * layout::cell_bytes + 16 * axis * cell_words +
+                         4 * shift.lane_of_cells();
+#pragma unroll
+        for (int w = 0; w < cell_words; ++w)
+          *reinterpret_cast<std::uint32_t*>(row + 16 * w) = aligned[w];
       }
     }
   }
@@ -199,6 +205,26 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
+  /// The same of two weights.
+  __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
+                                            const std::uint32_t (&second)[4], const std::byte* hot,
+                                            float (&sums)[2][words][4]) const {
+#pragma unroll
+    for (int w = 0; w + 1 < words; w += 2) {
+      std::uint32_t e[4];
+      load_matrices_transposed(e, hot + 16 * w);
+      multiply_add_16<half>(sums[0][w], first, e[0], e[1]);
+      multiply_add_16<half>(sums[1][w], second, e[0], e[1]);
+      multiply_add_16<half>(sums[0][w + 1], first, e[2], e[3]);
+      multiply_add_16<half>(sums[1][w + 1], second, e[2], e[3]);
+    }
+    if constexpr (words % 2 == 1) {
+      std::uint32_t e[2];
+      load_matrices_transposed(e, hot - place.lane / 16 * 16 + 16 * (words - 1));
+      multiply_add_16<half>(sums[0][words - 1], first, e[0], e[1]);
+      multiply_add_16<half>(sums[1][words - 1], second, e[0], e[1]);
+    }
+  }
   /// The same by the cells of queries whose one-hot rows are in no memory: a lane makes its column for queries
   /// 2t, 2t + 1, 2t + 8 and 2t + 9.
   __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4],
@@ -253,20 +279,16 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
     load_matrices(factors.hot, other + layout::hot + right_cells);
     load_matrices(factors.gk, other + layout::key_cells + right_cells);
   }
-  /// Radial additions fill the queue of shared memory. In long windows they are the last of a piece, and what
-  /// the next one begins with is asked for before them; short ones have too few pieces a tile.
-  static constexpr bool loads_ahead = Radial && Long;
 
-  /// The tile's queries against the keys of tile `j`, with `factors`, then those of tile `next`; dS and P go to
-  /// the warp's piece `held`.
+  /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int next, int held, float lower,
-                                                      piece_factors& factors, query_state& state,
-                                                      query_sums& sums) const {
+                                                      int j, int held, float lower,
+                                                      query_state& state, query_sums& sums) const {
     const std::byte* other = region(j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
-    if constexpr (!loads_ahead) load_factors(j, factors);
+    piece_factors factors;
+    load_factors(j, factors);
     multiply_16<T>(p[0], state.q, factors.k[0], factors.k[1]);
     multiply_16<T>(p[1], state.q, factors.k[2], factors.k[3]);
     multiply_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
@@ -342,13 +364,14 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
       for (int e = 0; e < 4; ++e)
         p[n][e] = fmaf(p[n][e], factor, fmaf(sides[n][e], log2_e, state.lse[e / 2]));
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
-    // their LSE.
-    if (j == now.base + now.width - 1) {
+    // their LSE. The last tile of a short window may have others in its other rows.
+    const int last = now.base + now.width - 1;
+    if (j == last || (!Long && warp == last)) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int begin = static_cast<std::int16_t>(rows.window[i]);
+        const int begin = Long ? 0 : static_cast<std::int16_t>(rows.window[i]);
         const int column = 16 * (j - now.base) + 2 * place.t - begin;
-        const unsigned window = rows.window[i] >> 16;
+        const unsigned window = Long ? static_cast<unsigned>(now.key_rows) : rows.window[i] >> 16;
 #pragma unroll
         for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -367,8 +390,8 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float unit = weight_unit;
-      if (!Long && now.width == 1) {
-        // The row's window lies in this piece: delta = Σ P·dP / Σ P, not dO·O with a rounded O.
+      if (!Long && j == last && warp == last) {
+        // Where the row's window lies in this piece: delta = Σ P·dP / Σ P, not dO·O with a rounded O.
         float weights = (p[0][2 * i] + p[0][2 * i + 1]) + (p[1][2 * i] + p[1][2 * i + 1]);
         float sum = (p[0][2 * i] * ds[0][2 * i] + p[0][2 * i + 1] * ds[0][2 * i + 1]) +
                     (p[1][2 * i] * ds[1][2 * i] + p[1][2 * i + 1] * ds[1][2 * i + 1]);
@@ -377,12 +400,13 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
           weights += __shfl_xor_sync(all_lanes, weights, step);
           sum += __shfl_xor_sync(all_lanes, sum, step);
         }
+        const bool lies_here = static_cast<std::int16_t>(rows.window[i]) >= 16 * (now.width - 1);
         const float delta = __fdividef(sum, weights);
-        if (rows.token[i] >= 0 && place.t == 0)
-          problem.delta[head * problem.max_tokens + now.first + place.g + 8 * i] = delta * lower;
+        if (lies_here && rows.token[i] >= 0 && place.t == 0)
+          problem.delta[head * problem.max_tokens + slot_at(now, place.g + 8 * i)] = delta * lower;
         // A row that is alone has dP = delta, whatever the rounding says.
-        unit = state.single[i] ? 0.0f : weight_unit;
-        state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;
+        if (state.single[i]) unit = 0.0f;
+        if (lies_here) state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;
       }
 #pragma unroll
       for (int n = 0; n < 2; ++n)
@@ -390,7 +414,7 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
         for (int e = 2 * i; e < 2 * i + 2; ++e)
           ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
     }
-    if constexpr (Radial && !loads_ahead) sum_radial(j, places, p, ds);
+    if constexpr (Radial) sum_radial(j, places, p, ds);
 
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
@@ -401,8 +425,7 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
       multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
       multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
     }
-    add_cells(gradients.a, other + layout::hot + turned_cells, sums.cells[0]);
-    add_cells(weights.a, other + layout::hot + turned_cells, sums.cells[1]);
+    add_cells(gradients.a, weights.a, other + layout::hot + turned_cells, sums.cells);
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
                                                    2 * held * layout::piece_bytes) +
@@ -415,72 +438,6 @@ struct contextual_window_pieces : contextual_window_turns<T, Radial, Long> {
       piece[32 * matrix] = gradients.a[m];
       piece[layout::piece_bytes / 4 + 32 * matrix] = values_left.a[m];
     }
-    if constexpr (loads_ahead) {
-      load_factors(next, factors);
-      sum_radial(j, places, p, ds);
-    }
-  }
-
-  /// Of a lane's pairs in a piece, where in shared memory the products of the query are by the pair's table
-  /// row, less what row g + 8 lies behind row g. Sums lie a constant further on.
-  using radial_places = std::uint32_t[2][4];
-  static constexpr int radial_bytes_of_row = 4 * layout::radial_stride;
-  static_assert(layout::query_radial_stride == layout::radial_stride);
-
-  /// What the radial axis adds to a piece.
-  __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
-                                                 radial_places& places, float (&p)[2][4],
-                                                 float (&sides)[2][4], float (&ds)[2][4]) const {
-    const std::uint32_t of_rows =
-        shared_address(region(warp) + layout::query_radial) +
-        static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
-    const std::uint32_t of_columns =
-        shared_address(region(j) + layout::key_radial) +
-        static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
-    const float* other_radius = at<float>(layout::radius) + 16 * j + 2 * place.t;
-    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
-    const int most_steps = in_register((length << 22) - 1);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float other = other_radius[8 * n + c];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int e = 2 * i + c;
-          const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
-          places[n][e] = of_rows + static_cast<std::uint32_t>(step >> 20);
-          const float2 query = load_pair(places[n][e] + i * 8 * radial_bytes_of_row);
-          p[n][e] += query.x;
-          ds[n][e] += query.y;
-          sides[n][e] += load_half(of_columns + static_cast<std::uint32_t>(step >> 21) +
-                                   (8 * n + c) * 2 * layout::key_radial_stride);
-        }
-      }
-  }
-  /// Sums a piece up by radial row, for its rows and its columns. Integers have the same sum in every
-  /// order.
-  __device__ __forceinline__ void sum_radial(int j, const radial_places& places,
-                                             const float (&p)[2][4],
-                                             const float (&ds)[2][4]) const {
-    constexpr int sums = layout::radial_sums - layout::query_radial;
-    const std::uint32_t to_columns =
-        shared_address(region(j) + layout::radial_sums) -
-        shared_address(region(warp) + layout::query_radial) +
-        static_cast<std::uint32_t>((32 + 2 * place.t - place.g) * radial_bytes_of_row);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const std::uint32_t of_row = places[n][e] + sums + e / 2 * 8 * radial_bytes_of_row;
-        const int gradient = __float2int_rn(ds[n][e] * gradient_points);
-        add_in_shared(of_row, gradient);
-        add_in_shared(places[n][e] + to_columns + (8 * n + (e & 1)) * radial_bytes_of_row,
-                      gradient);
-        // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
-        add_in_shared(of_row + 16 * radial_bytes_of_row,
-                      __float_as_int(fmaf(p[n][e], weight_points, weight_base)));
-      }
   }
 
   /// What a tile's keys take from the queries of another one.

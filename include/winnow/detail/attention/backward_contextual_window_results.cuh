@@ -43,6 +43,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::rows_between;
   using base::rows_of_tile;
   using base::shift_of;
+  using base::slot_at;
   using base::sums;
   using base::table;
   using base::tiles;
@@ -142,17 +143,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   }
   static __device__ __forceinline__ void give(const float (&sum)[2][4], float4* target) {
     target[0] = {sum[0][0], sum[0][1], sum[0][2], sum[0][3]};
-    target[32] = {sum[1][0], sum[1][1], sum[1][2], sum[1][3]};
+    target[1] = {sum[1][0], sum[1][1], sum[1][2], sum[1][3]};
   }
-  static __device__ __forceinline__ void add_to(float (&sum)[2][4], const float (&more)[2][4]) {
+  static __device__ __forceinline__ void take(const float4* source, float (&sum)[2][4]) {
+    const float4 low = source[0], high = source[1];
+    const float more[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum[n][e] += more[n][e];
-  }
-  static __device__ __forceinline__ void take(const float4* source, float (&sum)[2][4]) {
-    const float4 low = source[0], high = source[32];
-    add_to(sum, {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}});
   }
 
   /// Right factors of one table's gradient: the tiles' q, dO or k, and zeros for tiles that have none.
@@ -209,34 +208,57 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   }
   /// Adds what a turn's tiles give to the block's part of tables' gradients, 16 rows of all three tables at a
   /// time: their chains of products do not wait for each other. \param release called when this warp needs no
-  /// rows of tiles any more.
-  template <class Release>
+  /// rows of tiles any more. \tparam First the first table.
+  /// \tparam End behind the last.
+  template <int First = 0, int End = 3, class Release>
   __device__ __forceinline__ void add_to_parts(int used_by_queries, int used_by_keys, float lower,
                                                const Release& release) const {
     const float by[3] = {problem.scale * lower, weight_unit, lower};
     const int used[3] = {used_by_queries, used_by_queries, used_by_keys};
     part_factors right[3];
 #pragma unroll
-    for (int which = 0; which < 3; ++which) load_part_factors(which, used[which], right[which]);
+    for (int which = First; which < End; ++which)
+      load_part_factors(which, used[which], right[which]);
     release();
     int from = 0;
 #pragma unroll 1
     for (; from + part_warps <= blocks; from += part_warps) {
       float product[3][2][4];
 #pragma unroll
-      for (int which = 0; which < 3; ++which)
+      for (int which = First; which < End; ++which)
         multiply_part(which, from + first_block(which), used[which], right[which], product[which]);
 #pragma unroll
-      for (int which = 0; which < 3; ++which)
+      for (int which = First; which < End; ++which)
         add_rows(which, from + first_block(which), by[which], product[which]);
     }
 #pragma unroll
-    for (int which = 0; which < 3; ++which) {
+    for (int which = First; which < End; ++which) {
       const int block = from + first_block(which);
       if (block >= blocks) continue;
       float product[2][4];
       multiply_part(which, block, used[which], right[which], product);
       add_rows(which, block, by[which], product);
+    }
+  }
+
+  /// The same of short windows, by a warp for each table: its right factors are loaded once, and three blocks of
+  /// an axis do not wait for each other either.
+  template <class Release>
+  __device__ __forceinline__ void add_to_part(int used, float lower, const Release& release) const {
+    static_assert(part_warps == 3 || layout::tiles != 4);
+    const int which = warp;
+    const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
+    part_factors right;
+    load_part_factors(which, used, right);
+    release();
+#pragma unroll 1
+    for (int block = 0; block < blocks; block += axis_blocks) {
+      float product[axis_blocks][2][4];
+#pragma unroll
+      for (int i = 0; i < axis_blocks; ++i)
+        multiply_part(which, block + i, used, right, product[i]);
+#pragma unroll
+      for (int i = 0; i < axis_blocks; ++i) add_rows(which, block + i, by, product[i]);
     }
   }
 
@@ -293,24 +315,27 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     return rows;
   }
 
-  /// Gradients of a tile's queries, which begin in slot `first`. Rows that are not finite are computed again.
-  __device__ __forceinline__ void store_queries(int first, const tile_tokens& rows, float by,
+  /// Gradients of a tile's queries. Rows that are not finite are computed again.
+  /// \param tile a turn, or the tile's first slot.
+  template <class Tile>
+  __device__ __forceinline__ void store_queries(const Tile& tile, const tile_tokens& rows, float by,
                                                 const float (&dq)[2][4]) const {
     const unsigned broken = broken_rows(dq, dq, rows.token);
     store(problem.grad_q, rows.token, by, broken, dq);
     for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::query>(whole, group, head,
-                                                 first + __ffs(static_cast<int>(left)) - 1, {});
+      differentiate_row<T, backward_side::query>(
+          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
   }
-  __device__ __forceinline__ void store_keys(int first, const tile_tokens& rows, float by_key,
-                                             float by_value, const float (&dk)[2][4],
+  template <class Tile>
+  __device__ __forceinline__ void store_keys(const Tile& tile, const tile_tokens& rows,
+                                             float by_key, float by_value, const float (&dk)[2][4],
                                              const float (&dv)[2][4]) const {
     const unsigned broken = broken_rows(dk, dv, rows.token);
     store(problem.grad_k, rows.token, by_key, broken, dk);
     store(problem.grad_v, rows.token, by_value, broken, dv);
     for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::key>(whole, group, head,
-                                               first + __ffs(static_cast<int>(left)) - 1, {});
+      differentiate_row<T, backward_side::key>(
+          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
   }
 };
 

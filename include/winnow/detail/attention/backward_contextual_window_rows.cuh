@@ -33,7 +33,9 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::queries;
   using base::region;
   using base::rows_of_tile;
+  using base::slot_at;
   using base::store_cells;
+  using base::store_products;
   using base::sums;
   using base::warp;
   using base::weight_shift;
@@ -77,7 +79,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
       at<float>(layout::deltas)[16 * warp + row] = dot;
-      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + now.first + row] = dot;
+      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
 
@@ -95,9 +97,16 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
               one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
       }
   }
+  /// Of rows' dS, their P and columns' dS those in [from, to).
+  __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
+    constexpr int vectors = layout::radial_bytes / 16 / 3;
+    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::radial_sums);
+    for (int i = from * vectors + place.lane; i < to * vectors; i += 32) sums[i] = {0, 0, 0, 0};
+  }
   /// What queries need that does not come with their rows.
   __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
     if constexpr (Long) {
+      clear_radial_sums(0, 2);
       mark_cells(rows.code, state.hot);
       if (place.t == 0)
 #pragma unroll
@@ -119,9 +128,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::uint32_t hot[2][words];
     mark_cells(rows.code, hot);
     store_cells(own + layout::hot, hot);
+    clear_radial_sums(Long ? 2 : 0, 3);
     if constexpr (Radial) {
-      auto* sums = reinterpret_cast<uint4*>(own + layout::radial_sums);
-      for (int i = place.lane; i < layout::radial_bytes / 16; i += 32) sums[i] = {0, 0, 0, 0};
       if (place.t == 0)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -152,9 +160,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::byte* own = region(warp);
     std::uint32_t k[4];
     load_matrices(k, rows_of_tile(keys, warp) + left_offset);
-    std::uint32_t cells[2][words];
-    multiply_cells(k, of_keys, code, cells);
-    store_cells(own + layout::key_cells, cells);
+    store_products(k, of_keys, code, own + layout::key_cells);
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
@@ -174,9 +180,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
                                                    query_state& state,
                                                    radial_products& radial) const {
     if constexpr (layout::own_cells) {
-      std::uint32_t cells[2][words];
-      multiply_cells(state.q, of_queries, code, cells);
-      store_cells(region(warp) + layout::query_cells, cells);
+      store_products(state.q, of_queries, code, region(warp) + layout::query_cells);
     } else {
       multiply_cells(state.q, of_queries, code, state.query_cells);
     }
@@ -192,9 +196,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       pair = pack<T>(x.x * raise, x.y * raise);
     }
     if constexpr (layout::own_cells) {
-      std::uint32_t cells[2][words];
-      multiply_cells(state.grad_out, of_values, rows.code, cells);
-      store_cells(region(warp) + layout::value_cells, cells);
+      store_products(state.grad_out, of_values, rows.code, region(warp) + layout::value_cells);
     } else {
       multiply_cells(state.grad_out, of_values, rows.code, state.value_cells);
     }

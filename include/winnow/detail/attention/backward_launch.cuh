@@ -76,7 +76,12 @@ cudaError_t launch_contextual_windows(const backward_problem& problem, bool radi
                          static_cast<const backward_rows&>(problem));
   };
   const auto launch_both = [&](auto is_radial) {
-    const cudaError_t error = launch(is_radial, std::false_type{}, problem.short_parts);
+    cudaError_t error =
+        launch_kernel(price_contextual_windows_kernel<is_radial.value>,
+                      dim3(static_cast<unsigned>(problem.group_count * pricing_blocks_of_group)),
+                      pricing_threads, 0, stream, problem);
+    if (error != cudaSuccess) return error;
+    error = launch(is_radial, std::false_type{}, problem.short_parts);
     const int long_parts = problem.parts_per_head - problem.short_parts;
     if (error != cudaSuccess || long_parts == 0) return error;
     return launch(is_radial, std::true_type{}, long_parts);

@@ -170,8 +170,9 @@ __device__ __forceinline__ std::uint32_t moves_of(std::uint32_t code, int quant_
 struct row_shift {
   std::uint32_t steps;  ///< of one axis: the lowest byte of its `moves_of`, below whatever
 
-  __device__ __forceinline__ void to_cells(const std::uint32_t (&rows)[row_words],
-                                           std::uint32_t (&cells)[cell_words], int t) const {
+  /// The cells that this lane holds of lane `lane_of_cells` of the quad.
+  __device__ __forceinline__ void align(const std::uint32_t (&rows)[row_words],
+                                        std::uint32_t (&cells)[cell_words]) const {
     std::uint32_t y[5], z[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) y[k] = choose<16>(steps, rows[k + 2], rows[k]);
@@ -179,11 +180,21 @@ struct row_shift {
 #pragma unroll
     for (int k = 0; k < 4; ++k) z[k] = choose<8>(steps, y[k + 1], y[k]);
     const std::uint32_t select = choose<4>(steps, 0x5432u, 0x3210u);
+#pragma unroll
+    for (int k = 0; k < cell_words; ++k) cells[k] = __byte_perm(z[k], z[k + 1], select);
+  }
+  /// Lane t - b.
+  [[nodiscard]] __device__ __forceinline__ std::uint32_t lane_of_cells() const {
+    return ~steps & 3u;
+  }
+  __device__ __forceinline__ void to_cells(const std::uint32_t (&rows)[row_words],
+                                           std::uint32_t (&cells)[cell_words], int t) const {
+    std::uint32_t aligned[cell_words];
+    align(rows, aligned);
     // From lane t + b.
     const int source = static_cast<int>(steps) + 2 * t + 1;
 #pragma unroll
-    for (int k = 0; k < cell_words; ++k)
-      cells[k] = __shfl_sync(0xffffffffu, __byte_perm(z[k], z[k + 1], select), source, 4);
+    for (int k = 0; k < cell_words; ++k) cells[k] = __shfl_sync(0xffffffffu, aligned[k], source, 4);
   }
   /// The same of floats, before they are split into halves.
   __device__ __forceinline__ void to_cells(const float (&rows)[2 * row_words],

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What the warps of a block of backward_contextual_long.cuh work on in a turn.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/backward_contextual_window_rows.cuh"
+#include "winnow/detail/util/device.cuh"
+
+namespace winnow::detail {
+
+template <class T, bool Radial>
+struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
+  using base = contextual_window_rows<T, Radial, true>;
+  using base::all_lanes;
+  using base::bounds;
+  using base::is_cut;
+  using base::is_first_probe;
+  using base::load_tokens;
+  using base::place;
+  using base::plan_of;
+  using base::tiles;
+  using base::warp;
+  using typename base::cursor;
+  using typename base::layout;
+  using typename base::tile_tokens;
+  using typename base::turn;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// A window goes in chunks of equal size, of up to eight tiles.
+  struct chunks {
+    int count, tiles;  ///< tiles of all but the last
+  };
+  static __device__ __forceinline__ chunks chunks_of(int length) {
+    const int all = (length + 15) / 16;
+    const int count = (all + tiles - 1) / tiles;
+    return {count, (all + count - 1) / count};
+  }
+  /// Goes on to the next chunk of queries, or to the range's next long window. \return is there one?
+  __device__ __forceinline__ bool next_queries(cursor& next) const {
+    if (next.length > 0) {
+      next.tile += chunks_of(next.length).tiles;
+      if (16 * next.tile < next.length) return true;
+      next.length = 0;
+    }
+    constexpr int step = contextual_short_capacity;
+    while (next.found == 0) {
+      if (next.from >= next.until) {
+        if (!next.cut) return false;
+        const int2 whole_windows = *at<int2>(layout::whole_windows);
+        next.from = whole_windows.x;
+        next.until = whole_windows.y;
+        next.cut = false;
+        continue;
+      }
+      const int slot = next.from + step * place.lane;
+      const int2 window = slot < next.until ? bounds[slot] : int2{0, 0};
+      at<int2>(layout::probes)[place.lane] = window;
+      next.found = __ballot_sync(
+          all_lanes, is_first_probe(slot, window) && (next.mixed || is_cut(window) == next.cut));
+      next.from += 32 * step;
+      __syncwarp();
+    }
+    const int2 window = at<int2>(layout::probes)[__ffs(static_cast<int>(next.found)) - 1];
+    next.found &= next.found - 1;
+    next.window = window.x;
+    next.length = window.y - window.x;
+    next.tile = 0;
+    return true;
+  }
+  /// Plans the turns of a chunk of queries, by one warp.
+  __device__ __forceinline__ void plan_queries(int number) const {
+    cursor next = *at<cursor>(layout::next_window);
+    __syncwarp();
+    const bool found = next_queries(next);
+    if (place.lane == 0) {
+      *at<int4>(plan_of(number)) = {next.window, found ? next.length : 0, next.tile, 0};
+      *at<cursor>(layout::next_window) = next;
+    }
+  }
+  /// A chunk of queries with one of keys.
+  [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number, int chunk) const {
+    const auto [window, length, first_tile, unused] = *at<int4>(plan_of(number));
+    turn result;
+    if (length == 0) return result;
+    const chunks parts = chunks_of(length);
+    const int end = window + length;
+    const int keys_from = window + 16 * parts.tiles * chunk;
+    const int queries_from = window + 16 * first_tile;
+    result.used = (min(16 * parts.tiles, end - queries_from) + 15) / 16;
+    result.first = queries_from + 16 * warp;
+    result.count = warp < result.used ? min(end - result.first, 16) : 0;
+    result.key_rows = min(16 * parts.tiles, end - keys_from);
+    result.width = result.widest = (result.key_rows + 15) / 16;
+    result.first_key = keys_from + 16 * warp;
+    result.key_count = min(max(end - result.first_key, 0), warp < result.width ? 16 : 0);
+    result.chunk = chunk;
+    result.first_of_queries = chunk == 0;
+    result.last_of_queries = chunk == parts.count - 1;
+    result.first_of_keys = first_tile == 0;
+    result.last_of_keys = queries_from + 16 * parts.tiles >= end;
+    return result;
+  }
+  /// The tokens of a tile of keys, which may be the queries.
+  [[nodiscard]] __device__ __forceinline__ tile_tokens load_keys(const turn& now,
+                                                                 const tile_tokens& rows) const {
+    return now.first_key == now.first && now.key_count == now.count
+               ? rows
+               : load_tokens(now.first_key, now.key_count, 0);
+  }
+};
+
+}  // namespace winnow::detail

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Windows of one token in backward_contextual_window.cuh, on linear axes.
+///
+/// Such a window has P = 1 and dS = 0: dv is dO, dq and dk are 0, and of the tables' gradients only row L - 1 of
+/// dTv grows, on each axis by dO. That needs no tile: a thread takes a token, and a block sums up its dO. A
+/// seventh of the tokens of a scan's first cubic windows are alone.
+///
+/// Tokens with elements that are not finite, which O and LSE tell of q, k and v, are computed row by row, and make
+/// the tables' row NaN.
+///
+/// A warp lists them first: so three loads, one behind the other, serve a lane's two tokens. Bound by their
+/// latency.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/backward_contextual_window_rows.cuh"
+#include "winnow/detail/attention/backward_row.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/tile.cuh"
+
+namespace winnow::detail {
+
+template <class T, bool Radial, bool Long>
+struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
+  using base = contextual_window_rows<T, Radial, Long>;
+  using base::all_lanes;
+  using base::bounds;
+  using base::group;
+  using base::head;
+  using base::length;
+  using base::order;
+  using base::part_of;
+  using base::part_width;
+  using base::place;
+  using base::problem;
+  using base::tiles;
+  using base::warp;
+  using base::whole;
+  using base::width;
+  using typename base::layout;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// What a warp leaves in shared memory: sums of dO, and 0 or NaN.
+  static constexpr int sums_of_warp = part_width + 1;
+
+  __device__ __forceinline__ uint4 load_half(const row_view& view, std::int32_t token,
+                                             int half) const {
+    if (half * width >= problem.head_dim) return {0, 0, 0, 0};
+    return *reinterpret_cast<const uint4*>(row_of<T>(view, max(token, 0), head) + half * width);
+  }
+  __device__ __forceinline__ void store_half(const row_view& view, std::int32_t token, int half,
+                                             const uint4& bits) const {
+    if (view.data == nullptr || half * width >= problem.head_dim) return;
+    *reinterpret_cast<uint4*>(gradient_row<T>(view, token, head) + half * width) = bits;
+  }
+  __device__ __forceinline__ void store_single(std::int32_t token, const uint4 (&grad)[2]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (problem.accumulate) {
+        if (problem.grad_v.data == nullptr || half * width >= problem.head_dim) continue;
+        T* target = gradient_row<T>(problem.grad_v, token, head) + half * width;
+        const std::uint32_t pairs[] = {grad[half].x, grad[half].y, grad[half].z, grad[half].w};
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const float2 more = unpack<T>(pairs[w]);
+          store_gradient(target + 2 * w, more.x, true);
+          store_gradient(target + 2 * w + 1, more.y, true);
+        }
+        continue;
+      }
+      store_half(problem.grad_q, token, half, {0, 0, 0, 0});
+      store_half(problem.grad_k, token, half, {0, 0, 0, 0});
+      store_half(problem.grad_v, token, half, grad[half]);
+    }
+  }
+
+  /// Up to 64 windows of one token, by one warp.
+  __device__ __forceinline__ void differentiate_listed(const int* slots, int count,
+                                                       float (&sums)[part_width],
+                                                       float& poison) const {
+    constexpr int at_once = 2;
+    std::int32_t token[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int number = 32 * i + place.lane;
+      token[i] = number < count ? order[slots[number]] : -1;
+    }
+    uint4 grad[at_once][2], out[at_once][2];
+    float lse[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        grad[i][half] = load_half(problem.grad_out, token[i], half);
+        out[i][half] = load_half(problem.out, token[i], half);
+      }
+      lse[i] =
+          problem.lse[max(token[i], 0) * problem.lse_token_stride + head * problem.lse_head_stride];
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      float probe = lse[i] * 0.0f;  // becomes NaN with any NaN or infinity
+      float2 x[part_width / 2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t of_grad[] = {grad[i][half].x, grad[i][half].y, grad[i][half].z,
+                                         grad[i][half].w};
+        const std::uint32_t of_out[] = {out[i][half].x, out[i][half].y, out[i][half].z,
+                                        out[i][half].w};
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const float2 o = unpack<T>(of_out[w]);
+          x[4 * half + w] = unpack<T>(of_grad[w]);
+          probe += (o.x + o.y) * 0.0f + (x[4 * half + w].x + x[4 * half + w].y) * 0.0f;
+        }
+      }
+      const bool finite = probe == 0.0f;
+      if (token[i] >= 0 && finite) {
+#pragma unroll
+        for (int w = 0; w < part_width / 2; ++w) {
+          sums[2 * w] += x[w].x;
+          sums[2 * w + 1] += x[w].y;
+        }
+        store_single(token[i], grad[i]);
+      }
+      unsigned broken = __ballot_sync(all_lanes, token[i] >= 0 && !finite);
+      if (broken != 0) poison = NAN;
+      for (; broken != 0; broken &= broken - 1) {
+        const int slot = slots[32 * i + __ffs(static_cast<int>(broken)) - 1];
+        differentiate_row<T, backward_side::query>(whole, group, head, slot, {});
+        differentiate_row<T, backward_side::key>(whole, group, head, slot, {});
+      }
+    }
+  }
+  /// Slots that a warp looks at, at a time.
+  static constexpr int seen_at_once = 12;
+  static constexpr int lists = layout::regions + 1024;  // int32 [tiles][32 · seen_at_once]
+  static_assert(4 * tiles * sums_of_warp <= 1024);
+  static_assert(lists + 4 * tiles * 32 * seen_at_once <= layout::bytes);
+
+  /// Windows of one token, of those in slots [from, until) a warp's share. Ends before a barrier that
+  /// `give_singles` waits for.
+  __device__ __forceinline__ void differentiate_singles(int from, int until) const {
+    float sums[part_width] = {};
+    float poison = 0.0f;
+    int* list = at<int>(lists) + warp * 32 * seen_at_once;
+    constexpr int step = 32 * seen_at_once;
+#pragma unroll 1
+    for (int first = from + warp * step; first < until; first += tiles * step) {
+      int2 windows[seen_at_once];
+#pragma unroll
+      for (int i = 0; i < seen_at_once; ++i) {
+        const int slot = first + 32 * i + place.lane;
+        windows[i] = slot < until ? bounds[slot] : int2{0, 0};
+      }
+      int found = 0;
+#pragma unroll
+      for (int i = 0; i < seen_at_once; ++i) {
+        const bool single = windows[i].y - windows[i].x == 1;
+        const unsigned lanes = __ballot_sync(all_lanes, single);
+        if (single) list[found + __popc(lanes & ((1u << place.lane) - 1))] = windows[i].x;
+        found += __popc(lanes);
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (int next = 0; next < found; next += 64)
+        differentiate_listed(list + next, found - next, sums, poison);
+      __syncwarp();
+    }
+    float* target = at<float>(layout::regions) + warp * sums_of_warp;
+#pragma unroll
+    for (int d = 0; d < part_width; ++d) {
+      float sum = sums[d];
+#pragma unroll
+      for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(all_lanes, sum, lanes);
+      if (place.lane == 0) target[d] = sum;
+    }
+    if (place.lane == 0) target[part_width] = poison;
+  }
+  /// Begins the block's parts, which are empty, with what windows of one token add.
+  __device__ __forceinline__ void give_singles() const {
+    const int axis = static_cast<int>(threadIdx.x) / part_width;
+    const int d = static_cast<int>(threadIdx.x) % part_width;
+    if (axis >= 3) return;
+    const float* sums = at<float>(layout::regions);
+    float of_weights = 0.0f, poison = 0.0f;
+#pragma unroll
+    for (int w = 0; w < tiles; ++w) {
+      of_weights += sums[w * sums_of_warp + d];
+      poison += sums[w * sums_of_warp + part_width];
+    }
+    const int place_in_part = (axis * tile_rows + length - 1) * part_width + d;
+    const float values[] = {poison, of_weights + poison, poison};
+#pragma unroll
+    for (int which = 0; which < 3; ++which) {
+      float* target = part_of(which);
+      if (target != nullptr) target[place_in_part] = values[which];
+    }
+  }
+};
+
+}  // namespace winnow::detail
