@@ -52,7 +52,7 @@ struct contextual_block {
   /// Does contextual_short.cuh take short windows?
   static constexpr bool leaves_short =
       has_contextual_short<sizeof(T), D, Radial> && !layout::shares_scratch && Vectors;
-  using factor = table_factor<T, D, staged>;
+  using factor = table_factor<T, D, staged, layout::takes_neighbours>;
   /// A key's positions on the linear axes, each twice, to compare.
   using key_cells = std::conditional_t<Radial, uint2, uint4>;
   /// Weights lag behind the largest logit by so many powers of two. 16-bit weights then are at most 1,

@@ -63,7 +63,7 @@ struct contextual_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
   static constexpr bool turns_rows = false, turns_halves = false;
-  static constexpr bool packs_places = false, attends_at_once = false;
+  static constexpr bool packs_places = false, attends_at_once = false, takes_neighbours = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -144,8 +144,10 @@ struct contextual_short_layout {
   static constexpr bool attends_at_once = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
-  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
+  /// Rows of 32 bytes are not padded. Of V, halves of every other four rows change places instead.
   static constexpr bool turns_rows = !in_halves;
+  /// Lanes take four neighbouring dims of q, K, Tq and Tk, and four neighbouring radial rows.
+  static constexpr bool takes_neighbours = !in_halves;
   /// Rows of two times 16 halves: their four chunks change places, by every other row.
   static constexpr bool turns_halves = in_halves;
   static constexpr int row_bytes = 16 * Bytes;
@@ -155,9 +157,11 @@ struct contextual_short_layout {
   static constexpr int radial_bytes = block::radial_bytes;
   /// Weights are summed up where products were, which by then have all been looked up.
   static constexpr int radial_sums_bytes = 0;
-  static constexpr int radial_stride = 4 * tile_rows + 16;
   static_assert(radial_bytes <= 4 * tile_rows);
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+  /// Of 16 bits: with 16 bytes a lane, two rows fill all banks; with 4 bytes, eight rows do.
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return row * 4 * tile_rows + (in_halves ? row : row / 2) * 16;
+  }
 
   static constexpr int row_order = 0;                                       // int [2][slots]
   static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
@@ -168,10 +172,20 @@ struct contextual_short_layout {
   static constexpr bool packs_places = true;
   static constexpr int place_bytes = 4;
   static constexpr int key_tiles = key_place + place_bytes * keys;  // T [K, V][keys]
-  /// Nor for keys' products, but for what they add to logits: float or half [keys][side_stride].
+  /// Float: nor for keys' products, but for what they add to logits, float [keys][side_stride].
   static constexpr int sides = key_tiles + 2 * tile_bytes;
-  static constexpr int side_stride = rows + 16 / Bytes;
-  static constexpr int scratch = sides + Bytes * keys * side_stride;
+  static constexpr int side_stride = rows + 4;
+  /// Of 16 bits: of linear axes as lanes take them, uint4 [keys / 16][cells / 16][32], and by radial row
+  /// half [keys][tile_rows]
+  /// at `radial_key`.
+  static constexpr int key_factors = sides;
+  static constexpr int key_radials = key_factors + 2 * keys * cells;
+  /// With 4 bytes a lane, eight rows fill all banks.
+  WINNOW_HOST_DEVICE static constexpr int radial_key(int key) {
+    return key * radial_bytes + key / 4 * 16;
+  }
+  static constexpr int scratch =
+      in_halves ? sides + 4 * keys * side_stride : key_radials + radial_key(keys);
   static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products have a load that reaches behind the last row, of which nothing is used.
   static constexpr int warp_bytes = scratch + (Radial ? scratch_bytes : 16);
@@ -210,7 +224,7 @@ struct contextual_heads_layout {
   static constexpr int stages = 1;
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = true;
-  static constexpr bool attends_at_once = false;
+  static constexpr bool attends_at_once = false, takes_neighbours = false;
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = true;
   static constexpr int axes = Radial ? 2 : 3;

@@ -301,10 +301,11 @@ struct split_fragment {
 
 /// The table of one head for products of T.
 /// \tparam Staged its elements lie in shared memory, in the order in which lanes take them.
+/// \tparam Neighbours staged 16-bit elements are four neighbours of a lane.
 ///
 /// Float multiplies as two halves each, hi·hi + hi·lo + lo·hi: what counts in a logit is the absolute
 /// error, and that is 2⁻²² of the product.
-template <class T, int D, bool Staged>
+template <class T, int D, bool Staged, bool Neighbours = false>
 struct table_factor {
   using math = tile_math<T, D>;
   static constexpr int steps = D / 16;
@@ -344,7 +345,8 @@ struct table_factor {
         return pack<T>(load_element<T>(table.data, table.is_float, row + column),
                        load_element<T>(table.data, table.is_float, row + column + 1));
       };
-      return {pair(2 * place.t), pair(2 * place.t + 8)};
+      return Neighbours ? element{pair(4 * place.t), pair(4 * place.t + 2)}
+                        : element{pair(2 * place.t), pair(2 * place.t + 8)};
     } else {
       if constexpr (Staged && splits) {
         const auto pair = [&](int column, std::uint32_t(&parts)[2]) {

@@ -15,18 +15,21 @@
 ///
 /// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
 ///
-/// Pairs go in an order of their own: contextual_short_pairs.cuh.
+/// Pairs go in an order of their own: contextual_short_pairs.cuh, and contextual_short_keys.cuh for 16 bits.
 ///
-/// Bound by instructions, and by their latency at twelve warps a multiprocessor, in float eight.
+/// Bound by shared memory's wavefronts (80 % of them), and by latency at twelve warps a multiprocessor, in float
+/// eight.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
+#include "winnow/detail/attention/contextual_short_keys.cuh"
 #include "winnow/detail/attention/contextual_short_pairs.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
@@ -54,8 +57,10 @@ __device__ __forceinline__ int shortest_left(const forward_problem& problem,
 }
 
 template <class T, bool Radial>
-struct contextual_short : contextual_short_units<T, Radial> {
-  using base = contextual_short_units<T, Radial>;
+struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_units<T, Radial>,
+                                             contextual_short_keys<T, Radial>> {
+  using base = std::conditional_t<sizeof(T) == 4, contextual_short_units<T, Radial>,
+                                  contextual_short_keys<T, Radial>>;
   using base::all;
   using base::assigned;
   using base::follow;
@@ -71,7 +76,6 @@ struct contextual_short : contextual_short_units<T, Radial> {
   using base::row_at;
   using base::share;
   using base::shares;
-  using base::take_range;
   using base::warp;
   using base::window_of;
   using typename base::cursor;
@@ -85,35 +89,38 @@ struct contextual_short : contextual_short_units<T, Radial> {
     return base::template at<U>(offset);
   }
 
-  /// Positions of a unit's keys, and what they add to logits.
+  /// Positions of a unit's keys, and their products with Tk, or of floats what those add to logits.
   __device__ __forceinline__ void prepare(const unit& now, int tiles, row_state& state) const {
-    const auto* codes = at<const std::uint32_t>(layout::row_code) + now.buffer;
-    for (int key = place.lane; key < 16 * tiles; key += 32) {
-      this->place_key(key, key < now.count ? codes[key] : 0);
-      if constexpr (Radial)
-        at<float>(layout::key_radius)[key] = at<float>(layout::row_radius)[now.buffer + key];
-    }
     if constexpr (layout::in_halves) {
+      const auto* codes = at<const std::uint32_t>(layout::row_code) + now.buffer;
+      for (int key = place.lane; key < 16 * tiles; key += 32) {
+        this->place_key(key, key < now.count ? codes[key] : 0);
+        if constexpr (Radial)
+          at<float>(layout::key_radius)[key] = at<float>(layout::row_radius)[now.buffer + key];
+      }
       auto* tokens = at<std::byte>(layout::key_tiles);
 #pragma unroll 1
       for (int row = place.g; row < 16 * tiles; row += 8) base::split_chunks(tokens, row, place.t);
-    }
-    __syncwarp();
+      __syncwarp();
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      typename base::factor::rows left;
-      this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes, left);
-      this->score_keys(left, 16 * tile, tiles, state);
+      for (int tile = 0; tile < tiles; ++tile) {
+        typename base::factor::rows left;
+        this->load_left(at<const std::byte>(layout::key_tiles) + 16 * tile * layout::row_bytes,
+                        left);
+        this->score_keys(left, 16 * tile, tiles, state);
+      }
+    } else {
+#pragma unroll 1
+      for (int key = 0; key < now.count; key += 16) this->prepare_keys(now, key, state);
     }
   }
 
-  /// Stores 16 rows of a unit, whose strides fit 32 bits. \return is one of this lane's not finite?
+  /// Stores 16 rows of floats of a unit, whose strides fit 32 bits. \return is one of this lane's not finite?
   __device__ __forceinline__ bool store_tile(const unit& now, int tile,
                                              const row_state& state) const {
     const int own = now.count - 16 * tile;
     const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer + 16 * tile;
     const bool odd = place.t % 2 == 1;
-    const bool column = odd <= (problem.head_dim > 8);
     bool finite = true;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -123,24 +130,13 @@ struct contextual_short : contextual_short_units<T, Radial> {
       zero = fmaf(state.o[1][2 * i], 0.0f, zero);
       zero = fmaf(state.o[1][2 * i + 1], 0.0f, zero);
       finite = finite && (zero == 0.0f || row >= own);
-      if constexpr (layout::in_halves) {
-        auto* target =
-            const_cast<std::byte*>(row_at(pointer(results), tokens[row], problem.out.token_stride));
+      auto* target =
+          const_cast<std::byte*>(row_at(pointer(results), tokens[row], problem.out.token_stride));
 #pragma unroll
-        for (int block = 0; block < 2; ++block)
-          if (row < own && 8 * block < problem.head_dim)
-            *reinterpret_cast<float2*>(target + 32 * block) = {state.o[block][2 * i],
-                                                               state.o[block][2 * i + 1]};
-      } else {
-        // Neighbouring lanes swap, so that each has four columns.
-        const std::uint32_t first = pack<T>(state.o[0][2 * i], state.o[0][2 * i + 1]);
-        const std::uint32_t second = pack<T>(state.o[1][2 * i], state.o[1][2 * i + 1]);
-        const std::uint32_t other = __shfl_xor_sync(all, odd ? first : second, 1);
-        const auto* target = row_at(pointer(results), tokens[row], problem.out.token_stride);
-        if (row < own && column)
-          *reinterpret_cast<uint2*>(const_cast<std::byte*>(target)) = {odd ? other : first,
-                                                                       odd ? second : other};
-      }
+      for (int block = 0; block < 2; ++block)
+        if (row < own && 8 * block < problem.head_dim)
+          *reinterpret_cast<float2*>(target + 32 * block) = {state.o[block][2 * i],
+                                                             state.o[block][2 * i + 1]};
     }
     // The quad's first lane has row g, its second one g + 8.
     if (problem.lse != nullptr) {
@@ -160,11 +156,10 @@ struct contextual_short : contextual_short_units<T, Radial> {
 
   /// This warp's share of the windows that start in the block's ranges: share, share + shares, … of the
   /// head's slots. \return whether a row is not finite.
-  __device__ __forceinline__ bool run() {
+  __device__ __forceinline__ bool run(cursor next) {
     const int total = assigned;
     row_state state;
     this->begin_block(state);
-    cursor next{0, take_range(total), 1, false, 0, 32, 0, {-1, 0}};
     std::uint32_t q[base::query_words];
     unit coming{0, -1, 0, 0};
     bool bad = false;
@@ -201,19 +196,27 @@ struct contextual_short : contextual_short_units<T, Radial> {
         if (warp + 1 < tiles) load_queries(now, warp + 1, q);
         this->begin_products(rows_of_unit, state.q, state);
         __syncwarp();
-        typename base::row_windows windows{};
+        if constexpr (layout::in_halves) {
+          typename base::row_windows windows{};
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int2 window =
-              tiles == 1 ? window_of(now.marks, place.g + 8 * i) : int2{0, now.count};
-          windows.first[i] = window.x;
-          windows.last[i] = window.y;
+          for (int i = 0; i < 2; ++i) {
+            const int2 window =
+                tiles == 1 ? window_of(now.marks, place.g + 8 * i) : int2{0, now.count};
+            windows.first[i] = window.x;
+            windows.last[i] = window.y;
+          }
+          this->attend_at_once(windows, now.count, state);
+        } else {
+          this->attend_to_keys(now, state);
         }
-        this->attend_at_once(windows, now.count, state);
         __syncwarp();
         if (warp + 1 == tiles) coming = follow(next, false, total, q);
-        this->complete_sums(rows_of_unit, state);
-        bad |= store_tile(now, warp, state);
+        if constexpr (layout::in_halves) {
+          this->complete_sums(rows_of_unit, state);
+          bad |= store_tile(now, warp, state);
+        } else {
+          bad |= this->finish_tile(now, state);
+        }
         __syncwarp();  // all lanes have read the tile's products and sums
       }
     }
@@ -263,11 +266,13 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
+  const auto first = attender.first_range(group.counts->assigned);
   attender.load_tables();
   attender.store_pointers();
-  if (threadIdx.x == 0) *reinterpret_cast<int*>(memory + layout::next_range) = 0;
+  if (threadIdx.x == 0)
+    *reinterpret_cast<int*>(memory + layout::next_range) = static_cast<int>(blockDim.x) / 32;
   __syncthreads();
-  if (__syncthreads_or(attender.run())) attender.complete();
+  if (__syncthreads_or(attender.run(first))) attender.complete();
   end_beside(problem.place, blockIdx.x == 0);
 }
 

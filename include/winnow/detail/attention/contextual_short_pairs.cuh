@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The pairs of short windows, in units whose rows are their keys (contextual_short.cuh).
+/// The pairs of short windows of floats, in units whose rows are their keys (contextual_short.cuh).
 ///
-/// Products of keys with Tk would fill the shared memory of two or more warps of twelve, of floats that of eight one
-/// and a half times over. So they stay in registers, 16 keys at a time, and what is kept is what they add to logits, for
-/// all rows of the unit: in 16-bit storage as halves, which `ldmatrix` transposes. Then each 16 rows meet all keys at
-/// once: their logits, of up to 48 keys, fit registers, so that the largest ones are known before the first weight, and
-/// nothing is rescaled.
+/// Products of keys with Tk would fill the shared memory of eight warps one and a half times over. So they stay in
+/// registers, 16 keys at a time, and what is kept is what they add to logits, for all rows of the unit. Then each 16 rows
+/// meet all keys at once: their logits, of up to 48 keys, fit registers, so that the largest ones are known before the
+/// first weight, and nothing is rescaled. 16-bit storage has contextual_short_keys.cuh.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_halves.cuh"
@@ -99,15 +97,9 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     multiply_cells<false>(table, left, axis, moves, cells);
     keep_axis(cells, axis, products);
   }
-  if constexpr (parts == 1) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (has_large(left, i)) products[0][i][0] = nan_halves;
-  }
   multiply_radial<false>(table, left, radial_products(), layout::radial_row(8));
   __syncwarp();
-  using side = std::conditional_t<sizeof(T) == 4, float, std::uint16_t>;
-  side* sides = at<side>(layout::sides) + (key + place.g) * layout::side_stride + 2 * place.t;
+  float* sides = at<float>(layout::sides) + (key + place.g) * layout::side_stride + 2 * place.t;
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile, sides += 16) {
     float scores[2][4] = {};
@@ -117,12 +109,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if constexpr (sizeof(T) == 4)
-          *reinterpret_cast<float2*>(sides + 8 * b + 8 * i * layout::side_stride) = {
-              scores[b][2 * i], scores[b][2 * i + 1]};
-        else
-          *reinterpret_cast<std::uint32_t*>(sides + 8 * b + 8 * i * layout::side_stride) =
-              pack<half>(scores[b][2 * i], scores[b][2 * i + 1]);
+        *reinterpret_cast<float2*>(sides + 8 * b + 8 * i * layout::side_stride) = {
+            scores[b][2 * i], scores[b][2 * i + 1]};
   }
   __syncwarp();  // all lanes have read the radial products
 }
@@ -140,28 +128,14 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     if (group > 0 && key >= count) break;
     score_rows(state, key_tile(0), key, s[group]);
     score_own<false>(state.products, state.radius, state, key, s[group], radial_steps[group]);
-    if constexpr (sizeof(T) == 2) {
-      std::uint32_t pairs[4];
-      load_matrices_transposed(pairs, at<const std::byte>(layout::sides) +
-                                          (key + matrix_row) * (2 * layout::side_stride) +
-                                          matrix_column + 32 * warp);
+    const float* sides = at<const float>(layout::sides) +
+                         (key + 2 * place.t) * layout::side_stride + 16 * warp + place.g;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 sides = __half22float2(*reinterpret_cast<const half2*>(&pairs[j]));
-        s[group][j / 2][j % 2 * 2] = fmaf(sides.x, state.inverse_scale, s[group][j / 2][j % 2 * 2]);
-        s[group][j / 2][j % 2 * 2 + 1] =
-            fmaf(sides.y, state.inverse_scale, s[group][j / 2][j % 2 * 2 + 1]);
-      }
-    } else {
-      const float* sides = at<const float>(layout::sides) +
-                           (key + 2 * place.t) * layout::side_stride + 16 * warp + place.g;
+    for (int b = 0; b < 2; ++b)
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          s[group][b][e] = fmaf(sides[(8 * b + e % 2) * layout::side_stride + e / 2 * 8],
-                                state.inverse_scale, s[group][b][e]);
-    }
+      for (int e = 0; e < 4; ++e)
+        s[group][b][e] = fmaf(sides[(8 * b + e % 2) * layout::side_stride + e / 2 * 8],
+                              state.inverse_scale, s[group][b][e]);
     if (key + 16 >= count) {
 #pragma unroll
       for (int b = 0; b < 2; ++b)

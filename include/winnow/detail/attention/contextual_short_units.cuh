@@ -59,9 +59,18 @@ struct contextual_short_units
   __device__ __forceinline__ int take_range(int total) const {
     int number = 0;
     if (place.lane == 0) number = atomicAdd(this->template table_at<int>(layout::next_range), 1);
-    number = __shfl_sync(all, number, 0);
+    return range_at(__shfl_sync(all, number, 0), total);
+  }
+  /// Where a range of the block's begins.
+  __device__ __forceinline__ int range_at(int number, int total) const {
     const std::int64_t from = (std::int64_t{number} * shares + share) * std::int64_t{layout::range};
     return static_cast<int>(min(from, std::int64_t{total}));
+  }
+  /// Each warp begins with a range of its own, and asks for it before there are tables.
+  __device__ __forceinline__ cursor first_range(int total) const {
+    cursor next{0, range_at(this->warp, total), 1, true, 0, 32, 0, {-1, 0}};
+    request_slots(next, total);
+    return next;
   }
   /// Asks for what is known of the next range's slots.
   __device__ __forceinline__ void request_slots(cursor& next, int total) const {
@@ -148,7 +157,7 @@ struct contextual_short_units
       store(values, problem.v, 4 * lane);
       store(results, problem.out, 2 * lane);
     } else {
-      store(queries, problem.q, 2 * lane);
+      store(queries, problem.q, 4 * lane);
       store(keys, problem.k, lane % 2 * 8);
       store(values, problem.v, lane % 2 * 8);
       store(results, problem.out, lane % 2 * 8 + lane / 2 * 4);
@@ -189,42 +198,46 @@ struct contextual_short_units
     } else {
       const bool column = place.lane % 2 * 8 < problem.head_dim;
       const int row_of_pass = place.lane / 2;
-      const std::uint32_t target =
-          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes +
-                                              (place.lane ^ row_of_pass >> 2) % 2 * 16);
+      const std::uint32_t row_target =
+          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes);
+      const std::uint32_t key_target = row_target + place.lane % 2 * 16;
+      const std::uint32_t value_target =
+          row_target + layout::tile_bytes + (place.lane ^ row_of_pass >> 2) % 2 * 16;
 #pragma unroll
       for (int pass = 0; pass < layout::rows / 16; ++pass) {
         if (16 * pass >= now.count) break;
         const int row = 16 * pass + row_of_pass;
         const bool valid = row < now.count && column;
         const std::int32_t token = tokens[row];
-        const std::uint32_t tile = target + 16 * pass * layout::row_bytes;
-        copy_async(tile, row_at(pointer(keys), token, problem.k.token_stride), valid);
-        copy_async(tile + layout::tile_bytes,
-                   row_at(pointer(values), token, problem.v.token_stride), valid);
+        const std::uint32_t offset = 16 * pass * layout::row_bytes;
+        copy_async(key_target + offset, row_at(pointer(keys), token, problem.k.token_stride),
+                   valid);
+        copy_async(value_target + offset, row_at(pointer(values), token, problem.v.token_stride),
+                   valid);
       }
     }
     commit_copies();
   }
-  /// The queries of a tile of a unit, as `ldmatrix` would have them.
+  /// The queries of a tile of a unit, four neighbouring dims a lane.
   __device__ __forceinline__ void load_queries(const unit& now, int tile,
                                                std::uint32_t (&q)[query_words]) const {
     const auto* tokens = at<const std::int32_t>(layout::row_order) + now.buffer + 16 * tile;
     // Rows behind the last are some tokens', too.
+    const std::int32_t rows_[2] = {tokens[place.g], tokens[place.g + 8]};
+    const std::byte* const base_ = pointer(queries);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const std::byte* own = row_at(base_, rows_[i], problem.q.token_stride);
       if constexpr (layout::in_halves) {
-        const auto* row = reinterpret_cast<const uint2*>(
-            row_at(pointer(queries), tokens[place.g + 8 * i], problem.q.token_stride));
+        const auto* row = reinterpret_cast<const uint2*>(own);
         const uint2 first = __ldg(row);
         const uint2 second = problem.head_dim > 8 ? __ldg(row + 4) : uint2{0, 0};
         q[4 * i] = first.x, q[4 * i + 1] = first.y;
         q[4 * i + 2] = second.x, q[4 * i + 3] = second.y;
       } else {
-        const auto* row = reinterpret_cast<const std::uint32_t*>(
-            row_at(pointer(queries), tokens[place.g + 8 * i], problem.q.token_stride));
-        q[i] = __ldg(row);
-        q[i + 2] = problem.head_dim > 8 ? __ldg(row + 4) : 0;
+        const bool column = 4 * place.t < problem.head_dim;
+        const uint2 dims = column ? __ldg(reinterpret_cast<const uint2*>(own)) : uint2{0, 0};
+        q[i] = dims.x, q[i + 2] = dims.y;
       }
     }
   }
