@@ -131,9 +131,10 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
         // An even number of heads is taken two at a time.
         for (const int heads : {1, 4}) {
           SCOPED_TRACE(std::to_string(heads) + " heads with spherical windows");
-          attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 42)),
-                                             contextual(heads, sized_labels(sizes, true, 43))},
-                                            16, 44);
+          attention_case<TypeParam> problem(
+              {contextual(heads == 1 ? 2 : 3, sized_labels(sizes, false, 42)),
+               contextual(heads, sized_labels(sizes, true, 43))},
+              16, 44);
           device_attention<TypeParam> device(problem);
           WINNOW_ASSERT_OK(run(device.forward()));
           expect_matches_reference(problem, device);

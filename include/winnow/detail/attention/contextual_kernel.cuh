@@ -23,8 +23,9 @@
 /// Short spherical windows of head dim 16 are taken by the kernel before it (contextual_short.cuh), in
 /// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
-/// Groups of 16-bit storage and head dim 16 with an even number of heads, and tiles enough, are taken by
-/// contextual_heads_kernel.cuh instead.
+/// With 16-bit storage and head dim 16 other kernels take over: of cubic windows contextual_units_kernel.cuh, if a block
+/// may have the shared memory; else, of groups with an even number of heads, and tiles enough,
+/// contextual_heads_kernel.cuh.
 ///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
@@ -45,6 +46,7 @@
 #include "winnow/detail/attention/contextual_short.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_turns.cuh"
+#include "winnow/detail/attention/contextual_units_kernel.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/forward_launch.hpp"
 #include "winnow/detail/util/device.cuh"
@@ -133,6 +135,24 @@ cudaError_t launch_contextual_heads(const forward_problem& problem, int processo
                        stream, parameters);
 }
 
+/// Cubic windows, one block a multiprocessor.
+template <class T, int Heads>
+cudaError_t launch_contextual_units(const forward_problem& problem, int processors,
+                                    std::int64_t heads, const launch_extent& extent,
+                                    cudaStream_t stream) noexcept {
+  using layout = contextual_units_layout<Heads>;
+  forward_problem parameters = problem;
+  const auto kernel = contextual_units_kernel<T, Heads>;
+  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
+  if (error != cudaSuccess) return error;
+  const std::int64_t most = (extent.tokens + layout::stripe - 1) / layout::stripe;
+  const std::int64_t shares =
+      std::max<std::int64_t>(1, std::min(most, processors * layout::heads / heads));
+  const std::int64_t blocks = divide_among_blocks(parameters, shares, layout::heads);
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::threads, layout::bytes,
+                       stream, parameters);
+}
+
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
@@ -184,6 +204,13 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
         }
       }
       if constexpr (has_contextual_heads<sizeof(T), D>) {
+        if constexpr (!Radial)
+          if (block_memory >= static_cast<int>(std::max(contextual_units_layout<1>::bytes,
+                                                        contextual_units_layout<2>::bytes)))
+            return even ? launch_contextual_units<T, 2>(parameters, processors, heads, extent,
+                                                        stream)
+                        : launch_contextual_units<T, 1>(parameters, processors, heads, extent,
+                                                        stream);
         using heads_layout = contextual_heads_layout<Radial>;
         // Few tiles a warp leave some of them idle at the end.
         constexpr int least_tiles = 10;

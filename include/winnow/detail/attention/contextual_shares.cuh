@@ -42,6 +42,20 @@ inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t s
   return blocks;
 }
 
+/// Zeros for tokens in no window, if they are wanted.
+template <class T>
+__device__ __forceinline__ void complete_unassigned(const forward_problem& problem,
+                                                    const block_share& own) {
+  if (!problem.zero_unassigned) return;
+  const group_problem& group = problem.groups[own.group];
+  const int present = group.counts->tokens;
+  constexpr int zeros = 64;
+  for (std::int64_t first = group.counts->assigned + std::int64_t{own.share} * zeros;
+       first < present; first += own.shares * zeros)
+    zero_rows<T>(problem, group.first_head + own.head, group.order + first, 0,
+                 static_cast<int>(min(std::int64_t{zeros}, present - first)));
+}
+
 /// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
 /// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
 /// tokens in no window. \param rows that a block has at a time.
@@ -68,13 +82,7 @@ __device__ __forceinline__ void complete_rows(const forward_problem& problem,
       if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
     }
   }
-  if (!problem.zero_unassigned) return;
-  const int present = group.counts->tokens;
-  constexpr int zeros = 64;
-  for (std::int64_t first = assigned + std::int64_t{own.share} * zeros; first < present;
-       first += own.shares * zeros)
-    zero_rows<T>(problem, head, group.order + first, 0,
-                 static_cast<int>(min(std::int64_t{zeros}, present - first)));
+  complete_unassigned<T>(problem, own);
 }
 
 }  // namespace winnow::detail

@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Units of short cubic windows, whose 16 rows are their keys, two heads at a time, or one.
+///
+/// Both heads share positions, masks, one-hot rows and the distances that products move by; so do a token's row and
+/// its key. All logits are there before the first weight, so that weights are at most 1 and nothing is rescaled. In
+/// half, sums of weights by cell round to half where they are made, as 16 weights of at most 1 fit it; what is
+/// normalised is the result. Products of an axis are used up before those of the next one are made, which leaves
+/// registers for twelve warps.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_units_layout.hpp"
+#include "winnow/detail/attention/contextual_units_moves.cuh"
+#include "winnow/detail/attention/contextual_units_plan.cuh"
+#include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/softmax.cuh"
+#include "winnow/detail/attention/tile.cuh"
+
+namespace winnow::detail {
+
+template <class T, int Heads>
+struct contextual_units : contextual_units_plan<T, Heads> {
+  using base = contextual_units_plan<T, Heads>;
+  using base::all;
+  using base::group;
+  using base::group_head;
+  using base::place;
+  using base::problem;
+  using typename base::factor;
+  using typename base::layout;
+  using rows_of_head = typename factor::rows;
+  static constexpr int heads = Heads;
+
+  struct head_state {
+    scaled_softmax_state softmax;
+    float o[2][4];
+  };
+  struct heads_state {
+    head_state of_head[heads];
+    float inverse_scale;
+    int length;
+    bool has_values;
+  };
+  __device__ __forceinline__ heads_state begin_state() const {
+    heads_state state;
+    state.inverse_scale = __fdividef(1.0f, problem.scale);
+    state.length = group().quant_length;
+    state.has_values = group().table_v.data != nullptr;
+    return state;
+  }
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// 16 rows of q, K or V of a head, as they arrived.
+  enum { queries, keys_, values, results, lse = results + heads };
+  static __device__ __forceinline__ int rows_at(int slot, int which, int h) {
+    return layout::steps + slot * layout::step_bytes + (which * heads + h) * layout::tile_bytes;
+  }
+  __device__ __forceinline__ void load_rows(int slot, int which, int h, rows_of_head& left) const {
+    this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
+  }
+
+  /// V of 16 keys, as the right factor of weights.
+  __device__ __forceinline__ void load_values(int slot, int h, std::uint32_t (&b)[4]) const {
+    const int lane = in_register(place.lane);
+    load_matrices_transposed(b, at<const std::byte>(rows_at(slot, values, h)) +
+                                    (lane / 16 * 8 + lane % 8) * layout::row_bytes +
+                                    (lane >> 3 ^ lane >> 2) % 2 * 16);
+  }
+
+  __device__ __forceinline__ factor factor_of_head(const table_view& table, int which,
+                                                   int h) const {
+    return {table, (group_head + h) * static_cast<int>(table.head_stride), problem.head_dim,
+            2 * (group().quant_length - 1),
+            this->template table_at<typename factor::element>(
+                h * layout::head_bytes + layout::tables + which * layout::table_bytes)};
+  }
+  /// The tables of all heads; all warps of the block take part. All loads go out together.
+  __device__ __forceinline__ void load_tables() const {
+    using element = typename factor::element;
+    constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
+    const int first = static_cast<int>(threadIdx.x) / 32;
+    element parts[turns][heads][2];
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) {
+      const int block = first + turn * layout::warps;
+      if (block >= 3 * axis_blocks) break;
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        parts[turn][h][0] =
+            factor_of_head(group().table_q, 0, h)
+                .template load<true>(block / axis_blocks, block % axis_blocks, 0, false);
+        parts[turn][h][1] =
+            factor_of_head(group().table_k, 1, h)
+                .template load<false>(block / axis_blocks, block % axis_blocks, 0, false);
+      }
+    }
+    base of_head = *this;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      of_head.load_value_table(0, 3);
+      ++of_head.group_head;
+      of_head.tables += layout::head_bytes;
+    }
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) {
+      const int block = first + turn * layout::warps;
+      if (block >= 3 * axis_blocks) break;
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int which = 0; which < 2; ++which)
+          this->template table_at<element>(
+              h * layout::head_bytes + layout::tables +
+              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[turn][h][which];
+    }
+  }
+
+  // --- What arrives ---------------------------------------------------------------------------------
+
+  /// Rows of 16 bytes that a lane copies: half a row of a head. Two passes take 16 rows of two heads.
+  static constexpr int row_parts = 2 * heads;
+  static constexpr int passes = heads, rows_of_pass = 16 / passes;
+  __device__ __forceinline__ const std::byte* pointer(int lane_of_quad, int which) const {
+    return this->template table_at<const std::byte*>(
+        layout::pointers)[lane_of_quad * layout::pointers_of_lane + which];
+  }
+  __device__ __forceinline__ const std::byte* source(int which) const {
+    return pointer(place.lane % row_parts, which);
+  }
+  /// By the first lanes of the block.
+  __device__ __forceinline__ void store_pointers() const {
+    const int lane = static_cast<int>(threadIdx.x);
+    if (lane >= 4) return;
+    auto* const own =
+        this->template table_at<const void*>(layout::pointers) + lane * layout::pointers_of_lane;
+    const int first_head = group().first_head + group_head;
+    const int head = first_head + lane % row_parts / 2;
+    const auto store = [&](int which, const row_view& view, int head_of_row, int column) {
+      own[which] = static_cast<const T*>(view.data) + head_of_row * view.head_stride + column;
+    };
+    store(queries, problem.q, head, lane % 2 * 8);
+    store(keys_, problem.k, head, lane % 2 * 8);
+    store(values, problem.v, head, lane % 2 * 8);
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+      store(results + h, problem.out, first_head + h, lane % 2 * 8 + lane / 2 * 4);
+    own[lse] = problem.lse + head * problem.lse_head_stride;
+  }
+  __device__ __forceinline__ void copy_part(int target, const std::byte* rows, std::int32_t token,
+                                            std::int64_t stride, bool valid) const {
+    const std::byte* source;
+    asm("mad.wide.s32 %0, %1, %2, %3;"
+        : "=l"(source)
+        : "r"(token), "r"(static_cast<std::int32_t>(stride * int{sizeof(T)})), "l"(rows));
+    copy_async(this->own_address() + static_cast<std::uint32_t>(target), source, valid);
+  }
+  /// This lane's row of the first pass.
+  __device__ __forceinline__ int own_row() const {
+    return place.lane / row_parts;
+  }
+  /// Where this lane's part of it goes.
+  __device__ __forceinline__ int own_part() const {
+    // There are no registers to keep it in.
+    const int lane = in_register(place.lane);
+    const int row = lane / row_parts, part = lane % row_parts;
+    return part / 2 * layout::tile_bytes + row * layout::row_bytes + (part ^ row >> 2) % 2 * 16;
+  }
+  __device__ __forceinline__ bool has_part() const {
+    return place.lane % 2 * 8 < problem.head_dim;
+  }
+  /// Asks for a unit's rows, and zeros behind the last.
+  __device__ __forceinline__ void request_unit(const std::byte* unit, int slot) const {
+    const int target = own_part();
+    const bool column = has_part();
+    const std::byte* const rows[3] = {source(queries), source(keys_), source(values)};
+    const int count = 31 - __clz(*reinterpret_cast<const int*>(unit + layout::unit_marks));
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int row = own_row() + rows_of_pass * pass;
+      const bool valid = column && row < count;
+      const std::int32_t token =
+          reinterpret_cast<const std::int32_t*>(unit + layout::unit_tokens)[row];
+      const int own = target + rows_of_pass * pass * layout::row_bytes;
+      copy_part(rows_at(slot, queries, 0) + own, rows[queries], token, problem.q.token_stride,
+                valid);
+      copy_part(rows_at(slot, keys_, 0) + own, rows[keys_], token, problem.k.token_stride, valid);
+      copy_part(rows_at(slot, values, 0) + own, rows[values], token, problem.v.token_stride, valid);
+    }
+  }
+
+  // --- A unit -----------------------------------------------------------------------------------------
+
+  /// An axis of one-hot rows of tokens g and g + 8, for factors whose lanes hold columns 2t and 2t + 1.
+  using axis_cells = std::uint32_t[2][cell_words];
+  __device__ __forceinline__ void one_hot_rows(const std::uint32_t (&codes)[2], int axis,
+                                               axis_cells& cells) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t position = position_twice(codes[i], axis);
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        cells[i][word] = one_hot(position, this->own_cells(word));
+    }
+  }
+  /// The same for factors whose lanes hold column g of keys 2t and 2t + 1. \param codes of keys 2t, 2t + 1 and eight
+  /// further on.
+  __device__ __forceinline__ void one_hot_columns(const uint2 (&codes)[2], int axis,
+                                                  axis_cells& columns) const {
+    const int first = spread(place.g);
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const std::uint32_t pair =
+          (__byte_perm(codes[b].x, codes[b].y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
+           0x00ff00ffu) |
+          0x64006400u;
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        columns[b][word] = one_hot(pair, position_pair(first + 8 * word, first + 8 * word));
+    }
+  }
+  /// An axis of products by cell of both heads.
+  template <bool Backwards>
+  __device__ __forceinline__ void multiply_axis(const table_view& table, int which,
+                                                const rows_of_head (&left)[heads], int axis,
+                                                const std::uint32_t (&moves)[2],
+                                                axis_cells (&cells)[heads]) const {
+    std::uint32_t by_row[heads][1][2][row_words];
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+      factor_of_head(table, which, h).template multiply<Backwards>(left[h], axis, false, by_row[h]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (heads == 2)
+        row_shift_of_heads(moves[i], axis)
+            .to_cells(by_row[0][0][i], by_row[1][0][i], cells[0][i], cells[1][i], place.t);
+      else
+        row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[0][0][i], cells[0][i], place.t);
+    }
+    if (axis > 0) return;
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
+  }
+  /// Adds an axis of 16 rows, by cell, times 16 columns.
+  static __device__ __forceinline__ void add_axis(const axis_cells& rows, const axis_cells& columns,
+                                                  bool is_first, float (&s)[2][4]) {
+    const std::uint32_t left[4] = {rows[0][0], rows[1][0], rows[0][1], rows[1][1]};
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      if (is_first)
+        multiply_16<half>(s[b], left, columns[b][0], columns[b][1]);
+      else
+        multiply_add_16<half>(s[b], left, columns[b][0], columns[b][1]);
+      multiply_add_half_8(s[b], rows[0][2], rows[1][2], columns[b][2]);
+    }
+  }
+  /// The logits of a unit over the scale, without masks.
+  __device__ __forceinline__ void score_unit(const heads_state& state, int slot,
+                                             const std::uint32_t (&codes)[2],
+                                             const std::uint32_t (&moves)[2],
+                                             float (&s)[heads][2][4]) const {
+    rows_of_head q[heads], k[heads];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      load_rows(slot, keys_, h, k[h]);
+      load_rows(slot, queries, h, q[h]);
+    }
+    axis_cells own[3];
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      one_hot_rows(codes, axis, own[axis]);
+      axis_cells products[heads];
+      multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) add_axis(own[axis], products[h], axis == 0, s[h]);
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[h][b][e] *= state.inverse_scale;
+        multiply_add_16<T>(s[h][b], q[h].a[0], k[h].a[0][b], k[h].a[0][b + 2]);
+      }
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      axis_cells products[heads];
+      multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) add_axis(products[h], own[axis], false, s[h]);
+    }
+  }
+  /// Computes a unit whose rows are there.
+  __device__ __forceinline__ void attend_unit(const std::byte* unit, int slot,
+                                              heads_state& state) const {
+    const auto* all_codes = reinterpret_cast<const std::uint32_t*>(unit + layout::unit_codes);
+    const std::uint32_t marks = *reinterpret_cast<const std::uint32_t*>(unit + layout::unit_marks);
+    const std::uint32_t codes[2] = {all_codes[place.g], all_codes[place.g + 8]};
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
+    float s[heads][2][4];
+    score_unit(state, slot, codes, moves, s);
+    const float scale = problem.scale * log2_e;
+    const int count = 31 - __clz(static_cast<int>(marks));
+    bool wanted[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = place.g + 8 * i;
+      wanted[i] = row < count;
+      const int2 window = base::window_of(marks, row);
+      const std::uint32_t own = (bits_from(window.x) & ~bits_from(window.y)) >> (2 * place.t);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        s[h][0][2 * i] = (own & 1u) != 0 ? s[h][0][2 * i] : -INFINITY;
+        s[h][0][2 * i + 1] = (own & 2u) != 0 ? s[h][0][2 * i + 1] : -INFINITY;
+        s[h][1][2 * i] = (own & 0x100u) != 0 ? s[h][1][2 * i] : -INFINITY;
+        s[h][1][2 * i + 1] = (own & 0x200u) != 0 ? s[h][1][2 * i + 1] : -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float largest = quad_max(fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
+                                             fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1])));
+        // Of rows behind the last, finite.
+        const float offset = -fmaxf(largest, -1e30f) * scale;
+        state.of_head[h].softmax.offset[i] = offset;
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            s[h][b][2 * i + j] = exp2_fast(fmaf(s[h][b][2 * i + j], scale, offset));
+      }
+    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      auto& own = state.of_head[h];
+      const weight_fragment<T> weights(s[h]);
+      std::uint32_t b[4];
+      load_values(slot, h, b);
+      multiply_16<T>(own.softmax.sum, weights.a, ones, ones);
+      multiply_16<T>(own.o[0], weights.a, b[0], b[2]);
+      multiply_16<T>(own.o[1], weights.a, b[1], b[3]);
+    }
+    if (state.has_values) {
+      // Read again: to keep the distances of all axes until here takes registers that there are not.
+      const auto* again = reinterpret_cast<const volatile std::uint32_t*>(all_codes);
+      const std::uint32_t back[2] = {moves_of(again[place.g], state.length, place.t),
+                                     moves_of(again[place.g + 8], state.length, place.t)};
+      const uint2 far[2] = {*reinterpret_cast<const uint2*>(all_codes + 2 * place.t),
+                            *reinterpret_cast<const uint2*>(all_codes + 8 + 2 * place.t)};
+      weight_fragment<half> weights[heads];
+#pragma unroll
+      for (int h = 0; h < heads; ++h) weights[h] = weight_fragment<half>(s[h]);
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) {
+        axis_cells cells[heads];
+        this->template add_cells<true>(weights, far, axis, cells);
+        add_axis_values(cells, axis, back, state);
+      }
+    }
+    store_heads(reinterpret_cast<const std::int32_t*>(unit + layout::unit_tokens), wanted, state);
+  }
+  /// Normalises and stores 16 rows.
+  __device__ __forceinline__ void store_heads(const std::int32_t* tokens, const bool (&wanted)[2],
+                                              heads_state& state) const {
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      auto& own = state.of_head[h];
+      const float by[2] = {reciprocal(own.softmax.sum[0]), reciprocal(own.softmax.sum[2])};
+      scale_rows(by, own.o);
+    }
+    using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+    const bool odd = place.t % 2 == 1;
+    const bool column = odd <= (problem.head_dim > 8);
+    bool bad = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      std::uint32_t words[heads][2], zero = 0;
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          const auto& o = state.of_head[h].o[b];
+          words[h][b] = pack<T>(o[2 * i], o[2 * i + 1]);
+          const std::uint32_t nothing = 0;
+          *reinterpret_cast<pair*>(&zero) =
+              __hfma2(*reinterpret_cast<const pair*>(&words[h][b]),
+                      *reinterpret_cast<const pair*>(&nothing), *reinterpret_cast<pair*>(&zero));
+        }
+      bad = bad || (wanted[i] && (zero & 0x7fff7fffu) != 0);
+      const std::int32_t token = tokens[place.g + 8 * i];
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        // Neighbouring lanes swap, so that each has four columns.
+        const std::uint32_t other = __shfl_xor_sync(all, odd ? words[h][0] : words[h][1], 1);
+        std::byte* target = const_cast<std::byte*>(pointer(place.t, results + h));
+        asm("mad.wide.s32 %0, %1, %2, %0;"
+            : "+l"(target)
+            : "r"(token),
+              "r"(static_cast<std::int32_t>(problem.out.token_stride * int{sizeof(T)})));
+        if (wanted[i] && column)
+          *reinterpret_cast<uint2*>(target) = {odd ? other : words[h][0],
+                                               odd ? words[h][1] : other};
+      }
+    }
+    if (bad) *this->counter_of(base::bad_rows) = 1;
+    if (problem.lse != nullptr) {
+      // The quad's lanes have rows g and g + 8 of the first head, then of the second one.
+      const auto& first = state.of_head[0].softmax;
+      const auto& second = state.of_head[heads - 1].softmax;
+      const bool is_first = place.t < 2;
+      const float sum = odd ? (is_first ? first.sum[2] : second.sum[2])
+                            : (is_first ? first.sum[0] : second.sum[0]);
+      const float offset = odd ? (is_first ? first.offset[1] : second.offset[1])
+                               : (is_first ? first.offset[0] : second.offset[0]);
+      std::byte* target = const_cast<std::byte*>(pointer(place.t, lse));
+      asm("mad.wide.s32 %0, %1, %2, %0;"
+          : "+l"(target)
+          : "r"(tokens[place.g + 8 * (place.t & 1)]),
+            "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)));
+      if ((odd ? wanted[1] : wanted[0]) && place.t < row_parts)
+        *reinterpret_cast<float*>(target) = (__log2f(sum) - offset) * ln_2;
+    }
+  }
+  /// An axis of weights by cell, of both heads, added to `cells`; of T other than half they have to be converted.
+  /// \param codes of the keys, as `one_hot_columns` has them.
+  template <bool First>
+  __device__ __forceinline__ void add_cells(const weight_fragment<half> (&weights)[heads],
+                                            const uint2 (&codes)[2], int axis,
+                                            axis_cells (&cells)[heads]) const {
+    axis_cells columns;
+    one_hot_columns(codes, axis, columns);
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word) {
+        std::uint32_t sums[2];
+        multiply_half(sums, weights[h].a, columns[0][word], columns[1][word],
+                      First ? 0 : cells[h][0][word], First ? 0 : cells[h][1][word]);
+        cells[h][0][word] = sums[0], cells[h][1][word] = sums[1];
+      }
+  }
+  /// Adds an axis of weights by cell times Tv.
+  __device__ __forceinline__ void add_axis_values(axis_cells (&cells)[heads], int axis,
+                                                  const std::uint32_t (&moves)[2],
+                                                  heads_state& state) const {
+    if constexpr (!std::is_same_v<T, half>) {
+#pragma unroll
+      for (auto& of_head : cells)
+#pragma unroll
+        for (auto& of_row : of_head)
+#pragma unroll
+          for (std::uint32_t& word : of_row) {
+            const float2 both = __half22float2(*reinterpret_cast<const half2*>(&word));
+            word = pack<T>(both.x, both.y);
+          }
+    }
+    std::uint32_t by_row[heads][2][row_words];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (heads == 2)
+        row_shift_of_heads(moves[i], axis)
+            .to_rows(cells[0][i], cells[1][i], by_row[0][i], by_row[1][i]);
+      else
+        row_shift{moves[i] >> (8 * axis)}.to_rows(cells[0][i], by_row[0][i]);
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h) add_table_rows(by_row[h], axis, h, state.of_head[h].o);
+  }
+  /// Adds 16 rows of weights by table row, times an axis of Tv.
+  __device__ __forceinline__ void add_table_rows(const std::uint32_t (&by_row)[2][row_words],
+                                                 int axis, int h, float (&o)[2][4]) const {
+    const T* table =
+        this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
+        axis * tile_rows * base::math::stride;
+#pragma unroll
+    for (int step = 0; step < tile_rows / 16; ++step) {
+      weight_fragment<T> weights;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) weights.a[j] = by_row[j % 2][2 * step + j / 2];
+      multiply_rows<T, 2>(weights, table + (16 * step + place.lane % 16) * base::math::stride, o);
+    }
+  }
+};
+
+}  // namespace winnow::detail

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The contextual forward kernel of cubic windows, two heads at a time: 16-bit storage, head dim 16.
+///
+/// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
+/// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, one head at a time
+/// and those with the most keys first (contextual_units_tiles.cuh); units of 16 rows that hold whole windows of 2 to 16
+/// tokens, whose rows are their keys (contextual_units.cuh); and windows of one token, a lane each. No window that fits 16
+/// rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times 16 of tiles that follow the order, and
+/// their keys are read and multiplied once.
+///
+/// What bounds it: instructions, at three warps a scheduler.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "winnow/detail/attention/contextual_pairs.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
+#include "winnow/detail/attention/contextual_shares.cuh"
+#include "winnow/detail/attention/contextual_tokens.cuh"
+#include "winnow/detail/attention/contextual_units_tiles.cuh"
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/util/device.cuh"
+
+namespace winnow::detail {
+
+template <class T, int Heads>
+struct contextual_units_block : contextual_units_tiles<T, Heads> {
+  using base = contextual_units_tiles<T, Heads>;
+  using base::all;
+  using base::assigned;
+  using base::counter_of;
+  using base::group;
+  using base::group_head;
+  using base::heads;
+  using base::place;
+  using base::problem;
+  using base::warp;
+  using typename base::heads_state;
+  using typename base::layout;
+
+  /// Table rows of no distance, added up over axes: what a window of one token meets.
+  __device__ __forceinline__ void store_table_sums() const {
+    const int middle = group().quant_length - 1;
+    const int d = static_cast<int>(threadIdx.x) % 16, h = static_cast<int>(threadIdx.x) / 16;
+    if (h >= heads) return;
+    const auto store = [&](int which, const table_view& table) {
+      this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
+          d < problem.head_dim
+              ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
+              : 0.0f;
+    };
+    store(0, group().table_q);
+    store(1, group().table_k);
+    store(2, group().table_v);
+  }
+  /// Windows of one token, a lane each token and head.
+  __device__ __forceinline__ void run_singles() const {
+    const int count = this->single_count();
+#pragma unroll 1
+    while (true) {
+      const int index = 32 / heads * this->reserve(base::next_single, 1) + place.lane / heads;
+      if (!__any_sync(all, index < count)) return;
+      if (index < count) attend_single(index, place.lane % heads);
+    }
+  }
+  __device__ __forceinline__ void attend_single(int index, int h) const {
+    const int slot = this->template table_at<const std::int32_t>(layout::singles)[index];
+    const std::int64_t token = group().order[slot];
+    const int head = group().first_head + group_head + h;
+    const auto* sums = this->template table_at<const float>(layout::table_sums) + h * 48;
+    const auto* q = reinterpret_cast<const uint4*>(row_of<T>(problem.q, token, head));
+    const auto* k = reinterpret_cast<const uint4*>(row_of<T>(problem.k, token, head));
+    const auto* v = reinterpret_cast<const uint4*>(row_of<T>(problem.v, token, head));
+    auto* out = reinterpret_cast<uint4*>(const_cast<T*>(row_of<T>(problem.out, token, head)));
+    float of_query = 0.0f, of_key = 0.0f;
+    uint4 result[2] = {};
+    float zero = 0.0f;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      if (8 * part >= problem.head_dim) break;
+      T q_part[8], k_part[8], v_part[8];
+      const uint4 q_bits = q[part], k_bits = k[part], v_bits = v[part];
+      memcpy(q_part, &q_bits, 16);
+      memcpy(k_part, &k_bits, 16);
+      memcpy(v_part, &v_bits, 16);
+#pragma unroll
+      for (int e = 0; e < 8; e += 2) {
+        float o[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int d = 8 * part + e + j;
+          const float key = widen(k_part[e + j]);
+          of_query = fmaf(widen(q_part[e + j]), key + sums[d], of_query);
+          of_key = fmaf(key, sums[16 + d], of_key);
+          o[j] = widen(v_part[e + j]) + sums[32 + d];
+          zero = fmaf(o[j], 0.0f, zero);
+        }
+        reinterpret_cast<std::uint32_t*>(&result[part])[e / 2] = pack<T>(o[0], o[1]);
+      }
+    }
+    const float logit = fmaf(of_query, problem.scale, of_key);
+    zero = fmaf(logit, 0.0f, zero);
+    out[0] = result[0];
+    if (problem.head_dim > 8) out[1] = result[1];
+    if (problem.lse != nullptr)
+      problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride] = logit;
+    // It is known by its result, and computed again.
+    if (zero != 0.0f) {
+      *reinterpret_cast<T*>(out) = narrow<T>(NAN);
+      *counter_of(base::bad_rows) = 1;
+    }
+  }
+  /// Units of the block's warps.
+  __device__ __forceinline__ void run_units() const {
+    // Where a unit is, in multiples of 8, and the slot of its rows: there is one register for both.
+    int next = this->take_unit();
+    if (next == 0) return;
+    const auto request = [&] {
+      this->request_unit(this->template table_at<const std::byte>(next & ~1), next & 1);
+    };
+    request();
+    commit_copies();
+    heads_state state = this->begin_state();
+#pragma unroll 1
+    while (next > 1) {
+      const int now = next;
+      next = this->take_unit() + (~now & 1);
+      wait_for_copies<0>();
+      __syncwarp();  // what all lanes asked for is there, and they have done with the unit before
+      if (next > 1) request();
+      commit_copies();
+      this->attend_unit(this->template table_at<const std::byte>(now & ~1), now & 1, state);
+    }
+  }
+
+  /// Before a part.
+  __device__ __forceinline__ void clear_counters() const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < base::counters) *counter_of(i) = 0;
+    if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
+  }
+  /// All that starts in the block's slots. \return whether some row is not finite.
+  __device__ __forceinline__ bool run() const {
+    // Tables are read while the windows are.
+    typename base::slot_windows windows;
+    this->load_windows(0, windows);
+    this->load_tables();
+    store_table_sums();
+    clear_counters();
+    if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
+    __syncthreads();
+    const int parts = this->parts();
+#pragma unroll 1
+    for (int part = 0;;) {
+      this->list_windows(part, windows);
+      __syncthreads();
+      // What some wait for is beside what others compute.
+      const bool packs_first = warp % 2 == 0;
+      if (packs_first) this->pack_units(part);
+      this->run_tiles();
+      if (!packs_first) this->pack_units(part);
+      run_singles();
+      __syncwarp();
+      run_units();
+      __syncthreads();
+      if (++part >= parts) break;
+      this->load_windows(part, windows);
+      clear_counters();
+      __syncthreads();
+    }
+    return *counter_of(base::bad_rows) != 0;
+  }
+
+  /// Computes rows again that came out with elements that are not finite.
+  __device__ __forceinline__ void complete() const {
+    const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
+    const int parts = this->parts();
+    for (int part = 0; part < parts; ++part)
+      for (int round = 0; round < layout::rounds; ++round)
+        for (int lane = 0; lane < 32; ++lane) {
+          const std::int64_t slot = this->slot_of(part, round, lane);
+          if (slot >= assigned) continue;
+          const int first = static_cast<int>(slot);
+          const int2 window = bounds[first];
+          if (window.y - window.x > layout::longest_short ? (first - window.x) % 16 != 0
+                                                          : first != window.x)
+            continue;
+          for (int row = first; row < min(first + 16, window.y); ++row)
+            for (int h = 0; h < heads; ++h) {
+              const int head = group().first_head + group_head + h;
+              const T* out = row_of<T>(problem.out, group().order[row], head);
+              const bool wrong =
+                  place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+              if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
+            }
+        }
+  }
+};
+
+/// Pairs of a group's heads share its blocks as heads do in contextual_kernel.cuh.
+template <class T, int Heads>
+__global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
+    contextual_units_kernel(const __grid_constant__ forward_problem problem) {
+  begin_beside(problem.place);
+  using layout = contextual_units_layout<Heads>;
+  extern __shared__ __align__(16) std::byte memory[];
+  const block_share own = share_of_block(problem);
+  const group_problem& group = problem.groups[own.group];
+  if (group.path == encoding_path::tiles) {
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
+    contextual_units_block<T, Heads> attender{
+        {{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+            group.counts->assigned, shared_address(region), memory}}}}};
+    attender.store_pointers();
+    if (attender.run()) attender.complete();
+  }
+  if (problem.zero_unassigned || group.path == encoding_path::rows) {
+    if (!problem.place.is_first) wait_for_predecessor();
+    block_share of_head = share_of_block(problem);
+    of_head.head *= layout::heads;
+    for (int h = 0; h < layout::heads; ++h, ++of_head.head) {
+      if (group.path == encoding_path::rows)
+        complete_rows<T>(problem, of_head, 16);
+      else
+        complete_unassigned<T>(problem, of_head);
+    }
+  }
+  end_beside(problem.place, blockIdx.x == 0);
+}
+
+}  // namespace winnow::detail

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What a block of contextual_units_kernel.cuh has to do: it looks at its slots and lists the windows in them.
+///
+/// A block's slots are stripes of 16, every so many-th, as scans are dense in places. Windows that start in a
+/// stripe are the block's if they are short. Those of one token are listed. Those of up to 16 go to units of 16 rows,
+/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Longer
+/// windows are cut into tiles of 16 rows, counted from their start, each a piece of work of its own, and belong to
+/// the stripe where the tile starts.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_units_layout.hpp"
+#include "winnow/detail/attention/tile.cuh"
+
+namespace winnow::detail {
+
+template <class T, int Heads>
+struct contextual_units_plan
+    : contextual_block<T, 16, false, true, contextual_units_layout<Heads>> {
+  using base = contextual_block<T, 16, false, true, contextual_units_layout<Heads>>;
+  using base::assigned;
+  using base::group;
+  using base::place;
+  using base::share;
+  using base::shares;
+  using base::tables;
+  using base::warp;
+  using layout = contextual_units_layout<Heads>;
+  static constexpr unsigned all = 0xffffffffu;
+
+  /// The slots [first, last) of a row's window in a unit.
+  static __device__ __forceinline__ int2 window_of(std::uint32_t marks, int row) {
+    return {31 - __clz(static_cast<int>(marks & ((2u << row) - 1))),
+            row + __ffs(static_cast<int>(marks >> (row + 1)))};
+  }
+  enum counter {
+    listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
+    next_tile,
+    next_single,
+    counters,
+    bad_rows = counters  ///< has some row an element that is not finite?
+  };
+  static constexpr int tile_shift = 12, long_shift = 22;
+  static_assert(layout::warps * layout::most_single < 1 << tile_shift &&
+                layout::warps * layout::most_tiles < 1 << (32 - long_shift) &&
+                tile_shift + 10 == long_shift);
+  __device__ __forceinline__ int* counter_of(int which) const {
+    return this->template table_at<int>(layout::counters) + which;
+  }
+  /// How many windows of one token the part has, how many tiles with many keys, and others.
+  __device__ __forceinline__ int single_count() const {
+    return *counter_of(listed) & ((1 << tile_shift) - 1);
+  }
+  __device__ __forceinline__ int tile_count() const {
+    return *counter_of(listed) >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+  }
+  __device__ __forceinline__ int long_count() const {
+    return static_cast<int>(static_cast<unsigned>(*counter_of(listed)) >> long_shift);
+  }
+  __device__ __forceinline__ std::byte* unit_at(int unit) const {
+    return this->template table_at<std::byte>(layout::units) + unit * layout::unit_bytes;
+  }
+  /// Where the warp's memory begins. The base's copy of it would take another register.
+  __device__ __forceinline__ std::uint32_t own_address() const {
+    return shared_address(base::memory);
+  }
+  /// Adds to a number in the block's memory, for the whole warp. \return what it was before.
+  __device__ __forceinline__ int reserve_at(int offset, int count) const {
+    int first = 0;
+    if (place.lane == 0)
+      asm volatile("atom.shared.add.u32 %0, [%1], %2;"
+                   : "=r"(first)
+                   : "r"(shared_address(tables) + static_cast<std::uint32_t>(offset)), "r"(count)
+                   : "memory");
+    return __shfl_sync(all, first, 0);
+  }
+  __device__ __forceinline__ int reserve(int which, int count) const {
+    return reserve_at(layout::counters + 4 * which, count);
+  }
+  /// A lane's slot of a round, of a part of the block's slots.
+  __device__ __forceinline__ std::int64_t slot_of(int part, int round, int lane) const {
+    const std::int64_t stripe =
+        ((std::int64_t{part} * layout::rounds + round) * layout::warps + warp) * 2 +
+        lane / layout::stripe;
+    return (stripe * shares + share) * layout::stripe + lane % layout::stripe;
+  }
+  __device__ __forceinline__ int parts() const {
+    const std::int64_t slots =
+        std::int64_t{layout::rounds} * layout::warps * 2 * shares * layout::stripe;
+    return static_cast<int>((assigned + slots - 1) / slots);
+  }
+
+  /// The windows that this lane's slots lie in; none where there is no slot.
+  using slot_windows = int2[layout::rounds];
+  __device__ __forceinline__ void load_windows(int part, slot_windows& windows) const {
+    const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      const std::int64_t slot = slot_of(part, round, place.lane);
+      windows[round] = int2{0, 0};
+      if (slot < assigned) windows[round] = bounds[slot];
+    }
+  }
+  /// Lists the windows of one token, and the tiles, that start in the slots of a part.
+  __device__ __forceinline__ void list_windows(int part, const slot_windows& windows) const {
+    std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
+    int count = 0;
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      const int slot = static_cast<int>(slot_of(part, round, place.lane));
+      const int size = windows[round].y - windows[round].x;
+      const bool is_tile = size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
+      singles[round] = __ballot_sync(all, size == 1);
+      tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
+      longs[round] = __ballot_sync(all, is_tile && size > many_keys);
+      count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
+               (__popc(longs[round]) << long_shift);
+    }
+    const auto first = static_cast<unsigned>(reserve(listed, count));
+    int single = first & ((1 << tile_shift) - 1);
+    int tile = first >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+    int long_tile = static_cast<int>(first >> long_shift);
+    const std::uint32_t before = ~bits_from(place.lane), own = 1u << place.lane;
+    auto* const list = this->template table_at<int4>(layout::tiles);
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      const int slot = static_cast<int>(slot_of(part, round, place.lane));
+      const int2 window = windows[round];
+      if ((singles[round] & own) != 0)
+        this->template table_at<std::int32_t>(
+            layout::singles)[single + __popc(singles[round] & before)] = slot;
+      // Those with many keys come first.
+      if (((tiles[round] | longs[round]) & own) != 0)
+        list[(longs[round] & own) != 0 ? long_tile + __popc(longs[round] & before)
+                                       : layout::warps * layout::most_tiles - 1 - tile -
+                                             __popc(tiles[round] & before)] = {
+            slot, min(slot + 16, window.y), window.x, window.y};
+      single += __popc(singles[round]);
+      tile += __popc(tiles[round]);
+      long_tile += __popc(longs[round]);
+    }
+  }
+  static constexpr int many_keys = 48;
+
+  /// Puts the warp's short windows into units, which all warps then may take. They see none before its number is stored,
+  /// behind all that units hold.
+  __device__ __forceinline__ void pack_units(int part) const {
+    slot_windows windows;
+    load_windows(part, windows);
+    int keys[layout::rounds];
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      const int slot = static_cast<int>(slot_of(part, round, place.lane));
+      const int2 window = windows[round];
+      const int size = window.y - window.x;
+      keys[round] = size <= layout::longest_short && size > 1 && window.x == slot
+                        ? size << 8 | round << 5 | place.lane
+                        : 0;
+    }
+    const int units = pack(part, keys);
+    commit_copies();
+    wait_for_copies<0>();
+    __syncwarp();
+    if (place.lane == 0)
+      asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(count_of_units(warp)), "r"(units)
+                   : "memory");
+  }
+  /// Address of how many units a warp has packed, which says that they are there; behind it, how many of them
+  /// are taken.
+  __device__ __forceinline__ std::uint32_t count_of_units(int of_warp) const {
+    return shared_address(tables) + static_cast<std::uint32_t>(layout::unit_counts + 8 * of_warp);
+  }
+  static __device__ __forceinline__ int load_acquire(std::uint32_t address) {
+    int number;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(number) : "r"(address) : "memory");
+    return number;
+  }
+  /// Takes a unit of this warp, or of another one. \return where it is in the block's memory, or 0.
+  __device__ __forceinline__ int take_unit() const {
+    const std::uint32_t counts = count_of_units(min(place.lane, layout::warps - 1));
+    while (true) {
+      const int packed = load_acquire(counts), taken = load_acquire(counts + 4);
+      const bool left = place.lane < layout::warps && taken < packed;
+      const std::uint32_t of_warps = __ballot_sync(all, left);
+      if (of_warps == 0) return 0;
+      // From this one on, and around.
+      const std::uint32_t from_own = of_warps & bits_from(warp);
+      const int owner = __ffs(static_cast<int>(from_own != 0 ? from_own : of_warps)) - 1;
+      const int index = reserve_at(layout::unit_counts + 8 * owner + 4, 1);
+      if (index < __shfl_sync(all, packed, owner))
+        return layout::units + (owner * layout::most_units + index) * layout::unit_bytes;
+    }
+  }
+
+ private:
+  /// Puts the warp's windows into units. \param keys of windows that start in this lane's slots: their size, then
+  /// where they start; or 0. \return how many units there are.
+  __device__ __forceinline__ int pack(int part, int (&keys)[layout::rounds]) const {
+    int units = 0, used = 16;
+    std::uint32_t marks = 0;
+    const std::uint32_t lane = static_cast<std::uint32_t>(place.lane);
+    // Slots of windows are known to fit 32 bits.
+    const auto half_step = static_cast<std::uint32_t>(shares * layout::stripe);
+    const auto first_slot = static_cast<std::uint32_t>(slot_of(part, 0, 0)) + lane;
+    const std::int32_t* order = group().order;
+    const packed_position* positions = group().positions;
+    const std::uint32_t units_of_warp = shared_address(unit_at(warp * layout::most_units));
+    std::uint32_t unit = units_of_warp - layout::unit_bytes;
+    const auto close = [&] {
+      if (units > 0 && lane == 0)
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(unit + layout::unit_marks),
+                     "r"(marks | 1u << used)
+                     : "memory");
+    };
+    const auto largest = [&](int room) {
+      unsigned best = 0;
+#pragma unroll
+      for (int round = 0; round < layout::rounds; ++round)
+        best = max(best, keys[round] < (room + 1) << 8 ? static_cast<unsigned>(keys[round]) : 0u);
+      return static_cast<int>(__reduce_max_sync(all, best));
+    };
+    while (true) {
+      int best = largest(16 - used);
+      if (best == 0) {
+        best = largest(16);
+        close();
+        if (best == 0) break;
+        ++units;
+        unit += layout::unit_bytes;
+        used = 0;
+        marks = 0;
+      }
+#pragma unroll
+      for (int round = 0; round < layout::rounds; ++round)
+        if (keys[round] == best) keys[round] = 0;
+      const int size = best >> 8;
+      const std::uint32_t slot =
+          first_slot + static_cast<std::uint32_t>(best & 15) +
+          half_step *
+              static_cast<std::uint32_t>((best >> 5 & 7) * 2 * layout::warps + (best >> 4 & 1));
+      const std::uint32_t target = unit + 4 * (static_cast<std::uint32_t>(used) + lane);
+      if (place.lane < size) {
+        copy_element_async(target + layout::unit_tokens, order + slot, true);
+        copy_element_async(target + layout::unit_codes, positions + slot, true);
+      }
+      marks |= 1u << used;
+      used += size;
+    }
+    return units;
+  }
+};
+
+}  // namespace winnow::detail

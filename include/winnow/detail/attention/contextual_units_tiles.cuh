@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Tiles of 16 rows in cubic windows that are longer than a unit, two heads at a time: they walk their window's keys in
+/// groups of 16, whose products with Tk stay in registers, and keep a running softmax. A group's rows arrive while
+/// the one before is attended to.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_units.cuh"
+
+namespace winnow::detail {
+
+template <class T, int Heads>
+struct contextual_units_tiles : contextual_units<T, Heads> {
+  using base = contextual_units<T, Heads>;
+  using base::copy_part;
+  using base::group;
+  using base::heads;
+  using base::keys_;
+  using base::passes;
+  using base::place;
+  using base::problem;
+  using base::queries;
+  using base::rows_at;
+  using base::rows_of_pass;
+  using base::values;
+  using typename base::axis_cells;
+  using typename base::heads_state;
+  using typename base::layout;
+  using typename base::rows_of_head;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+
+  /// Sums of weights by cell are halves, so they meet Tv after so many groups at the latest.
+  static constexpr int groups_of_sums = 8;
+  /// Weights are 2³ for the largest logit, and at most 2⁸, of which 128 are a half.
+  static constexpr float slack = 4.0f, lag = -3.0f;
+
+  /// Where a warp is among the groups of keys of its tiles.
+  struct tile_place {
+    int row, row_end;  ///< the tile's; there is none where they are the same
+    int key, end;      ///< the group's first key, and the window's end
+    bool first;        ///< of the tile's groups
+    int slot;          ///< of the group
+    int tile;          ///< of the rows
+    std::int32_t key_tokens[base::passes], row_tokens[base::passes];  ///< that this lane copies
+  };
+  struct tile_state {
+    axis_cells cells[3][heads];  ///< weights by cell, rounded to half with every group
+  };
+
+  __device__ __forceinline__ void take_tile(tile_place& next) const {
+    const int index = this->reserve(base::next_tile, 1);
+    const int of_long = this->long_count();
+    const int count = of_long + this->tile_count();
+    next.row = next.row_end = 0;
+    if (index >= count) return;
+    const int4 tile = this->template table_at<const int4>(
+        layout::tiles)[index < of_long
+                           ? index
+                           : layout::warps * layout::most_tiles - 1 - (index - of_long)];
+    next.row = tile.x, next.row_end = tile.y;
+    next.key = tile.z, next.end = tile.w;
+    next.first = true;
+    next.tile ^= 1;
+  }
+  /// Reads a group's tokens, and those of its tile.
+  __device__ __forceinline__ void load_tokens(tile_place& next) const {
+    if (next.row == next.row_end) return;
+    const std::int32_t* order = group().order;
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int row = this->own_row() + rows_of_pass * pass;
+      next.key_tokens[pass] = order[min(next.key + row, next.end - 1)];
+      if (next.first) next.row_tokens[pass] = order[min(next.row + row, next.row_end - 1)];
+    }
+  }
+  /// Asks for a group of keys, and for the rows of a tile with its first one.
+  __device__ __forceinline__ void request_group(const tile_place& next) const {
+    const int target = this->own_part();
+    const bool column = this->has_part();
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int row = this->own_row() + rows_of_pass * pass;
+      const bool valid = column && next.key + row < next.end;
+      const int own = target + rows_of_pass * pass * layout::row_bytes;
+      copy_part(rows_at(next.slot, keys_, 0) + own, this->source(keys_), next.key_tokens[pass],
+                problem.k.token_stride, valid);
+      copy_part(rows_at(next.slot, values, 0) + own, this->source(values), next.key_tokens[pass],
+                problem.v.token_stride, valid);
+    }
+    const auto lane = static_cast<std::uint32_t>(place.lane);
+    copy_async_if<4>(lane < 16,
+                     this->own_address() + layout::key_code + 4 * (next.slot * 16 + lane),
+                     group().positions + next.key + lane, next.key + place.lane < next.end);
+    if (!next.first) return;
+#pragma unroll
+    for (int pass = 0; pass < passes; ++pass) {
+      const int row = this->own_row() + rows_of_pass * pass;
+      copy_part(rows_at(next.tile, queries, 0) + target + rows_of_pass * pass * layout::row_bytes,
+                this->source(queries), next.row_tokens[pass], problem.q.token_stride,
+                column && next.row + row < next.row_end);
+    }
+    const bool has_row = next.row + place.lane < next.row_end;
+    copy_async_if<4>(lane < 16,
+                     this->own_address() + layout::row_code + 4 * (next.tile * 16 + lane),
+                     group().positions + next.row + lane, has_row);
+    copy_async_if<4>(lane < 16,
+                     this->own_address() + layout::row_token + 4 * (next.tile * 16 + lane),
+                     group().order + next.row + lane, has_row);
+  }
+  __device__ __forceinline__ void advance(tile_place& next) const {
+    next.first = false;
+    next.key += 16;
+    next.slot ^= 1;
+    if (next.key >= next.end) take_tile(next);
+    load_tokens(next);
+  }
+
+  /// Of a lane: an axis of the rows' products, as the left factor of 16 cells and that of eight.
+  __device__ __forceinline__ uint4& sixteen_cells_at(int h, int axis) const {
+    return at<uint4>(layout::products + (h * 3 + axis) * layout::products_bytes)[place.lane];
+  }
+  __device__ __forceinline__ uint2& eight_cells_at(int h, int axis) const {
+    return at<uint2>(layout::products + (h * 3 + axis) * layout::products_bytes + 512)[place.lane];
+  }
+  __device__ __forceinline__ void begin_tile(int tile, heads_state& state, tile_state& own) const {
+    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
+    const std::uint32_t moves[2] = {moves_of(row_codes[0], state.length, place.t),
+                                    moves_of(row_codes[8], state.length, place.t)};
+    rows_of_head q[heads];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) this->load_rows(tile, queries, h, q[h]);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      axis_cells products[heads];
+      this->template multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        const axis_cells& cells = products[h];
+        sixteen_cells_at(h, axis) = {cells[0][0], cells[1][0], cells[0][1], cells[1][1]};
+        eight_cells_at(h, axis) = {cells[0][2], cells[1][2]};
+      }
+    }
+    clear(own);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      state.of_head[h].softmax = scaled_softmax_state();
+#pragma unroll
+      for (auto& block : state.of_head[h].o)
+#pragma unroll
+        for (float& sum : block) sum = 0.0f;
+    }
+  }
+  /// Logits of a group over the scale, without masks.
+  __device__ __forceinline__ void score_group(const tile_place& now, const heads_state& state,
+                                              float (&s)[heads][2][4]) const {
+    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + now.tile * 16 + place.g;
+    const auto* key_codes = at<const std::uint32_t>(layout::key_code) + now.slot * 16 + place.g;
+    const std::uint32_t of_rows[2] = {row_codes[0], row_codes[8]};
+    const std::uint32_t codes[2] = {key_codes[0], key_codes[8]};
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
+    rows_of_head k[heads];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) this->load_rows(now.slot, keys_, h, k[h]);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      axis_cells own, products[heads];
+      this->one_hot_rows(of_rows, axis, own);
+      this->template multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) base::add_axis(own, products[h], axis == 0, s[h]);
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      rows_of_head q;
+      this->load_rows(now.tile, queries, h, q);
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[h][b][e] *= state.inverse_scale;
+        multiply_add_16<T>(s[h][b], q.a[0], k[h].a[0][b], k[h].a[0][b + 2]);
+      }
+    }
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      axis_cells columns;
+      this->one_hot_rows(codes, axis, columns);
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        const uint4 sixteen = sixteen_cells_at(h, axis);
+        const uint2 eight = eight_cells_at(h, axis);
+        const axis_cells products = {{sixteen.x, sixteen.z, eight.x},
+                                     {sixteen.y, sixteen.w, eight.y}};
+        base::add_axis(products, columns, false, s[h]);
+      }
+    }
+  }
+  __device__ __forceinline__ void attend_group(const tile_place& now, heads_state& state,
+                                               tile_state& own) const {
+    float s[heads][2][4];
+    score_group(now, state, s);
+    if (now.key + 16 > now.end) {
+      const int key = now.key + 2 * place.t;
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (key + 8 * b + j >= now.end) {
+#pragma unroll
+            for (int h = 0; h < heads; ++h) s[h][b][j] = s[h][b][2 + j] = -INFINITY;
+          }
+    }
+    const float scale = problem.scale * log2_e;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      auto& softmax = state.of_head[h].softmax;
+      const float largest[2] = {
+          fmaxf(fmaxf(s[h][0][0], s[h][0][1]), fmaxf(s[h][1][0], s[h][1][1])),
+          fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
+      float by[2];
+      if (!softmax.holds(largest) && softmax.raise(largest, scale, slack, lag, by)) {
+        scale_rows(by, state.of_head[h].o);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const half2 both = __float2half2_rn(by[i]);
+#pragma unroll
+          for (auto& of_axis : own.cells)
+#pragma unroll
+            for (std::uint32_t& word : of_axis[h][i])
+              *reinterpret_cast<half2*>(&word) = __hmul2(*reinterpret_cast<half2*>(&word), both);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, softmax.offset[e / 2]));
+    }
+    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      auto& of_head = state.of_head[h];
+      const weight_fragment<T> weights(s[h]);
+      std::uint32_t v[4];
+      this->load_values(now.slot, h, v);
+      multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[2]);
+      multiply_add_16<T>(of_head.o[1], weights.a, v[1], v[3]);
+      multiply_add_16<T>(of_head.softmax.sum, weights.a, ones, ones);
+    }
+    if (!state.has_values) return;
+    const auto* key_codes = at<const std::uint32_t>(layout::key_code) + now.slot * 16;
+    const uint2 far[2] = {*reinterpret_cast<const uint2*>(key_codes + 2 * place.t),
+                          *reinterpret_cast<const uint2*>(key_codes + 8 + 2 * place.t)};
+    weight_fragment<half> weights[heads];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) weights[h] = weight_fragment<half>(s[h]);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis)
+      this->template add_cells<false>(weights, far, axis, own.cells[axis]);
+  }
+  /// Adds the weights by cell times Tv.
+  __device__ __forceinline__ void add_sums(int tile, heads_state& state, tile_state& own) const {
+    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
+    const std::uint32_t moves[2] = {moves_of(row_codes[0], state.length, place.t),
+                                    moves_of(row_codes[8], state.length, place.t)};
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) this->add_axis_values(own.cells[axis], axis, moves, state);
+  }
+  static __device__ __forceinline__ void clear(tile_state& own) {
+#pragma unroll
+    for (auto& of_axis : own.cells)
+#pragma unroll
+      for (auto& of_head : of_axis)
+#pragma unroll
+        for (auto& of_row : of_head)
+#pragma unroll
+          for (std::uint32_t& word : of_row) word = 0;
+  }
+
+  /// Tiles of the block's list, as long as there are any.
+  __device__ __forceinline__ void run_tiles() const {
+    tile_place next{0, 0, 0, 0, false, 0, 0, {}, {}};
+    take_tile(next);
+    if (next.row == next.row_end) return;
+    load_tokens(next);
+    request_group(next);
+    commit_copies();
+    heads_state state = this->begin_state();
+    tile_state own;
+#pragma unroll 1
+    while (true) {
+      const tile_place now = next;
+      if (now.row == now.row_end) break;
+      advance(next);
+      wait_for_copies<0>();
+      __syncwarp();  // what all lanes asked for is there, and they have done with the group before
+      if (now.first) begin_tile(now.tile, state, own);
+      if (next.row != next.row_end) request_group(next);
+      commit_copies();
+      attend_group(now, state, own);
+      const bool is_last = now.key + 16 >= now.end;
+      if (state.has_values && (is_last || now.key / 16 % groups_of_sums == groups_of_sums - 1)) {
+        add_sums(now.tile, state, own);
+        if (!is_last) clear(own);
+      }
+      if (is_last) {
+        const bool wanted[2] = {now.row + place.g < now.row_end,
+                                now.row + place.g + 8 < now.row_end};
+        this->store_heads(at<const std::int32_t>(layout::row_token) + now.tile * 16, wanted, state);
+      }
+    }
+  }
+};
+
+}  // namespace winnow::detail
