@@ -57,6 +57,12 @@ function(winnow_add_instances target)
                          @ONLY)
           list(APPEND hopper_sources ${file})
         endif()
+        if(NOT type STREQUAL "float" AND dim EQUAL 16) # as takes_contextual_ring says
+          set(file ${folder}/attention_forward_${type}_ring.cu)
+          configure_file(${PROJECT_SOURCE_DIR}/cmake/attention_forward_ring_instance.cu.in ${file}
+                         @ONLY)
+          list(APPEND hopper_sources ${file})
+        endif()
         if(NOT type STREQUAL "float" AND (dim EQUAL 32 OR dim EQUAL 64)) # as takes_wgmma_backward says
           set(file ${folder}/attention_backward_${type}_${dim}_wgmma.cu)
           configure_file(${PROJECT_SOURCE_DIR}/cmake/attention_backward_wgmma_instance.cu.in ${file}

@@ -47,6 +47,10 @@ struct contextual_block {
   /// belongs to the first axis then takes the place of the other's.
   static constexpr bool loops_axes = sums_directly && layout::axes == 2;
   static constexpr int axes_at_once = loops_axes ? 1 : layout::axes;
+  /// Elements between rows of Tv. Without padding, halves of every other four rows change places.
+  static constexpr int value_stride =
+      layout::axis_bytes / (tile_rows * static_cast<int>(sizeof(T)));
+  static constexpr bool turns_values = !in_halves && value_stride == D;
   /// Weights by cell are rounded to T, float to two halves.
   static constexpr int weight_parts = sizeof(T) == 4 ? 2 : 1;
   /// Does contextual_short.cuh take short windows?

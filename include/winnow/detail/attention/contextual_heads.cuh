@@ -74,37 +74,50 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     multiply_add_16<half>(first, pairs, state.chosen[0], state.chosen[1]);
     multiply_add_16<half>(second, pairs, state.chosen[0] << 16, state.chosen[1] << 16);
   }
+  /// What this lane's pairs with eight keys look up: products of rows, and of keys.
+  struct radial_pairs {
+    std::uint32_t of_rows[4], of_keys[4];
+  };
+  /// \tparam Block of keys. \param slot of the keys. \param products slot of their products.
+  template <int Block>
+  __device__ __forceinline__ void look_up_radials(const heads_state& state, int slot, int products,
+                                                  radial_pairs& pairs,
+                                                  radial_places& places) const {
+    const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
+    const std::uint32_t gk =
+        shared +
+        static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
+                                               layout::key_products + 4 * state.length)) +
+        static_cast<std::uint32_t>(products * layout::slot_products);
+    const float2 own = *reinterpret_cast<const float2*>(at<const float>(layout::key_radius) +
+                                                        slot * keys + 2 * place.t + 8 * Block);
+    const auto look_up = [&](auto pair_constant) {
+      constexpr int pair = decltype(pair_constant)::value;
+      constexpr int i = pair % 2, j = pair / 2;
+      const float radius = j == 0 ? own.x : own.y;
+      const int offset =
+          radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps) >> 20;
+      places.row[Block][j][i] = row + static_cast<std::uint32_t>(offset);
+      pairs.of_rows[pair] =
+          radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[Block][j][i]);
+      pairs.of_keys[pair] = radial_pair<(8 * Block + j) * layout::key_stride>(
+          gk + static_cast<std::uint32_t>(offset));
+    };
+    look_up(std::integral_constant<int, 0>());
+    look_up(std::integral_constant<int, 1>());
+    look_up(std::integral_constant<int, 2>());
+    look_up(std::integral_constant<int, 3>());
+  }
   __device__ __forceinline__ void score_radials(const heads_state& state, int slot,
                                                 float (&scores)[heads][2][4],
                                                 float (&sides)[heads][2][4],
                                                 radial_places& places) const {
-    const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
-    const std::uint32_t gk =
-        shared + static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
-                                                        layout::key_products + 4 * state.length));
-    const float* radii = at<const float>(layout::key_radius) + slot * keys + 2 * place.t;
     const auto add = [&](auto block_constant) {
       constexpr int b = decltype(block_constant)::value;
-      const float2 own = *reinterpret_cast<const float2*>(radii + 8 * b);
-      std::uint32_t of_rows[4], of_keys[4];
-      const auto look_up = [&](auto pair_constant) {
-        constexpr int pair = decltype(pair_constant)::value;
-        constexpr int i = pair % 2, j = pair / 2;
-        const float radius = j == 0 ? own.x : own.y;
-        const int offset =
-            radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps) >> 20;
-        places.row[b][j][i] = row + static_cast<std::uint32_t>(offset);
-        of_rows[pair] =
-            radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[b][j][i]);
-        of_keys[pair] =
-            radial_pair<(8 * b + j) * layout::key_stride>(gk + static_cast<std::uint32_t>(offset));
-      };
-      look_up(std::integral_constant<int, 0>());
-      look_up(std::integral_constant<int, 1>());
-      look_up(std::integral_constant<int, 2>());
-      look_up(std::integral_constant<int, 3>());
-      add_pairs(state, of_rows, scores[0][b], scores[1][b]);
-      add_pairs(state, of_keys, sides[0][b], sides[1][b]);
+      radial_pairs pairs;
+      look_up_radials<b>(state, slot, slot, pairs, places);
+      add_pairs(state, pairs.of_rows, scores[0][b], scores[1][b]);
+      add_pairs(state, pairs.of_keys, sides[0][b], sides[1][b]);
     };
     add(std::integral_constant<int, 0>());
     add(std::integral_constant<int, 1>());
@@ -113,13 +126,14 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void score_heads(const heads_state& state, int tile,
                                               const key_group& keys_,
                                               float (&scores)[heads][2][4]) const {
-    rows_of_head q[heads];
-    this->load_queries(tile, q);
+    rows_of_head loaded[heads];
+    if constexpr (!layout::keeps_queries) this->load_queries(tile, loaded);
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int b = 0; b < 2; ++b)
-        multiply_16<T>(scores[h][b], q[h].a[0], keys_.left[h].a[0][b], keys_.left[h].a[0][b + 2]);
+        multiply_16<T>(scores[h][b], (layout::keeps_queries ? state.q : loaded)[h].a[0],
+                       keys_.left[h].a[0][b], keys_.left[h].a[0][b + 2]);
     std::uint32_t places[2][layout::axes];
 #pragma unroll
     for (int b = 0; b < 2; ++b)
@@ -179,6 +193,13 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s[h][b][e] = fmaf(sides[h][b][e], state.inverse_scale, s[h][b][e]);
+    weigh(slot, interior, windows_of, meanwhile, s, places, state);
+  }
+  /// The same from logits on.
+  template <class Windows, class Meanwhile>
+  __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
+                                        const Meanwhile& meanwhile, float (&s)[heads][2][4],
+                                        const radial_places& places, heads_state& state) const {
     if (!interior) {
       // Bit 8b + e: does the row attend to the key of element e of block b?
       const row_windows windows = windows_of();
@@ -206,12 +227,31 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       for (int i = 0; i < 2; ++i)
         largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
                               fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
+    const auto raise = [&](int h) {
       head_state& own = state.of_head[h];
       float by[2];
-      if (!own.softmax.holds(largest[h]) && own.softmax.raise(largest[h], scale, slack, lag, by))
+      if (own.softmax.template raise<layout::loads_early>(largest[h], scale, slack, lag, by))
         rescale_head(by, own);
+    };
+    piece_values values;
+    if constexpr (layout::loads_early) {
+      load_values(slot, values);
+      bool exceeds = false;
+#pragma unroll
+      for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
+      if (__any_sync(0xffffffffu, exceeds)) {
+        // Rows' maxima together, as each step of one waits.
+#pragma unroll
+        for (int h = 0; h < heads; ++h)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
+#pragma unroll
+        for (int h = 0; h < heads; ++h) raise(h);
+      }
+    } else {
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        if (!state.of_head[h].softmax.holds(largest[h])) raise(h);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -221,17 +261,38 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         for (int e = 0; e < 4; ++e)
           s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, state.of_head[h].softmax.offset[e / 2]));
 #pragma unroll
-    for (int h = 0; h < heads; ++h) add_values(s[h], this->tile_of(1, slot, h), state.of_head[h]);
-    if (state.has_values) add_weights(s, slot, places, state);
+    for (int h = 0; h < heads; ++h) {
+      if constexpr (!layout::loads_early) load_value(slot, h, values);
+      add_values(s[h], values.rows[h], state.of_head[h]);
+    }
+    if constexpr (!layout::loads_early) load_codes(slot, values);
+    if (state.has_values) add_weights(s, values, places, state);
   }
 
   // --- Sums of weights ----------------------------------------------------------------------------
 
-  __device__ __forceinline__ void add_values(const float (&p)[2][4], const T* tile,
+  /// What sums of weights need of 16 keys.
+  struct piece_values {
+    std::uint32_t rows[heads][4];  ///< V
+    uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
+  };
+  __device__ __forceinline__ void load_value(int slot, int h, piece_values& values) const {
+    load_matrices_transposed(values.rows[h], this->matrix_rows(this->tile_of(1, slot, h), 0));
+  }
+  __device__ __forceinline__ void load_codes(int slot, piece_values& values) const {
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+      values.codes[b] = *reinterpret_cast<const uint2*>(at<const std::uint32_t>(layout::key_code) +
+                                                        slot * keys + 8 * b + 2 * place.t);
+  }
+  __device__ __forceinline__ void load_values(int slot, piece_values& values) const {
+    load_codes(slot, values);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) load_value(slot, h, values);
+  }
+  __device__ __forceinline__ void add_values(const float (&p)[2][4], const std::uint32_t (&b)[4],
                                              head_state& own) const {
     const weight_fragment<T> weights(p);
-    std::uint32_t b[4];
-    load_matrices_transposed(b, this->matrix_rows(tile, 0));
     multiply_add_16<T>(own.o[0], weights.a, b[0], b[2]);
     multiply_add_16<T>(own.o[1], weights.a, b[1], b[3]);
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
@@ -258,7 +319,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         units[h][i] = own.softmax.sum[2 * i] * own.fixed_point[i];
         most = fmaxf(most, units[h][i]);
       }
-    if (!__any_sync(0xffffffffu, most >= fixed_limit)) return;
+    if (__builtin_expect(!__any_sync(0xffffffffu, most >= fixed_limit), 1)) return;
     __syncwarp();
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -280,15 +341,15 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                  : "memory");
   }
   /// Adds weights up by the cells of their keys, and by radial rows.
-  __device__ __forceinline__ void add_weights(const float (&p)[heads][2][4], int slot,
+  __device__ __forceinline__ void add_weights(const float (&p)[heads][2][4],
+                                              const piece_values& values,
                                               const radial_places& places,
                                               heads_state& state) const {
     // Factors whose lanes hold column g of keys 2t and 2t + 1.
     std::uint32_t pairs[2][layout::axes];
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      const uint2 codes = *reinterpret_cast<const uint2*>(
-          at<const std::uint32_t>(layout::key_code) + slot * keys + 8 * b + 2 * place.t);
+      const uint2& codes = values.codes[b];
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
         pairs[b][axis] =
@@ -381,14 +442,15 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         }
         const T* table =
             this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
-            axis * tile_rows * base::math::stride;
+            (axis * tile_rows + place.lane % 16) * base::value_stride;
+        if constexpr (base::turns_values)
+          table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
 #pragma unroll
         for (int step = 0; step < tile_rows / 16; ++step) {
           weight_fragment<T> weights;
 #pragma unroll
           for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
-          multiply_rows<T, 2>(weights, table + (16 * step + place.lane % 16) * base::math::stride,
-                              own.o);
+          multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, own.o);
         }
       }
   }

@@ -261,7 +261,13 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
         end = bottom.y;
         common_first = bottom.x;
         common_last = own == rows ? top.y : 0;
-        this->begin_products(tile, state);
+        this->begin_products(
+            tile,
+            [&](int i) {
+              const int2 window = bounds[place.g + 8 * i];
+              return window.y - window.x;
+            },
+            state);
       }
       if constexpr (requests_beside) request_keys(next);
       this->attend(

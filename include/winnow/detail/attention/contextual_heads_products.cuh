@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
@@ -58,6 +59,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   };
   struct heads_state {
     head_state of_head[heads];
+    rows_of_head q[layout::keeps_queries ? heads : 1];
     std::uint32_t row_cells[2][words];  ///< one-hot rows, or
     std::uint32_t positions[2][layout::axes];
     float radius[2];
@@ -93,6 +95,14 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                           .template load<true>(axis, block % axis_blocks, 0, radial);
         parts[h][1] = factor_of_head(group().table_k, 1, h)
                           .template load<false>(axis, block % axis_blocks, 0, radial);
+        if constexpr (layout::scales_tables) {
+          const float by = 1.0f / problem.scale;
+          for (std::uint32_t* pair : {&parts[h][1].x, &parts[h][1].y}) {
+            T elements[2];
+            memcpy(elements, pair, sizeof elements);
+            *pair = pack<T>(widen(elements[0]) * by, widen(elements[1]) * by);
+          }
+        }
       }
 #pragma unroll
       for (int h = 0; h < heads; ++h)
@@ -158,7 +168,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 #pragma unroll
     for (int h = 0; h < heads; ++h)
       this->load_left(
-          at<const std::byte>(layout::query + tile * layout::query_bytes + h * layout::tile_bytes),
+          at<const std::byte>(layout::query + layout::query_tile(tile) * layout::query_bytes +
+                              h * layout::tile_bytes),
           left[h]);
   }
   /// Of a lane: four words of the left factor of a product with cells.
@@ -167,10 +178,16 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         layout::row_products)[(h * layout::product_pairs + word / 2) * 32 + place.lane];
   }
   /// Products of 16 rows whose q is there.
-  __device__ __forceinline__ void begin_products(int tile, heads_state& state) const {
+  /// \param length_of the lengths of the windows of rows g and g + 8.
+  template <class Lengths>
+  __device__ __forceinline__ void begin_products(int tile, const Lengths& length_of,
+                                                 heads_state& state) const {
     const int row = tile * layout::rows + place.g;
     rows_of_head left[heads];
     load_queries(tile, left);
+    if constexpr (layout::keeps_queries)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) state.q[h] = left[h];
     const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                     at<std::uint32_t>(layout::row_code)[row + 8]};
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
@@ -204,7 +221,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         }
       }
     }
-    if constexpr (Radial) begin_radial(row, left, tables, state);
+    if constexpr (Radial) begin_radial(row, left, tables, length_of, state);
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];
@@ -231,29 +248,32 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
   }
   /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
+  template <class Lengths>
   __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
                                                const factor (&tables)[heads],
-                                               heads_state& state) const {
+                                               const Lengths& length_of, heads_state& state) const {
     multiply_radials<true>(tables, left,
                            this->scratch() + layout::radial_row(place.g) + layout::row_radial,
                            layout::radial_row(8));
+    constexpr int parts_of_row = heads * layout::radial_sums_bytes / 16;
+    static_assert(parts_of_row <= 32);
+    if (place.lane < parts_of_row)
+#pragma unroll
+      for (int r = 0; r < layout::rows; ++r)
+        reinterpret_cast<uint4*>(this->scratch() + layout::radial_row(r))[place.lane] = {0, 0, 0,
+                                                                                         0};
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int r = 4 * place.t; r < heads * tile_rows; r += 16)
-        *reinterpret_cast<uint4*>(radial_sums() + i * (layout::radial_row(8) / 4) + r) = {0, 0, 0,
-                                                                                          0};
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int2 window = at<int2>(layout::row_bounds)[row + 8 * i];
+      for (int i = 0; i < 2; ++i)
         state.of_head[h].fixed_point[i] =
-            window.y - window.x <= short_window ? fixed_start_short : fixed_start;
-      }
+            length_of(i) <= short_window ? fixed_start_short : fixed_start;
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {
@@ -273,6 +293,20 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     for (int i = 0; i < 2; ++i)
       result.codes[i] = at<const std::uint32_t>(layout::key_code)[slot * keys + place.g + 8 * i];
     return result;
+  }
+  /// A linear axis of keys' products with Tk, of one head.
+  __device__ __forceinline__ void multiply_axis(const factor& table, const rows_of_head& left,
+                                                int axis, const std::uint32_t (&moves)[2],
+                                                std::uint32_t (&products)[2][words]) const {
+    std::uint32_t cells[1][2][cell_words];
+    this->template multiply_cells<false>(table, left, axis, moves, cells);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (axis == 0 && base::has_large(left, i)) cells[0][i][0] = nan_halves;
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        products[i][axis * cell_words + word] = cells[0][i][word];
+    }
   }
   /// Products of the keys with Tk. Those of linear axes never leave registers: by cell, they lie as the right factor
   /// of the product with one-hot rows needs them. \param sides Σ Gk of linear axes.
@@ -306,17 +340,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        std::uint32_t cells[1][2][cell_words];
-        this->template multiply_cells<false>(tables[h], own.left[h], axis, moves, cells);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (axis == 0 && base::has_large(own.left[h], i)) cells[0][i][0] = nan_halves;
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            products[h][i][axis * cell_words + word] = cells[0][i][word];
-        }
-      }
+      for (int h = 0; h < heads; ++h)
+        multiply_axis(tables[h], own.left[h], axis, moves, products[h]);
 #pragma unroll
     for (int word = 0; word + 1 < words; word += 2) {
       const std::uint32_t left[4] = {row_cell(0, word), row_cell(1, word), row_cell(0, word + 1),

@@ -24,8 +24,9 @@
 /// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
 /// With 16-bit storage and head dim 16 other kernels take over: of cubic windows contextual_units_kernel.cuh, if a block
-/// may have the shared memory; else, of groups with an even number of heads, and tiles enough,
-/// contextual_heads_kernel.cuh.
+/// may have the shared memory; of groups with an even number of heads, and tiles enough, else
+/// contextual_heads_kernel.cuh, or contextual_ring_kernel.cuh if they are spherical and the device has compute
+/// capability 9.0.
 ///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
@@ -36,6 +37,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
@@ -98,6 +100,19 @@ bool vector_rows(const row_view& view) noexcept {
 inline bool fits_lse(const forward_problem& problem) noexcept {
   const std::int64_t limit = std::int64_t{1} << 29;
   return problem.lse_token_stride < limit && problem.lse_token_stride >= -limit;
+}
+
+/// Can what is divided by the scale stay in halves, as contextual_short_keys.cuh has it?
+inline bool has_moderate_scale(const forward_problem& problem) noexcept {
+  return problem.scale >= 0x1p-8f && problem.scale <= 0x1p8f;
+}
+
+/// Does contextual_ring_kernel.cuh serve a launch? Rows have all of 16 elements, and tables can be kept over the
+/// scale without rounding.
+inline bool takes_ring(const forward_problem& problem, const launch_extent& extent) noexcept {
+  int exponent = 0;
+  return extent.hopper_spherical_launch != nullptr && problem.head_dim == 16 &&
+         has_moderate_scale(problem) && std::frexp(problem.scale, &exponent) == 0.5f && is_hopper();
 }
 
 /// Short windows, of groups that have hardly any others; as many warps a block as fit.
@@ -194,7 +209,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
         const int warps =
             std::min(short_layout::most_warps,
                      (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
-        if (warps >= short_layout::least_warps) {
+        if (warps >= short_layout::least_warps && (sizeof(T) == 4 || has_moderate_scale(problem))) {
           parameters.takes_windows = true;
           parameters.place = {place.is_first, true};
           place.is_first = false;
@@ -213,10 +228,15 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
                                                         stream);
         using heads_layout = contextual_heads_layout<Radial>;
         // Few tiles a warp leave some of them idle at the end.
-        constexpr int least_tiles = 10;
+        constexpr int least_tiles = 10, least_tiles_of_ring = 5;
         const std::int64_t tiles = extent.tokens / heads_layout::rows * (heads / 2);
+        const auto are_enough = [&](int least) {
+          return tiles >= std::int64_t{least} * heads_layout::warps * processors;
+        };
+        if (Radial && even && are_enough(least_tiles_of_ring) && takes_ring(problem, extent))
+          return extent.hopper_spherical_launch(parameters, extent, stream);
         if (even && block_memory >= static_cast<int>(heads_layout::bytes) &&
-            tiles >= std::int64_t{least_tiles} * heads_layout::warps * processors)
+            are_enough(least_tiles))
           return launch_contextual_heads<T, Radial>(parameters, processors, heads, extent, stream);
       }
     }

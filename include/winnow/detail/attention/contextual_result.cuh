@@ -42,8 +42,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     if constexpr (in_halves)
       store_halves<low_scale>(table_at<std::byte>(layout::value_table), i, column / width, bits);
     else
-      *reinterpret_cast<uint4*>(table_at<T>(layout::value_table) + i * math::stride + column) =
-          bits;
+      *reinterpret_cast<uint4*>(table_at<T>(layout::value_table) + i * value_stride +
+                                (turns_values ? column ^ (i >> 2 & 1) * 8 : column)) = bits;
   }
 }
 
@@ -71,6 +71,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     }
     if constexpr (!sums_directly) add_halves(high, low, state.o);
   } else {
+    static_assert(!turns_values);
     const T* table = table_at<const T>(layout::value_table) + first_axis * tile_rows * math::stride;
 #pragma unroll
     for (int step = 0; step < tile_rows / 16; ++step) {

@@ -56,17 +56,16 @@ __device__ __forceinline__ void complete_unassigned(const forward_problem& probl
                  static_cast<int>(min(std::int64_t{zeros}, present - first)));
 }
 
-/// What is seldom needed: rows of groups that tiles have no room for, rows that came out with elements
-/// that are not finite, as a weight of 0 times a foreign NaN may have made them so, and zeros for
-/// tokens in no window. \param rows that a block has at a time.
+/// Rows of groups that tiles have no room for, and rows that came out with elements that are not finite, as a
+/// weight of 0 times a foreign NaN may have made them so. \param rows that a block has at a time. \param warps that
+/// take part, the block's first ones.
 template <class T>
-__device__ __forceinline__ void complete_rows(const forward_problem& problem,
-                                              const block_share& own, int rows) {
+__device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
+                                             int rows, int warps) {
   const group_problem& group = problem.groups[own.group];
   const int head = group.first_head + own.head;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int assigned = group.counts->assigned;
-  const int warps = static_cast<int>(blockDim.x) / 32;
   const int tiles = rows / 16;  // of 16 rows, a warp's
   for (int tile = static_cast<int>(threadIdx.x) / 32;; tile += warps) {
     const std::int64_t first = (own.share + std::int64_t{tile / tiles} * own.shares) * rows;
@@ -82,6 +81,13 @@ __device__ __forceinline__ void complete_rows(const forward_problem& problem,
       if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
     }
   }
+}
+
+/// What is seldom needed: these rows, and zeros for tokens in no window.
+template <class T>
+__device__ __forceinline__ void complete_rows(const forward_problem& problem,
+                                              const block_share& own, int rows) {
+  correct_rows<T>(problem, own, rows, static_cast<int>(blockDim.x) / 32);
   complete_unassigned<T>(problem, own);
 }
 

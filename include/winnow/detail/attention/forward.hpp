@@ -140,9 +140,10 @@ struct forward_instance {
   int head_dim;
   forward_launcher launch[3];  ///< by position_encoding
   forward_launcher hopper_launch = nullptr;
+  forward_launcher hopper_spherical_launch = nullptr;
 };
 
-/// \tparam Hopper has `launch_wgmma_forward` been compiled?
+/// \tparam Hopper have kernels for sm_90a been compiled?
 template <class T, int D, bool Hopper = false>
 constexpr forward_instance instance_of() noexcept {
   forward_instance instance{dtype_of<T>,
@@ -152,6 +153,8 @@ constexpr forward_instance instance_of() noexcept {
                              launch_forward<T, D, position_encoding::bias>}};
   if constexpr (Hopper && takes_wgmma(sizeof(T), D))
     instance.hopper_launch = launch_wgmma_forward<T, D>;
+  if constexpr (Hopper && takes_contextual_ring(sizeof(T), D))
+    instance.hopper_spherical_launch = launch_contextual_ring<T>;
   return instance;
 }
 
@@ -203,6 +206,7 @@ status attention_forward(const forward_instance (&instances)[Count],
     launch_extent extent;
     const forward_problem problem = describe(arguments, position, extent);
     extent.hopper_launch = instance->hopper_launch;
+    extent.hopper_spherical_launch = instance->hopper_spherical_launch;
     if (problem.group_count == 0) continue;
     const cudaError_t error = instance->launch[static_cast<int>(position)](problem, extent, stream);
     if (error != cudaSuccess)

@@ -25,6 +25,8 @@ struct launch_extent {
   int bias_rows = 0;  ///< of the largest bias table
   /// Takes long windows on compute capability 9.0; null: was not compiled.
   forward_launcher hopper_launch = nullptr;
+  /// The same of spherical windows with contextual encoding.
+  forward_launcher hopper_spherical_launch = nullptr;
 };
 
 /// Defined in forward_launch.cuh; instantiated by the build, or by whoever uses winnow::headers.
@@ -37,5 +39,14 @@ cudaError_t launch_forward(const forward_problem& problem, const launch_extent& 
 template <class T, int D>
 cudaError_t launch_wgmma_forward(const forward_problem& problem, const launch_extent& extent,
                                  cudaStream_t stream) noexcept;
+
+/// Does `launch_contextual_ring` exist for groups of heads that are all even in number?
+constexpr bool takes_contextual_ring(std::size_t element_bytes, int head_dim) {
+  return element_bytes == 2 && head_dim == 16;
+}
+/// Defined in contextual_ring_launch.cuh; instantiated by the build where it compiles for sm_90a.
+template <class T>
+cudaError_t launch_contextual_ring(const forward_problem& problem, const launch_extent& extent,
+                                   cudaStream_t stream) noexcept;
 
 }  // namespace winnow::detail

@@ -108,18 +108,23 @@ struct scaled_softmax_state {
   float offset[2] = {0.0f, 0.0f};  ///< -largest - lag, but finite
   float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 
+  /// Does a new logit of this lane raise its row's maximum? A NaN does not.
+  [[nodiscard]] __device__ __forceinline__ bool exceeds(const float (&logit)[2]) const {
+    return logit[0] > limit[0] || logit[1] > limit[1];
+  }
   [[nodiscard]] __device__ __forceinline__ bool holds(const float (&logit)[2]) const {
-    // A NaN changes nothing.
-    return !__any_sync(0xffffffffu, logit[0] > limit[0] || logit[1] > limit[1]);
+    return !__any_sync(0xffffffffu, exceeds(logit));
   }
   /// As in `softmax_state`. \param scale the factor. \param slack how far logits may exceed `largest`.
   /// \param lag weights are 2^(logit - largest - lag).
+  /// \tparam OfRows are `logit` rows' maxima, or this lane's?
+  template <bool OfRows = false>
   __device__ __forceinline__ bool raise(const float (&logit)[2], float scale, float slack,
                                         float lag, float (&factor)[2]) {
     bool rescale = false;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float row_logit = floorf(quad_max(logit[i]) * scale);
+      const float row_logit = floorf((OfRows ? logit[i] : quad_max(logit[i])) * scale);
       const bool is_first = limit[i] == -INFINITY;
       const float largest = is_first ? -INFINITY : -lag - offset[i];
       factor[i] = 1.0f;

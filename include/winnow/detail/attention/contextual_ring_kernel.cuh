@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The contextual forward kernel of spherical windows on compute capability 9.0: two heads at a time as in
+/// contextual_heads_kernel.cuh, with keys multiplied for several tiles at once. 16-bit storage, head dim 16.
+///
+/// A block has four teams of three warps, which take passes of 32 rows from a counter. One warp of a team multiplies the
+/// pass's keys with Tk, 16 at a time, and leaves their products in the team's ring of slots, with K and V
+/// (contextual_ring_keys.cuh). Two warps read them, each for its tile of 16 rows, and do what is left of a piece.
+/// Barriers in shared memory say which slots are full and which may be filled again; a team's warps meet nowhere else,
+/// and teams not at all.
+///
+/// What readers keep of two heads takes more than the 168 registers that twelve warps have each. So the four warps
+/// that multiply keys give some of theirs away, which takes the target sm_90a.
+///
+/// What bounds it: shared memory's bandwidth, three quarters of which it takes, and instructions.
+///
+/// NaN and infinity: as in contextual_heads.cuh.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_heads.cuh"
+#include "winnow/detail/attention/contextual_ring_keys.cuh"
+#include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/contextual_shares.cuh"
+#include "winnow/detail/attention/contextual_short.cuh"
+#include "winnow/detail/attention/exact_row.cuh"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/wgmma.cuh"
+#include "winnow/detail/util/device.cuh"
+
+namespace winnow::detail {
+
+/// A warp that attends.
+template <class T, bool Radial>
+struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layout<Radial>> {
+  using base = contextual_heads<T, Radial, contextual_ring_layout<Radial>>;
+  using base::assigned;
+  using base::keys;
+  using base::place;
+  using base::shared;
+  using base::warp;
+  using base::words;
+  using typename base::heads_state;
+  using typename base::key_group;
+  using typename base::layout;
+  using typename base::row_windows;
+  static constexpr int heads = layout::heads;
+
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+  __device__ __forceinline__ std::uint32_t barrier(int array, int index) const {
+    return shared + static_cast<std::uint32_t>(array + 8 * index);
+  }
+  __device__ __forceinline__ void release(int array, int index) const {
+    __syncwarp();
+    if (place.lane == 0) arrive(barrier(array, index));
+  }
+  /// Products of a slot's keys by cell, as this lane needs them.
+  struct key_cells {
+    uint4 pairs[heads][layout::product_pairs];
+  };
+  __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
+    const auto* products = at<const uint4>(layout::cell_products) +
+                           slot * (heads * layout::product_pairs * 32) + place.lane;
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int pair = 0; pair < layout::product_pairs; ++pair)
+        own.pairs[h][pair] = products[(h * layout::product_pairs + pair) * 32];
+  }
+  /// Adds Gk of linear axes.
+  __device__ __forceinline__ void add_sides(const key_cells& own, const heads_state& state,
+                                            float (&scores)[heads][2][4]) const {
+    static_assert(words % 2 == 0 && layout::scales_tables);
+#pragma unroll
+    for (int pair = 0; pair < layout::product_pairs; ++pair) {
+      const std::uint32_t left[4] = {state.row_cells[0][2 * pair], state.row_cells[1][2 * pair],
+                                     state.row_cells[0][2 * pair + 1],
+                                     state.row_cells[1][2 * pair + 1]};
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        const uint4& products = own.pairs[h][pair];
+        multiply_add_16<half>(scores[h][0], left, products.x, products.y);
+        multiply_add_16<half>(scores[h][1], left, products.z, products.w);
+      }
+    }
+  }
+  using cursor_of_team = ring_cursor<layout>;
+  __device__ __forceinline__ void await(const cursor_of_team& cursor) const {
+    wait_for_phase(barrier(layout::full, cursor.slot), cursor.parity);
+  }
+  __device__ __forceinline__ void release(cursor_of_team& cursor) const {
+    release(layout::empty, cursor.slot);
+    cursor.step();
+  }
+  /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
+  __device__ __forceinline__ bool attend_pass(const ring_place& pass, int tile, int reader,
+                                              cursor_of_team& cursor, heads_state& state) const {
+    const int row = pass.row + reader * layout::rows;
+    const int own = min(layout::rows, assigned - row);
+    const int2* bounds = at<const int2>(layout::row_bounds) + tile * layout::rows;
+    int key = pass.key;
+    int first = pass.end, end = 0;          // the tile's keys
+    int common_first = 0, common_last = 0;  // keys that all rows attend to
+    if (own > 0) {
+      const int2 top = bounds[0], bottom = bounds[own - 1];
+      first = top.x;
+      end = bottom.y;
+      common_first = bottom.x;
+      common_last = own == layout::rows ? top.y : 0;
+      this->begin_products(
+          tile,
+          [&](int i) {
+            const int2 window = bounds[place.g + 8 * i];
+            return window.y - window.x;
+          },
+          state);
+    }
+    release(layout::query_empty, tile / (layout::passes * layout::team_readers));
+    for (; key + keys <= first; key += keys) {
+      await(cursor);
+      release(cursor);
+    }
+#pragma unroll 1
+    for (; key < end; key += keys) {
+      await(cursor);
+      const key_group own_keys = this->load_group(cursor.keys);
+      float s[heads][2][4];
+      typename base::radial_places places;
+      // Everything is asked for before the first product, as the latter keep their order.
+      typename base::radial_pairs pairs[2];
+      key_cells cells;
+      if constexpr (Radial) {
+        this->template look_up_radials<0>(state, cursor.keys, cursor.slot, pairs[0], places);
+        this->template look_up_radials<1>(state, cursor.keys, cursor.slot, pairs[1], places);
+      }
+      load_cells(cursor.slot, cells);
+      this->score_heads(state, tile, own_keys, s);
+      add_sides(cells, state, s);
+      if constexpr (Radial)
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          this->add_pairs(state, pairs[b].of_rows, s[0][b], s[1][b]);
+          this->add_pairs(state, pairs[b].of_keys, s[0][b], s[1][b]);
+        }
+      this->weigh(
+          cursor.keys, key >= common_first && key + keys <= common_last,
+          [&] {
+            row_windows windows;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const int2 window = bounds[place.g + 8 * i];
+              windows.first[i] = window.x - key, windows.last[i] = window.y - key;
+            }
+            return windows;
+          },
+          [] {}, s, places, state);
+      release(cursor);
+    }
+    bool bad = false;
+    if (own > 0) {
+      this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g,
+                          state);
+      bool wanted[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int own_row = place.g + 8 * i;
+        const int2 window = bounds[own_row];
+        wanted[i] = own_row < own && window.y - window.x >= base::shortest;
+      }
+      bad = this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows,
+                             wanted, state);
+    }
+    for (; key < pass.end; key += keys) {
+      await(cursor);
+      release(cursor);
+    }
+    return bad;
+  }
+  /// \return whether some row is not finite.
+  __device__ __forceinline__ bool run() const {
+    const int team = warp / layout::team_readers;
+    const int reader = warp % layout::team_readers;
+    heads_state state;
+    this->begin_block(state);
+    bool bad = false;
+    cursor_of_team cursor{team};
+    int buffer = team * layout::passes;
+#pragma unroll 1
+    while (true) {
+      await(cursor);
+      const int4 now = at<const int4>(layout::places)[cursor.slot];
+      if (now.x >= assigned) return bad;
+      bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
+                         cursor, state);
+      release(layout::rows_empty, buffer);
+      buffer ^= 1;
+    }
+  }
+};
+
+/// What is seldom needed, apart from everything else, which has all registers. \param warps all, or those that have
+/// found rows that are not finite.
+template <class T, class Layout>
+__device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
+                                           int warps) {
+  own.head *= Layout::heads;
+  for (int h = 0; h < Layout::heads; ++h, ++own.head) {
+    const bool begins = warps == Layout::warps;
+    if (begins) complete_unassigned<T>(problem, own);
+    if (!begins || problem.groups[own.group].path == encoding_path::rows)
+      correct_rows<T>(problem, own, Layout::pass_rows, warps);
+  }
+}
+
+template <class T, bool Radial>
+__global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
+    contextual_ring_kernel(const __grid_constant__ forward_problem problem) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  begin_beside(problem.place);
+  using layout = contextual_ring_layout<Radial>;
+  extern __shared__ __align__(16) std::byte memory[];
+  const block_share own = share_of_block(problem);
+  const group_problem& group = problem.groups[own.group];
+  if (problem.zero_unassigned || group.path == encoding_path::rows)
+    complete_ring<T, layout>(problem, own, layout::warps);
+  const int shortest = shortest_left<Radial>(problem, group);
+  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
+    const std::uint32_t shared = shared_address(memory);
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    const auto block = [&] {
+      return contextual_block<T, 16, Radial, true, layout>{problem,
+                                                           own.group,
+                                                           memory,
+                                                           layout::heads * own.head,
+                                                           own.share,
+                                                           own.shares,
+                                                           group.counts->assigned,
+                                                           shared,
+                                                           memory,
+                                                           shortest};
+    };
+    {
+      const contextual_heads_products<T, Radial, layout> stager{block()};
+      stager.stage_tables();
+      stager.load_value_tables();
+      if (threadIdx.x == 0) {
+        for (int slot = 0; slot < layout::slots; ++slot) {
+          create_barrier(shared + layout::full + 8 * slot, 1);
+          create_barrier(shared + layout::empty + 8 * slot, layout::team_readers);
+        }
+        for (int i = 0; i < layout::teams; ++i)
+          create_barrier(shared + layout::query_empty + 8 * i, layout::team_readers);
+        for (int i = 0; i < layout::teams * layout::passes; ++i)
+          create_barrier(shared + layout::rows_empty + 8 * i, layout::team_readers);
+        *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
+        *reinterpret_cast<int*>(memory + layout::bad) = 0;
+      }
+    }
+    __syncthreads();
+    if (warp >= layout::readers) {
+      give_registers<layout::key_registers>();
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run();
+    } else {
+      take_registers<layout::reader_registers>();
+      const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
+      if (reader.run()) bad = 1;
+      asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");
+      if (bad != 0) {
+        // It looks at rows of short windows, too.
+        if (!problem.place.is_first) wait_for_predecessor();
+        complete_ring<T, layout>(problem, own, layout::readers);
+      }
+    }
+  }
+  end_beside(problem.place, blockIdx.x == 0);
+#endif
+}
+
+}  // namespace winnow::detail

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The warps of contextual_ring_kernel.cuh that multiply keys: what a team's readers shall do, and everything
+/// of keys that they need for it.
+///
+/// A warp goes from pass to pass of its team, in a pass from one group of 16 keys to the next one. While it multiplies
+/// a group with Tk, K and V of the next one are on their way, and the tokens of the one after it. There is room for one
+/// group of K and V more than for products.
+#pragma once
+
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_heads_products.cuh"
+#include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/wgmma.cuh"
+
+namespace winnow::detail {
+
+/// What a slot of the ring is for: 16 keys that rows of a pass attend to.
+struct ring_place {
+  int row;       ///< the pass's first one; from the last row on nothing is left
+  int key, end;  ///< the group's first key, and the slot behind the pass's last one
+  int first;     ///< is this the pass's first group?
+  int number;    ///< of the pass among its team's
+};
+
+/// Where a warp of a team is in the ring.
+template <class Layout>
+struct ring_cursor {
+  int team;
+  int slot = team * Layout::team_slots;
+  int keys = team * Layout::team_key_slots;  ///< the slot of K and V
+  std::uint32_t parity = 0;  ///< of the number of times that the slot has been filled before
+
+  __device__ __forceinline__ int next_keys() const {
+    const int next = keys + 1;
+    return next == (team + 1) * Layout::team_key_slots ? team * Layout::team_key_slots : next;
+  }
+  __device__ __forceinline__ void step() {
+    keys = next_keys();
+    if (++slot == (team + 1) * Layout::team_slots) {
+      slot = team * Layout::team_slots;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class T, bool Radial>
+struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ring_layout<Radial>> {
+  using base = contextual_heads_products<T, Radial, contextual_ring_layout<Radial>>;
+  using base::assigned;
+  using base::group;
+  using base::keys;
+  using base::place;
+  using base::problem;
+  using base::share;
+  using base::shared;
+  using base::shares;
+  using base::shortest;
+  using base::words;
+  using typename base::factor;
+  using typename base::key_group;
+  using typename base::layout;
+  using typename base::rows_of_head;
+  static constexpr int heads = layout::heads;
+  static constexpr unsigned all = 0xffffffffu;
+  static constexpr int own_rows = layout::pass_rows / 32;
+
+  int team;
+  const std::int32_t* order = in_registers(base::group().order);
+  const packed_position* positions = in_registers(base::group().positions);
+  const float* radius = in_registers(base::group().radius);
+  const T* first_key = in_registers(first_part(problem.k));
+  const T* first_value = in_registers(first_part(problem.v));
+
+  __device__ __forceinline__ const int2* bounds() const {
+    return reinterpret_cast<const int2*>(group().bounds);
+  }
+  /// Reads from constant memory each time would wait for it.
+  template <class U>
+  static __device__ __forceinline__ const U* in_registers(const U* pointer) {
+    asm volatile("" : "+l"(pointer));
+    return pointer;
+  }
+  template <class U>
+  __device__ __forceinline__ U* at(int offset) const {
+    return base::template at<U>(offset);
+  }
+  __device__ __forceinline__ std::uint32_t barrier(int array, int index) const {
+    return shared + static_cast<std::uint32_t>(array + 8 * index);
+  }
+
+  // --- Which groups -------------------------------------------------------------------------------
+
+  /// The next pass, whose keys' bounds are on their way.
+  struct next_pass {
+    int row, key, end;
+    int number = -1;
+  };
+  /// Does a pass have rows that contextual_short.cuh has left?
+  __device__ __forceinline__ bool has_long(int row) const {
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+      const int2 window = bounds()[min(row + place.lane + 32 * i, assigned - 1)];
+      found |= window.y - window.x >= shortest;
+    }
+    return __any_sync(all, found);
+  }
+  /// The block's teams take its passes as they come: what a pass needs differs much.
+  __device__ __forceinline__ void take_pass(next_pass& next) const {
+    ++next.number;
+    do {
+      int number = 0;
+      if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
+      number = __shfl_sync(all, number, 0);
+      const std::int64_t row =
+          (std::int64_t{number} * shares + share) * std::int64_t{layout::pass_rows};
+      next.row = static_cast<int>(min(row, std::int64_t{assigned}));
+      if (next.row >= assigned) return;
+    } while (shortest > 0 && !has_long(next.row));
+    next.key = bounds()[next.row].x;
+    next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
+  }
+  __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
+    ahead = {next.row, next.key, next.end, 1, next.number};
+    if (next.row < assigned) take_pass(next);
+  }
+  __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
+    if (ahead.row >= assigned) return;
+    ahead.key += keys;
+    ahead.first = 0;
+    if (ahead.key >= ahead.end) follow(next, ahead);
+  }
+
+  // --- What arrives from global memory ------------------------------------------------------------
+
+  /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
+  /// banks. These are this lane's token and its quarter of two heads' rows.
+  __device__ __forceinline__ int own_key() const {
+    return place.lane / 2 % 8;
+  }
+  __device__ __forceinline__ int own_quarter() const {
+    return place.lane / 16 * 2 + place.lane % 2;
+  }
+  struct tokens {
+    std::int32_t
+        keys[2];  ///< of the key whose parts this lane loads, and of the eighth one after it
+    std::int32_t rows[own_rows];
+  };
+  /// Behind the last key are copies of it, which nobody looks at.
+  __device__ __forceinline__ void load_tokens(const ring_place& next, tokens& own) const {
+    if (next.row >= assigned) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      own.keys[i] = __ldg(
+          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
+    if (next.first == 0) return;
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i)
+      own.rows[i] = __ldg(
+          order + static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1)));
+  }
+  /// This lane's quarter of two rows of token 0.
+  __device__ __forceinline__ const T* first_part(const row_view& view) const {
+    const int head = group().first_head + this->group_head + own_quarter() / 2;
+    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter() % 2 * 8;
+  }
+  static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
+                                                        std::int64_t stride) {
+    asm("mad.wide.s32 %0, %1, %2, %0;"
+        : "+l"(first)
+        : "r"(token), "r"(static_cast<std::int32_t>(stride * int{sizeof(T)})));
+    return first;
+  }
+  __device__ __forceinline__ int own_part() const {
+    return place.lane / 16 * 2 * layout::tile_bytes + own_key() * layout::row_bytes +
+           (place.lane ^ own_key() >> 2) % 2 * 16;
+  }
+  /// The same of rows of q, whose heads' tiles are neighbours.
+  __device__ __forceinline__ int own_row_part() const {
+    return own_part() - place.lane / 16 * layout::tile_bytes;
+  }
+  __device__ __forceinline__ std::uint32_t address(int offset) const {
+    return shared + static_cast<std::uint32_t>(offset);
+  }
+  /// Asks for K, V, positions and radii of a group.
+  __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
+                                               int slot) const {
+    if (next.row < assigned) {
+      const std::uint32_t target =
+          address(layout::key_tiles + slot * layout::group_bytes + own_part());
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t own_target = target + 8 * i * layout::row_bytes;
+        copy_async_if<16>(true, own_target,
+                          token_part(first_key, own.keys[i], problem.k.token_stride), true);
+        copy_async_if<16>(true, own_target + layout::tile_bytes,
+                          token_part(first_value, own.keys[i], problem.v.token_stride), true);
+      }
+      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
+      const int number = 4 * (slot * keys + place.lane % keys);
+      if (place.lane < keys)
+        copy_async_if<4>(true, address(layout::key_code + number), positions + key, true);
+      else if constexpr (Radial)
+        copy_async_if<4>(true, address(layout::key_radius + number), radius + key, true);
+    }
+    commit_copies();
+  }
+  /// Asks for a pass's rows. \param passes before it.
+  __device__ __forceinline__ void request_rows(const ring_place& next,
+                                               const std::int32_t (&tokens_)[own_rows],
+                                               int passes) const {
+    const int buffer = team * layout::passes + passes % layout::passes;
+    const auto parity = [](int phase) { return static_cast<std::uint32_t>(phase & 1); };
+    if (passes >= layout::passes)
+      wait_for_phase(barrier(layout::rows_empty, buffer), parity(passes / layout::passes - 1));
+    if (passes > 0) wait_for_phase(barrier(layout::query_empty, team), parity(passes - 1));
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+#pragma unroll
+      for (int eight = 0; eight < 4; ++eight) {
+        const std::int32_t token = __shfl_sync(all, tokens_[i], 8 * eight + own_key());
+        const int row = 32 * i + 8 * eight;
+        const int tile = team * layout::team_readers + row / layout::rows;
+        copy_async_if<16>(true,
+                          address(layout::query + tile * layout::query_bytes +
+                                  row % layout::rows * layout::row_bytes + own_row_part()),
+                          token_part(first_part(problem.q), token, problem.q.token_stride), true);
+      }
+      const auto slot =
+          static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1));
+      const int number = buffer * layout::pass_rows + place.lane + 32 * i;
+      at<std::int32_t>(layout::row_order)[number] = tokens_[i];
+      copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
+      copy_async_if<4>(true, address(layout::row_code + 4 * number), positions + slot, true);
+      if constexpr (Radial)
+        copy_async_if<4>(true, address(layout::row_radius + 4 * number), radius + slot, true);
+    }
+  }
+
+  // --- Products -----------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void announce(int slot) const {
+    __syncwarp();
+    if (place.lane == 0) arrive(barrier(layout::full, slot));
+  }
+  /// Products with Tk of the keys in a slot. \param keys_slot where K is.
+  __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
+    const key_group own = this->load_group(keys_slot);
+    const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
+                                  this->factor_of_head(group().table_k, 1, 1)};
+    if constexpr (Radial)
+      this->template multiply_radials<false>(tables, own.left,
+                                             at<std::byte>(layout::key_products) +
+                                                 slot * layout::slot_products +
+                                                 place.g * layout::key_stride,
+                                             8 * layout::key_stride);
+    const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
+                                    moves_of(own.codes[1], length, place.t)};
+    auto* target =
+        at<uint4>(layout::cell_products) + slot * (heads * layout::product_pairs * 32) + place.lane;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      std::uint32_t products[2][words];
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+        this->multiply_axis(tables[h], own.left[h], axis, moves, products);
+#pragma unroll
+      for (int word = 0; word < words; word += 2)
+        target[(h * layout::product_pairs + word / 2) * 32] = {
+            products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
+    }
+  }
+  __device__ __forceinline__ void run() const {
+    const int length = group().quant_length;
+    next_pass after{};
+    ring_place ahead{};
+    tokens own{};
+    std::int32_t rows_[own_rows];
+    ring_cursor<layout> cursor{team};
+    const auto request_next = [&](int target) {
+      request_keys(ahead, own, target);
+      const ring_place next = ahead;
+#pragma unroll
+      for (int i = 0; i < own_rows; ++i) rows_[i] = own.rows[i];
+      advance(after, ahead);
+      load_tokens(ahead, own);
+      return next;
+    };
+    const auto request_rows_of = [&](const ring_place& next) {
+      if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
+      commit_copies();
+    };
+    take_pass(after);
+    follow(after, ahead);
+    load_tokens(ahead, own);
+    ring_place now = request_next(cursor.keys);
+    request_rows_of(now);
+#pragma unroll 1
+    while (true) {
+      // Before the first release there is nothing to wait for.
+      wait_for_phase(barrier(layout::empty, cursor.slot), cursor.parity ^ 1);
+      if (place.lane == 0)
+        *at<int4>(layout::places + 16 * cursor.slot) = {now.row, now.key, now.end, 0};
+      wait_for_copies<1>();
+      __syncwarp();  // K and V are there
+      if (now.row >= assigned) break;
+      // Those of the next group arrive meanwhile.
+      const ring_place next = request_next(cursor.next_keys());
+      multiply_slot(cursor.slot, cursor.keys, length);
+      wait_for_copies<1>();  // the rows, if this is a pass's first group
+      announce(cursor.slot);
+      request_rows_of(next);
+      now = next;
+      cursor.step();
+    }
+    announce(cursor.slot);
+    wait_for_copies<0>();
+  }
+};
+
+}  // namespace winnow::detail

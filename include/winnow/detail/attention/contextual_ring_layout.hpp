@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Teams and shared memory of contextual_ring_kernel.cuh.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "winnow/detail/attention/contextual_layout.hpp"
+#include "winnow/detail/attention/problem.hpp"
+
+namespace winnow::detail {
+
+/// A block's shared memory: tables of two heads as in contextual_heads_layout, and what its teams have, each array
+/// team by team.
+template <bool Radial>
+struct contextual_ring_layout {
+  using warp_layout = contextual_heads_layout<Radial>;
+  static constexpr contextual_tuning tuning = warp_layout::tuning;
+  static constexpr int heads = warp_layout::heads;
+  static constexpr int readers = 8;  ///< warps that attend; two warpgroups
+  static constexpr int teams = 4;
+  static constexpr int team_readers = readers / teams;
+  static constexpr int warps = readers + teams;  ///< each team has one that multiplies keys
+  static constexpr int threads = 32 * warps;
+  /// A thread's, from the beginning of its part on; of 168 that there are for each to begin with.
+  static constexpr int reader_registers = 216, key_registers = 72;
+  static constexpr int rows = 16;              ///< of a tile
+  static constexpr int keys = 16;              ///< of a group
+  static constexpr bool keeps_queries = true;  ///< in registers
+  static constexpr bool loads_early = true;    ///< are there registers for V before weights?
+  static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
+  /// Where a tile's rows of q are; only one pass of a team has them.
+  WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) {
+    return tile / (passes * team_readers) * team_readers + tile % team_readers;
+  }
+  static constexpr int pass_rows = team_readers * rows;  ///< a tile for each
+  static constexpr int passes = 2;                       ///< whose rows a team has
+  static constexpr int tiles = teams * passes * team_readers;
+  static constexpr int team_slots = 12 / teams;
+  static constexpr int slots = teams * team_slots;  ///< of products of groups of keys
+  static constexpr int team_key_slots = team_slots + 1;
+  static constexpr int key_slots = teams * team_key_slots;  ///< of K and V
+  static constexpr int parts = 1;
+  static constexpr bool in_halves = false;
+  static constexpr int stages = 1;
+  static constexpr int buffer_rows = rows;
+  static constexpr bool shares_scratch = false;
+  static constexpr bool attends_at_once = false;
+  static constexpr bool turns_rows = true;
+  static constexpr int axes = warp_layout::axes;
+  static constexpr int cells = warp_layout::cells;
+  static constexpr int row_bytes = warp_layout::row_bytes;
+  static constexpr int tile_bytes = warp_layout::tile_bytes;
+  static constexpr int query_buffers = 1;
+  static constexpr int radial_element = warp_layout::radial_element;
+  static constexpr int radial_bytes = warp_layout::radial_bytes;
+  /// Eight keys start in different banks, also where two words are stored at a time.
+  static constexpr int key_stride = radial_bytes + 32;
+  static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
+  static constexpr int row_radial = warp_layout::row_radial;
+  static constexpr int radial_stride = warp_layout::radial_stride;
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+
+  static constexpr int table_bytes = warp_layout::table_bytes;
+  static constexpr int tables = 0;
+  static constexpr int axis_bytes = tile_rows * row_bytes;  // not padded
+  static constexpr int value_table = tables + 2 * table_bytes;
+  static constexpr int head_bytes = value_table + 3 * axis_bytes;
+
+  static constexpr int row_bounds = heads * head_bytes;            // int2 [tiles][rows]
+  static constexpr int row_order = row_bounds + 8 * tiles * rows;  // int [tiles][rows]
+  static constexpr int row_code = row_order + 4 * tiles * rows;    // uint32 [tiles][rows]
+  static constexpr int row_radius = row_code + 4 * tiles * rows;   // float [tiles][rows]
+  static constexpr int query =
+      row_radius + (Radial ? 4 * tiles * rows : 0);  // T [readers][heads][rows]
+  static constexpr int query_bytes = heads * tile_bytes;
+  static constexpr int key_code = query + readers * query_bytes;      // uint32 [key_slots][keys]
+  static constexpr int key_radius = key_code + 4 * key_slots * keys;  // float [key_slots][keys]
+  static constexpr int key_tiles =
+      key_radius + (Radial ? 4 * key_slots * keys : 0);  // T [key_slots][heads][K, V][keys]
+  static constexpr int group_bytes = heads * 2 * tile_bytes;
+  /// Products of keys by cell, as lanes need them: uint4 [slots][heads][product_pairs][32].
+  static constexpr int product_pairs = (cells / 8 + 1) / 2;
+  static constexpr int cell_products = key_tiles + key_slots * group_bytes;
+  static constexpr int cell_bytes = heads * product_pairs * 512;
+  /// And by radial row: [slots][keys][key_stride].
+  static constexpr int key_products = cell_products + slots * cell_bytes;
+  static constexpr int slot_products = Radial ? keys * key_stride : 0;
+  static constexpr int scratch = key_products + slots * slot_products;  // of readers
+  static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
+  static constexpr int places = scratch + readers * scratch_bytes;     // ring_place [slots]
+  static constexpr int full = places + 16 * slots;                     // barriers [slots]
+  static constexpr int empty = full + 8 * slots;                       // [slots]
+  static constexpr int rows_empty = empty + 8 * slots;                 // [teams][passes]
+  static constexpr int query_empty = rows_empty + 8 * teams * passes;  // [teams]
+  static constexpr int next_pass = query_empty + 8 * teams;            // int
+  static constexpr int bad = next_pass + 4;                            // int
+  static constexpr std::size_t bytes = bad + 12;
+
+  static_assert(query % 16 == 0 && key_tiles % 16 == 0 && scratch % 16 == 0 && places % 16 == 0);
+  static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
+  static_assert(bytes <= 227 * 1024);
+};
+
+}  // namespace winnow::detail
