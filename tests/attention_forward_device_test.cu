@@ -142,6 +142,26 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
       }
 }
 
+/// Scales that are no power of two, and one over which halves overflow.
+TYPED_TEST(AttentionForwardDevice, AttendsByPositionWithAnyScale) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::mt19937 engine(49);
+  for (const int longest : {48, 200})
+    for (const float scale : {1e-6f, 0.3f}) {
+      SCOPED_TRACE("up to " + std::to_string(longest) + ", scale " + std::to_string(scale));
+      std::vector<int> sizes;
+      for (int sum = 0; sum < 3000; sum += sizes.back())
+        sizes.push_back(1 + static_cast<int>(engine() % static_cast<unsigned>(longest)));
+      attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 50)),
+                                         contextual(2, sized_labels(sizes, true, 51))},
+                                        16, 52);
+      problem.scale = scale;
+      device_attention<TypeParam> device(problem);
+      WINNOW_ASSERT_OK(run(device.forward()));
+      expect_matches_reference(problem, device);
+    }
+}
+
 /// So many tiles that 16-bit heads are taken two at a time.
 TYPED_TEST(AttentionForwardDevice, AttendsWithManyHeadsByPosition) {
   WINNOW_SKIP_WITHOUT_GPU();
