@@ -46,7 +46,7 @@ struct contextual_ring_layout {
   static constexpr int stages = 1;
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
-  static constexpr bool attends_at_once = false;
+  static constexpr bool attends_at_once = false, takes_neighbours = false;
   static constexpr bool turns_rows = true;
   static constexpr int axes = warp_layout::axes;
   static constexpr int cells = warp_layout::cells;
