@@ -181,17 +181,16 @@ struct contextual_units_plan
   }
   /// Takes a unit of this warp, or of another one. \return where it is in the block's memory, or 0.
   __device__ __forceinline__ int take_unit() const {
-    const std::uint32_t counts = count_of_units(min(place.lane, layout::warps - 1));
     while (true) {
-      const int packed = load_acquire(counts), taken = load_acquire(counts + 4);
-      const bool left = place.lane < layout::warps && taken < packed;
+      const bool left = place.lane < layout::warps && load_acquire(count_of_units(place.lane) + 4) <
+                                                          load_acquire(count_of_units(place.lane));
       const std::uint32_t of_warps = __ballot_sync(all, left);
       if (of_warps == 0) return 0;
       // From this one on, and around.
       const std::uint32_t from_own = of_warps & bits_from(warp);
       const int owner = __ffs(static_cast<int>(from_own != 0 ? from_own : of_warps)) - 1;
       const int index = reserve_at(layout::unit_counts + 8 * owner + 4, 1);
-      if (index < __shfl_sync(all, packed, owner))
+      if (index < __shfl_sync(all, left ? load_acquire(count_of_units(place.lane)) : 0, owner))
         return layout::units + (owner * layout::most_units + index) * layout::unit_bytes;
     }
   }
