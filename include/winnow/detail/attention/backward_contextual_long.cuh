@@ -54,7 +54,6 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::planned_turn;
   using base::problem;
   using base::radial_units;
-  using base::region;
   using base::share_of_block;
   using base::store_keys;
   using base::store_queries;

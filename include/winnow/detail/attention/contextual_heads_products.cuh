@@ -27,7 +27,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   using base::keys;
   using base::place;
   using base::problem;
-  using base::radial_sums;
   using base::words;
   using typename base::factor;
   using typename base::layout;

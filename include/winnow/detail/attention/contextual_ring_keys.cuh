@@ -62,7 +62,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   using typename base::factor;
   using typename base::key_group;
   using typename base::layout;
-  using typename base::rows_of_head;
   static constexpr int heads = layout::heads;
   static constexpr unsigned all = 0xffffffffu;
   static constexpr int own_rows = layout::pass_rows / 32;
