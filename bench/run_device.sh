@@ -19,7 +19,7 @@
 #
 # GoogleTest and Google Benchmark may come from a prefix: -DCMAKE_PREFIX_PATH=...
 # With -DCMAKE_CUDA_FLAGS=-DWINNOW_ALL_LANES_ARRIVE racecheck can follow long windows on compute
-# capability 9.0, which are then slower (wgmma_ring.cuh); without it gradients of these are left out.
+# capability 9.0, which are then slower (wgmma.cuh); without it gradients of these are left out.
 set -uo pipefail
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 1 ] || { sed -n '3,22p' "${BASH_SOURCE[0]}"; exit 2; }

@@ -58,7 +58,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   }
   __device__ __forceinline__ void release(int array, int index) const {
     __syncwarp();
-    if (place.lane == 0) arrive(barrier(array, index));
+    arrive_warp(barrier(array, index), place.lane);
   }
   /// Products of a slot's keys by cell, as this lane needs them.
   struct key_cells {
@@ -250,14 +250,15 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       stager.stage_tables();
       stager.load_value_tables();
       if (threadIdx.x == 0) {
+        constexpr int readers = layout::team_readers * warp_arrivals;
         for (int slot = 0; slot < layout::slots; ++slot) {
-          create_barrier(shared + layout::full + 8 * slot, 1);
-          create_barrier(shared + layout::empty + 8 * slot, layout::team_readers);
+          create_barrier(shared + layout::full + 8 * slot, warp_arrivals);
+          create_barrier(shared + layout::empty + 8 * slot, readers);
         }
         for (int i = 0; i < layout::teams; ++i)
-          create_barrier(shared + layout::query_empty + 8 * i, layout::team_readers);
+          create_barrier(shared + layout::query_empty + 8 * i, readers);
         for (int i = 0; i < layout::teams * layout::passes; ++i)
-          create_barrier(shared + layout::rows_empty + 8 * i, layout::team_readers);
+          create_barrier(shared + layout::rows_empty + 8 * i, readers);
         *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
         *reinterpret_cast<int*>(memory + layout::bad) = 0;
       }

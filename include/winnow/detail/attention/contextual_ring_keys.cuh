@@ -243,7 +243,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   __device__ __forceinline__ void announce(int slot) const {
     __syncwarp();
-    if (place.lane == 0) arrive(barrier(layout::full, slot));
+    arrive_warp(barrier(layout::full, slot), place.lane);
   }
   /// Products with Tk of the keys in a slot. \param keys_slot where K is.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {

@@ -156,6 +156,17 @@ __device__ __forceinline__ void create_barrier(std::uint32_t barrier, int arriva
 __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
+/// racecheck does not see that the lane that arrives for a warp, behind a __syncwarp, speaks for the others. With
+/// WINNOW_ALL_LANES_ARRIVE they speak for themselves, so that it can follow; registers then suffice for less.
+#if defined(WINNOW_ALL_LANES_ARRIVE)
+inline constexpr int warp_arrivals = 32;
+#else
+inline constexpr int warp_arrivals = 1;
+#endif
+/// Arrives for all lanes of a warp, which have met.
+__device__ __forceinline__ void arrive_warp(std::uint32_t barrier, int lane) {
+  if (warp_arrivals == 32 || lane == 0) arrive(barrier);
+}
 /// \param parity of the number of the phase, which ends with the last arrival.
 __device__ __forceinline__ void wait_for_phase(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(

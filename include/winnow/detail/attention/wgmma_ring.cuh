@@ -41,18 +41,6 @@ struct ring_block {
   }
 };
 
-/// \name The ring's barriers, at which a lane arrives for its warp, behind a __syncwarp
-/// racecheck does not see that this lane speaks for the others. With WINNOW_ALL_LANES_ARRIVE they speak for
-/// themselves, so that it can follow; registers then suffice for less.
-/// @{
-#if defined(WINNOW_ALL_LANES_ARRIVE)
-inline constexpr int warp_arrivals = 32;
-#else
-inline constexpr int warp_arrivals = 1;
-#endif
-__device__ __forceinline__ void arrive_warp(std::uint32_t barrier, int lane) {
-  if (warp_arrivals == 32 || lane == 0) arrive(barrier);
-}
 /// Those of the stages, and of two buffers of own rows, which the warps that multiply empty.
 /// \param shared the address of the block's memory.
 template <class Layout>
@@ -65,7 +53,6 @@ __device__ __forceinline__ void create_barriers(std::uint32_t shared, int own_em
     if (stage < 2) create_barrier(shared + own_empty + 8 * stage, multiplying);
   }
 }
-/// @}
 
 /// A copying warp's part of a stage has arrived. \param full the stage's barrier.
 __device__ __forceinline__ void announce_stage(std::uint32_t full) {
