@@ -45,6 +45,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::load_keys;
   using base::load_out;
   using base::load_queries;
+  using base::meet;
   using base::multiply_gradients;
   using base::multiply_keys;
   using base::multiply_queries;
@@ -54,6 +55,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::planned_turn;
   using base::problem;
   using base::radial_units;
+  using base::scale_of_block;
+  using base::scale_sum;
   using base::share_of_block;
   using base::store_keys;
   using base::store_queries;
@@ -80,21 +83,6 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
-  }
-
-  /// All warps meet, those with and without rows in different places of the code: not `bar.sync`, which promises
-  /// that it is one.
-  static __device__ __forceinline__ void meet() { asm volatile("barrier.sync 0;" ::: "memory"); }
-  [[nodiscard]] __device__ __forceinline__ rounding_scale scale_of_block() const {
-    const uint4 low = at<uint4>(layout::magnitudes)[0], high = at<uint4>(layout::magnitudes)[1];
-    return rounding_scale(max(max(max(low.x, low.y), max(low.z, low.w)),
-                              max(max(high.x, high.y), max(high.z, high.w))));
-  }
-  static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
-#pragma unroll
-    for (auto& block : sum)
-#pragma unroll
-      for (float& x : block) x *= by;
   }
 
   /// What a tile of keys in each of a window's chunks has from the turns so far.

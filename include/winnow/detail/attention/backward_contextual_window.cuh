@@ -80,6 +80,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::group;
   using base::load_out;
   using base::load_queries;
+  using base::meet;
   using base::memory;
   using base::multiply_gradients;
   using base::multiply_keys;
@@ -94,6 +95,8 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::planned_turn;
   using base::problem;
   using base::radial_units;
+  using base::scale_of_block;
+  using base::scale_sum;
   using base::see_ends;
   using base::store_keys;
   using base::store_queries;
@@ -123,21 +126,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     return base::template at<U>(offset);
   }
 
-  /// The block's scale of rounding, once all warps know their magnitudes.
-  [[nodiscard]] __device__ __forceinline__ rounding_scale scale_of_block() const {
-    unsigned largest = 0;
-#pragma unroll
-    for (int tile = 0; tile < tiles; tile += 4) {
-      const uint4 four = at<uint4>(layout::magnitudes)[tile / 4];
-      largest = max(largest, max(max(four.x, four.y), max(four.z, four.w)));
-    }
-    return rounding_scale(largest);
-  }
-  /// All warps meet, those with and without rows, or the one that plans, in different places of the code: not `bar.sync`, which
-  /// promises that it is one.
-  static __device__ __forceinline__ void meet() {
-    asm volatile("barrier.sync 0;" ::: "memory");
-  }
   /// Between what short windows' queries leave and what their keys take: windows of one tile need no other
   /// warp, and where a turn has others, all meet. The warp with most pieces comes last anyway.
   static __device__ __forceinline__ void meet_tiles(const turn& now) {
@@ -145,13 +133,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       meet();
     else
       __syncwarp();
-  }
-
-  static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
-#pragma unroll
-    for (auto& block : sum)
-#pragma unroll
-      for (float& x : block) x *= by;
   }
   static __device__ __forceinline__ void clear_keys(key_sums& sums) {
     clear(sums.dk);

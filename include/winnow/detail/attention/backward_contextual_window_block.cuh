@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "winnow/detail/attention/backward_contextual_layout.hpp"
+#include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -68,6 +69,27 @@ struct contextual_window_block {
   __device__ __forceinline__ U* at(int offset) const {
     return reinterpret_cast<U*>(memory + offset);
   }
+  /// The block's scale of rounding, once all warps know their magnitudes.
+  [[nodiscard]] __device__ __forceinline__ rounding_scale scale_of_block() const {
+    unsigned largest = 0;
+#pragma unroll
+    for (int tile = 0; tile < tiles; tile += 4) {
+      const uint4 four = at<uint4>(layout::magnitudes)[tile / 4];
+      largest = max(largest, max(max(four.x, four.y), max(four.z, four.w)));
+    }
+    return rounding_scale(largest);
+  }
+  /// All warps meet, those with and without rows, or the one that plans, in different places of the code: not
+  /// `bar.sync`, which promises that it is one.
+  static __device__ __forceinline__ void meet() {
+    asm volatile("barrier.sync 0;" ::: "memory");
+  }
+  static __device__ __forceinline__ void scale_sum(float (&sum)[2][4], float by) {
+#pragma unroll
+    for (auto& block : sum)
+#pragma unroll
+      for (float& x : block) x *= by;
+  }
   /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
     return memory + layout::rows + (which * tiles + tile) * layout::tile_bytes;
@@ -84,7 +106,9 @@ struct contextual_window_block {
   __device__ __forceinline__ std::byte* sums(int tile, int which) const {
     return region(tile) + (which == 2 ? layout::sums_of_keys : which * layout::sums_bytes);
   }
-  static __device__ __forceinline__ bool linear(int axis) { return axis < layout::cell_axes; }
+  static __device__ __forceinline__ bool linear(int axis) {
+    return axis < layout::cell_axes;
+  }
 
   // --- Tables ----------------------------------------------------------------------------------
 
@@ -124,7 +148,9 @@ struct contextual_window_block {
     const int g = place.g;
     return 8 * (g >> 1 & 1) + (by_cell ? 4 * (g & 1) + (g >> 2) : 2 * (g >> 2) + (g & 1));
   }
-  static __device__ __forceinline__ int rows_between(bool by_cell) { return by_cell ? 2 : 4; }
+  static __device__ __forceinline__ int rows_between(bool by_cell) {
+    return by_cell ? 2 : 4;
+  }
   /// A part has padded rows, ascending by cell as the sums do.
   static constexpr int part_width = 16;
   static constexpr int part_size = 3 * tile_rows * part_width;

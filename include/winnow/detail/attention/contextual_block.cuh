@@ -227,6 +227,10 @@ struct contextual_block {
   // --- Products of tokens with tables: contextual_tokens.cuh -------------------------------------
 
   __device__ factor factor_of(const table_view& table, int which) const;
+  /// Of a block with several heads, the h-th one's.
+  __device__ factor factor_of_head(const table_view& table, int which, int h) const;
+  /// Tv of all heads of such a block; all its warps take part.
+  __device__ void load_value_tables() const;
   /// Of row g or g + 8: is one of this lane's elements too large for products in half?
   static __device__ bool has_large(const typename factor::rows& left, int i);
   /// A linear axis of products of rows g and g + 8 by cell; `moves` are the rows' `moves_of`.

@@ -22,8 +22,8 @@ namespace winnow::detail {
 template <class T, bool Radial, class Layout>
 struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout> {
   using base = contextual_block<T, 16, Radial, true, Layout>;
+  using base::factor_of_head;
   using base::group;
-  using base::group_head;
   using base::keys;
   using base::place;
   using base::problem;
@@ -72,13 +72,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t room;  ///< see `keep_fixed_point`
   };
 
-  __device__ __forceinline__ factor factor_of_head(const table_view& table, int which,
-                                                   int h) const {
-    return {table, (group_head + h) * static_cast<int>(table.head_stride), problem.head_dim,
-            2 * (group().quant_length - 1),
-            this->template table_at<typename factor::element>(
-                h * layout::head_bytes + layout::tables + which * layout::table_bytes)};
-  }
   /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
   __device__ __forceinline__ void stage_tables() const {
     using element = typename factor::element;
@@ -110,15 +103,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
           this->template table_at<element>(
               h * layout::head_bytes + layout::tables +
               which * layout::table_bytes)[factor::element_at(block, 0)] = parts[h][which];
-    }
-  }
-  __device__ __forceinline__ void load_value_tables() const {
-    base of_head = *this;
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      of_head.load_value_table(0, 3);
-      ++of_head.group_head;
-      of_head.tables += layout::head_bytes;
     }
   }
   /// What all rows of the warp have in common.

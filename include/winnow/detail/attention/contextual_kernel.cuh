@@ -131,43 +131,6 @@ cudaError_t launch_contextual_short(const forward_problem& problem, int processo
                        static_cast<std::size_t>(layout::bytes(warps)), stream, parameters);
 }
 
-/// Two heads at a time, one block a multiprocessor.
-template <class T, bool Radial>
-cudaError_t launch_contextual_heads(const forward_problem& problem, int processors,
-                                    std::int64_t heads, const launch_extent& extent,
-                                    cudaStream_t stream) noexcept {
-  using layout = contextual_heads_layout<Radial>;
-  forward_problem parameters = problem;
-  const auto kernel = contextual_heads_kernel<T, Radial>;
-  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
-  if (error != cudaSuccess) return error;
-  constexpr int rows = layout::warps * layout::rows;
-  const std::int64_t most = (extent.tokens + rows - 1) / rows;
-  const std::int64_t shares =
-      std::max<std::int64_t>(1, std::min(most, processors * layout::heads / heads));
-  const std::int64_t blocks = divide_among_blocks(parameters, shares, layout::heads);
-  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::threads, layout::bytes,
-                       stream, parameters);
-}
-
-/// Cubic windows, one block a multiprocessor.
-template <class T, int Heads>
-cudaError_t launch_contextual_units(const forward_problem& problem, int processors,
-                                    std::int64_t heads, const launch_extent& extent,
-                                    cudaStream_t stream) noexcept {
-  using layout = contextual_units_layout<Heads>;
-  forward_problem parameters = problem;
-  const auto kernel = contextual_units_kernel<T, Heads>;
-  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
-  if (error != cudaSuccess) return error;
-  const std::int64_t most = (extent.tokens + layout::stripe - 1) / layout::stripe;
-  const std::int64_t shares =
-      std::max<std::int64_t>(1, std::min(most, processors * layout::heads / heads));
-  const std::int64_t blocks = divide_among_blocks(parameters, shares, layout::heads);
-  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::threads, layout::bytes,
-                       stream, parameters);
-}
-
 /// The groups with spherical windows, or the others.
 template <class T, int D, bool Radial>
 cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
@@ -221,11 +184,15 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
       if constexpr (has_contextual_heads<sizeof(T), D>) {
         if constexpr (!Radial)
           if (block_memory >= static_cast<int>(std::max(contextual_units_layout<1>::bytes,
-                                                        contextual_units_layout<2>::bytes)))
-            return even ? launch_contextual_units<T, 2>(parameters, processors, heads, extent,
-                                                        stream)
-                        : launch_contextual_units<T, 1>(parameters, processors, heads, extent,
-                                                        stream);
+                                                        contextual_units_layout<2>::bytes))) {
+            const auto launch = [&](auto kernel, auto layout_of_heads) {
+              using units = decltype(layout_of_heads);
+              return launch_block_each<units>(kernel, parameters, processors, heads, extent.tokens,
+                                              units::stripe, stream);
+            };
+            return even ? launch(contextual_units_kernel<T, 2>, contextual_units_layout<2>())
+                        : launch(contextual_units_kernel<T, 1>, contextual_units_layout<1>());
+          }
         using heads_layout = contextual_heads_layout<Radial>;
         // Few tiles a warp leave some of them idle at the end.
         constexpr int least_tiles = 10, least_tiles_of_ring = 5;
@@ -237,7 +204,9 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
           return extent.hopper_spherical_launch(parameters, extent, stream);
         if (even && block_memory >= static_cast<int>(heads_layout::bytes) &&
             are_enough(least_tiles))
-          return launch_contextual_heads<T, Radial>(parameters, processors, heads, extent, stream);
+          return launch_block_each<heads_layout>(contextual_heads_kernel<T, Radial>, parameters,
+                                                 processors, heads, extent.tokens,
+                                                 heads_layout::warps * heads_layout::rows, stream);
       }
     }
   const std::int64_t fitting =

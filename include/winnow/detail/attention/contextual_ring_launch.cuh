@@ -19,18 +19,11 @@ template <class T>
 cudaError_t launch_contextual_ring(const forward_problem& problem, const launch_extent& extent,
                                    cudaStream_t stream) noexcept {
   using layout = contextual_ring_layout<true>;
-  forward_problem parameters = problem;
-  const auto kernel = contextual_ring_kernel<T, true>;
-  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
-  if (error != cudaSuccess) return error;
-  std::int64_t pairs = 0;
-  for (int g = 0; g < problem.group_count; ++g) pairs += problem.groups[g].heads / layout::heads;
-  const std::int64_t processors = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount));
-  const std::int64_t most = (extent.tokens + layout::pass_rows - 1) / layout::pass_rows;
-  const std::int64_t shares = std::max<std::int64_t>(1, std::min(most, processors / pairs));
-  const std::int64_t blocks = divide_among_blocks(parameters, shares, layout::heads);
-  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), layout::threads, layout::bytes,
-                       stream, parameters);
+  std::int64_t heads = 0;
+  for (int g = 0; g < problem.group_count; ++g) heads += problem.groups[g].heads;
+  return launch_block_each<layout>(contextual_ring_kernel<T, true>, problem,
+                                   std::max(1, device_attribute(cudaDevAttrMultiProcessorCount)),
+                                   heads, extent.tokens, layout::pass_rows, stream);
 }
 
 }  // namespace winnow::detail

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "winnow/detail/attention/exact_row.cuh"
@@ -12,6 +13,7 @@
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/attention/zero_rows.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -40,6 +42,23 @@ inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t s
     blocks += group.heads / heads_of_block * shares;
   }
   return blocks;
+}
+
+/// Launches a block of `Layout` for each processor, which has several heads at a time, or fewer blocks where there are
+/// hardly so many rows. \param heads of all groups. \param rows that make a block worthwhile.
+template <class Layout, class Kernel>
+cudaError_t launch_block_each(Kernel kernel, const forward_problem& problem,
+                              std::int64_t processors, std::int64_t heads, std::int64_t tokens,
+                              int rows, cudaStream_t stream) noexcept {
+  forward_problem parameters = problem;
+  const cudaError_t error = allow_shared_memory(kernel, Layout::bytes);
+  if (error != cudaSuccess) return error;
+  const std::int64_t most = (tokens + rows - 1) / rows;
+  const std::int64_t shares =
+      std::max<std::int64_t>(1, std::min(most, processors * Layout::heads / heads));
+  const std::int64_t blocks = divide_among_blocks(parameters, shares, Layout::heads);
+  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), Layout::threads, Layout::bytes,
+                       stream, parameters);
 }
 
 /// Zeros for tokens in no window, if they are wanted.

@@ -22,6 +22,27 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>::factor_of_head(
+    const table_view& table, int which, int h) const -> factor {
+  return {table, (group_head + h) * static_cast<int>(table.head_stride), problem.head_dim,
+          2 * (group().quant_length - 1),
+          table_at<typename factor::element>(h * layout::head_bytes + layout::tables +
+                                             which * layout::table_bytes)};
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_tables()
+    const {
+  contextual_block of_head = *this;
+#pragma unroll
+  for (int h = 0; h < layout::heads; ++h) {
+    of_head.load_value_table(0, 3);
+    ++of_head.group_head;
+    of_head.tables += layout::head_bytes;
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ bool contextual_block<T, D, Radial, Vectors, Layout>::has_large(
     const typename factor::rows& left, int i) {
   bool large = false;

@@ -28,6 +28,7 @@ template <class T, int Heads>
 struct contextual_units : contextual_units_plan<T, Heads> {
   using base = contextual_units_plan<T, Heads>;
   using base::all;
+  using base::factor_of_head;
   using base::group;
   using base::group_head;
   using base::place;
@@ -77,13 +78,6 @@ struct contextual_units : contextual_units_plan<T, Heads> {
                                     (lane >> 3 ^ lane >> 2) % 2 * 16);
   }
 
-  __device__ __forceinline__ factor factor_of_head(const table_view& table, int which,
-                                                   int h) const {
-    return {table, (group_head + h) * static_cast<int>(table.head_stride), problem.head_dim,
-            2 * (group().quant_length - 1),
-            this->template table_at<typename factor::element>(
-                h * layout::head_bytes + layout::tables + which * layout::table_bytes)};
-  }
   /// The tables of all heads; all warps of the block take part. All loads go out together.
   __device__ __forceinline__ void load_tables() const {
     using element = typename factor::element;
@@ -104,13 +98,7 @@ struct contextual_units : contextual_units_plan<T, Heads> {
                 .template load<false>(block / axis_blocks, block % axis_blocks, 0, false);
       }
     }
-    base of_head = *this;
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      of_head.load_value_table(0, 3);
-      ++of_head.group_head;
-      of_head.tables += layout::head_bytes;
-    }
+    this->load_value_tables();
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
       const int block = first + turn * layout::warps;
