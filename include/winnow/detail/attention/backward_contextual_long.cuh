@@ -244,6 +244,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     for (int i = 0; i < 2 * steps; ++i) meet();
     meet();
   }
+  /// Most turns have so many tiles at most, which give less to add to parts.
+  static constexpr int few_tiles = 6;
   /// Plans turns: the warp that most often has no rows in one.
   static constexpr int planner = tiles - 1;
 
@@ -291,10 +293,17 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
         meet();
         if (takes_part(now)) copy_rows(rows, others, queries_end);
       };
-      base::template add_to_parts<2>(used, used_by_keys, lower, [&] {
+      const auto begin_between = [&] {
         if (!queries_end) begin_next();
-      });
-      if (queries_end) base::template add_to_parts<0, 2>(used, used_by_keys, lower, begin_next);
+      };
+      if (used_by_keys <= few_tiles)
+        base::template add_to_parts<2, 3, few_tiles>(used, used_by_keys, lower, begin_between);
+      else
+        base::template add_to_parts<2, 3, tiles>(used, used_by_keys, lower, begin_between);
+      if (queries_end && used <= few_tiles)
+        base::template add_to_parts<0, 2, few_tiles>(used, used_by_keys, lower, begin_next);
+      else if (queries_end)
+        base::template add_to_parts<0, 2, tiles>(used, used_by_keys, lower, begin_next);
       __syncthreads();
     }
   }
