@@ -183,7 +183,9 @@ struct contextual_window_layout {
                                                : 3 * sums_bytes;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
-  static constexpr std::size_t bytes = query_codes + (Long ? 4 * 16 * tiles : 0);
+  /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
+  static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
+  static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);

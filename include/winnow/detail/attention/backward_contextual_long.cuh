@@ -42,9 +42,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::load_keys;
+  using base::copy_tokens;
   using base::load_out;
-  using base::load_queries;
   using base::meet;
   using base::multiply_gradients;
   using base::multiply_keys;
@@ -62,8 +61,10 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::store_queries;
   using base::store_sums;
   using base::take;
+  using base::take_keys;
   using base::take_radial;
   using base::take_rows;
+  using base::take_tokens;
   using base::takes_part;
   using base::tiles;
   using base::warp;
@@ -186,15 +187,14 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
                                                 const tile_tokens& others, query_state& state,
                                                 query_sums& of_queries, key_gradients& kept) const {
-    begin_keys(others);
+    uint4 out = {};
     if (now.first_of_queries) {
-      const uint4 out = load_out(now, rows);
+      out = load_out(now, rows);
       begin_queries(rows, state);
-      await_rows();
-      take_rows(now, rows, out, state);
-    } else {
-      await_rows();
     }
+    begin_keys(others);
+    await_rows();
+    if (now.first_of_queries) take_rows(now, rows, out, state);
     multiply_keys(others.code);
     await_values();
     meet();
@@ -242,6 +242,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     const int steps = in_one_go(now) ? 1 : 2;
 #pragma unroll 1
     for (int i = 0; i < 2 * steps; ++i) meet();
+    // Tokens of the next turn.
+    await_values();
     meet();
   }
   /// Most turns have so many tiles at most, which give less to add to parts.
@@ -261,13 +263,16 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
         __syncwarp();
         plan_queries(0);
+        __syncwarp();
+        copy_tokens(planned_turn(0, 0));
+        await_values();
       }
     }
     __syncthreads();
     int number = 0;
     turn now = planned_turn(0, 0);
-    tile_tokens rows = load_queries(now);
-    tile_tokens others = load_keys(now, rows);
+    tile_tokens rows = take_tokens(0, now.count);
+    tile_tokens others = take_keys(now, rows);
     if (takes_part(now)) copy_rows(rows, others);
     query_state state;
     query_sums of_queries;
@@ -276,7 +281,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     while (now.used > 0) {
       if (takes_part(now)) copy_values(others);
       // While rows arrive.
-      if (now.first_of_queries && warp == planner) plan_queries(number + 1);
+      if (warp == planner) {
+        if (now.first_of_queries) plan_queries(number + 1);
+        __syncwarp();
+        copy_tokens(now.last_of_queries ? planned_turn(number + 1, 0)
+                                        : planned_turn(number, now.chunk + 1));
+      }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);
       else
@@ -286,8 +296,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       const bool queries_end = now.last_of_queries;
       if (queries_end) ++number;
       now = planned_turn(number, queries_end ? 0 : now.chunk + 1);
-      if (queries_end) rows = load_queries(now);
-      others = load_keys(now, rows);
+      if (queries_end) rows = take_tokens(0, now.count);
+      others = take_keys(now, rows);
       const float lower = scale_of_block().down;
       const auto begin_next = [&] {
         meet();
