@@ -36,13 +36,13 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::clear;
   using base::clear_parts;
   using base::copy_rows;
+  using base::copy_tokens;
   using base::copy_values;
   using base::differentiate_keys;
   using base::differentiate_piece;
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::copy_tokens;
   using base::load_out;
   using base::meet;
   using base::multiply_gradients;
@@ -257,7 +257,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       return;
     }
     {
-      const cursor next = share_of_block(problem.parts_per_head - problem.short_parts);
+      const cursor next = share_of_block();
       begin_block();
       if (warp == planner) {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
