@@ -321,7 +321,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                                          contextual_window_blocks(wanted.radial) / problem.heads));
     std::int64_t long_count = 0;
     if (one_pass > contextual_short_capacity && wanted.position == position_encoding::contextual)
-      long_count = std::min<std::int64_t>(part_count, contextual_long_parts(problem.heads));
+      long_count =
+          std::min<std::int64_t>(part_count, contextual_long_parts(problem.heads, wanted.radial));
     // Every launch with parts gets its share of the limit; there are at most four.
     if (part_bytes > 0) {
       const std::int64_t limit = std::max<std::int64_t>(2, table_parts_limit / 4 / part_bytes);

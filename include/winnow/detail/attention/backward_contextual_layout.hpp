@@ -202,19 +202,18 @@ constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {
 /// Blocks of the kernel of long windows, of all heads together: they fill the largest GPU of today.
 inline constexpr int contextual_long_window_blocks = 132;
 /// Parts of a head. Where heads do not divide the blocks, the last part of each is smaller, if some of these, one
-/// after the other, fill each multiprocessor that is left.
-constexpr int contextual_long_parts(int heads) {
+/// after the other, fill each multiprocessor that is left. Without the radial axis they would begin too often for
+/// what they do.
+constexpr int contextual_long_parts(int heads, bool radial) {
   constexpr int blocks = contextual_long_window_blocks;
   if (heads > blocks) return 1;
   const int rest = blocks % heads;
-  return blocks / heads + (rest > 0 && heads % rest == 0 ? 1 : 0);
+  return blocks / heads + (radial && rest > 0 && heads % rest == 0 ? 1 : 0);
 }
 /// What a head has, in units of which a whole part has `heads`.
 constexpr int contextual_long_whole(int heads, int parts) {
   constexpr int blocks = contextual_long_window_blocks;
-  return heads * parts > blocks && parts == contextual_long_parts(heads) && heads <= blocks
-             ? blocks
-             : heads * parts;
+  return parts > 1 && heads * parts > blocks ? blocks : heads * parts;
 }
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.
