@@ -11,7 +11,9 @@
 ///
 /// A turn: products of the rows that are new; then the pieces, as queries, of which a warp holds all of six
 /// tiles of keys, or otherwise of half the keys; then the same pieces as keys; sums by cell become sums by table
-/// row; and rows of the next turn arrive while those are added to the tables' gradients.
+/// row; and rows of the next turn arrive while those are added to the tables' gradients. Their tokens came during the
+/// turn, by the warp that plans. A turn that spills registers is 2 to 6 % slower: little L1 is left beside so much
+/// shared memory.
 ///
 /// Shared memory of a tile: what is of its queries and what is of its keys lie apart, since either may end alone.
 #pragma once

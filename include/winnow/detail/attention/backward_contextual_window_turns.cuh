@@ -81,8 +81,8 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     return length > contextual_short_capacity && length <= layout::capacity &&
            slot - window.x < contextual_short_capacity;
   }
-  /// Of a long window, in about 430 cycles: each chunk of queries meets each chunk of keys. Measured; all that a chunk
-  /// of keys has of its own passes in the shadow of its pieces.
+  /// Of a long window, in about 430 cycles, as measured with the radial axis: each chunk of queries meets each chunk
+  /// of keys, and the time of these turns grows with their tiles. Later turns of the same queries are cheaper.
   static __device__ __forceinline__ constexpr std::uint32_t long_cost(int tiles_of_window) {
     constexpr int cost_of_queries = 24, cost_of_keys = -4, cost_of_piece = 7;
     const int chunks = (tiles_of_window + tiles - 1) / tiles;
