@@ -155,6 +155,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   }
 
   /// Right factors of one table's gradient: the tiles' q, dO or k, and zeros for tiles that have none.
+  using part_factors = std::uint32_t[tiles][4];
   template <int Tiles>
   __device__ __forceinline__ void load_part_factors(int which, int used,
                                                     std::uint32_t (&right)[Tiles][4]) const {
@@ -249,7 +250,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     static_assert(part_warps == 3 || layout::tiles != 4);
     const int which = warp;
     const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
-    std::uint32_t right[tiles][4];
+    part_factors right;
     load_part_factors(which, used, right);
     release();
 #pragma unroll 1
