@@ -185,6 +185,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     finish_cells<true>(0, cells[0], rows.code, sums.dq);
     finish_cells<false>(1, cells[1], rows.code, sums.dq);
   }
+  static __device__ __forceinline__ void clear_queries(query_sums& sums) {
+    clear(sums.dq);
+    clear(sums.cells[0]);
+    clear(sums.cells[1]);
+    clear(sums.total);
+  }
   /// This warp's tiles in a turn.
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
                                                 const tile_tokens& others, query_state& state,
@@ -205,10 +211,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       radial_products radial;
       multiply_queries(rows.code, state, radial);
       multiply_gradients(now, rows, scale.up, state, radial);
-      clear(of_queries.dq);
-      clear(of_queries.cells[0]);
-      clear(of_queries.cells[1]);
-      clear(of_queries.total);
+      clear_queries(of_queries);
     }
     key_sums of_keys;
     clear(of_keys.dk);
@@ -316,6 +319,11 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
         base::template add_to_parts<0, 2, few_tiles>(used, used_by_keys, lower, begin_next);
       else if (queries_end)
         base::template add_to_parts<0, 2, tiles>(used, used_by_keys, lower, begin_next);
+      if (queries_end) {
+        // Nobody needs these any more: so their registers are free while tables' gradients are added up.
+        state = {};
+        clear_queries(of_queries);
+      }
       __syncthreads();
     }
   }
