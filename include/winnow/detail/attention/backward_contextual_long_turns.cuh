@@ -132,8 +132,7 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
   }
   /// Takes what `copy_tokens` has loaded. \param side 0: queries; 1: keys.
   [[nodiscard]] __device__ __forceinline__ tile_tokens take_tokens(int side, int count) const {
-    const auto* tokens =
-        at<std::uint32_t>(layout::next_tokens) + 3 * 16 * tiles * side + 16 * warp;
+    const auto* tokens = at<std::uint32_t>(layout::next_tokens) + 3 * 16 * tiles * side + 16 * warp;
     tile_tokens result = {};
     const int copied = place.lane / 2;
     result.copied = copied < count ? static_cast<std::int32_t>(tokens[copied]) : -1;
