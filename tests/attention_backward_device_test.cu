@@ -164,6 +164,21 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInWindowsOfEverySize) {
   }
 }
 
+/// Blocks of long windows share the heads as one line: some have the end of one and the beginning of the next.
+TYPED_TEST(AttentionBackwardDevice, ServesTablesOfHeadsThatDivideNoBlocks) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  const std::vector<int> sizes = {70, 200, 96, 320, 5, 129, 80, 257, 112, 66, 300, 97, 160, 75};
+  for (const int heads : {5, 8}) {
+    SCOPED_TRACE(heads);
+    const bool radius = heads == 8;
+    attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, radius, 51))}, 16, 51);
+    prepare_forward(problem);
+    device_gradients<TypeParam> device(problem);
+    ASSERT_NO_FATAL_FAILURE(run_twice(device));
+    expect_gradients_match(exact_gradients(problem), device);
+  }
+}
+
 /// So many that each block fills its tiles with windows of all sizes.
 TYPED_TEST(AttentionBackwardDevice, ServesTablesInThousandsOfShortWindows) {
   WINNOW_SKIP_WITHOUT_GPU();

@@ -321,8 +321,8 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
                                          contextual_window_blocks(wanted.radial) / problem.heads));
     std::int64_t long_count = 0;
     if (one_pass > contextual_short_capacity && wanted.position == position_encoding::contextual)
-      long_count = std::min<std::int64_t>(
-          part_count, std::max(1, contextual_long_window_blocks / problem.heads));
+      long_count =
+          std::min<std::int64_t>(part_count, contextual_long_parts(problem.heads, wanted.radial));
     // Every launch with parts gets its share of the limit; there are at most four.
     if (part_bytes > 0) {
       const std::int64_t limit = std::max<std::int64_t>(2, table_parts_limit / 4 / part_bytes);
@@ -336,6 +336,7 @@ inline void make_plan(const attention_backward_arguments<void>& arguments,
     problem.blocks_per_head = static_cast<int>(blocks);
     problem.short_parts = static_cast<int>(std::max(part_count, blocks));
     problem.parts_per_head = problem.short_parts + static_cast<int>(long_count);
+    problem.long_whole = contextual_long_whole(problem.heads, static_cast<int>(long_count));
     if (one_pass > 0 && wanted.position == position_encoding::contextual)
       problem.prices = carver.take<std::uint32_t>(problem.group_count * contextual_priced_ranges);
 

@@ -183,7 +183,9 @@ struct contextual_window_layout {
                                                : 3 * sums_bytes;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
-  static constexpr std::size_t bytes = query_codes + (Long ? 4 * 16 * tiles : 0);
+  /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
+  static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
+  static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
@@ -199,6 +201,20 @@ constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {
 }
 /// Blocks of the kernel of long windows, of all heads together: they fill the largest GPU of today.
 inline constexpr int contextual_long_window_blocks = 132;
+/// Parts of a head. Where heads do not divide the blocks, the last part of each is smaller, if some of these, one
+/// after the other, fill each multiprocessor that is left. Without the radial axis they would begin too often for
+/// what they do.
+constexpr int contextual_long_parts(int heads, bool radial) {
+  constexpr int blocks = contextual_long_window_blocks;
+  if (heads > blocks) return 1;
+  const int rest = blocks % heads;
+  return blocks / heads + (radial && rest > 0 && heads % rest == 0 ? 1 : 0);
+}
+/// What a head has, in units of which a whole part has `heads`.
+constexpr int contextual_long_whole(int heads, int parts) {
+  constexpr int blocks = contextual_long_window_blocks;
+  return parts > 1 && heads * parts > blocks ? blocks : heads * parts;
+}
 
 /// What a block of the contextual kernels asks for, on the side that asks for more.
 template <int Bytes, int D>

@@ -11,7 +11,9 @@
 ///
 /// A turn: products of the rows that are new; then the pieces, as queries, of which a warp holds all of six
 /// tiles of keys, or otherwise of half the keys; then the same pieces as keys; sums by cell become sums by table
-/// row; and rows of the next turn arrive while those are added to the tables' gradients.
+/// row; and rows of the next turn arrive while those are added to the tables' gradients. Their tokens came during the
+/// turn, by the warp that plans. A turn that spills registers is 2 to 6 % slower: little L1 is left beside so much
+/// shared memory.
 ///
 /// Shared memory of a tile: what is of its queries and what is of its keys lie apart, since either may end alone.
 #pragma once
@@ -36,15 +38,14 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::clear;
   using base::clear_parts;
   using base::copy_rows;
+  using base::copy_tokens;
   using base::copy_values;
   using base::differentiate_keys;
   using base::differentiate_piece;
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::load_keys;
   using base::load_out;
-  using base::load_queries;
   using base::meet;
   using base::multiply_gradients;
   using base::multiply_keys;
@@ -62,8 +63,10 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::store_queries;
   using base::store_sums;
   using base::take;
+  using base::take_keys;
   using base::take_radial;
   using base::take_rows;
+  using base::take_tokens;
   using base::takes_part;
   using base::tiles;
   using base::warp;
@@ -182,19 +185,24 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     finish_cells<true>(0, cells[0], rows.code, sums.dq);
     finish_cells<false>(1, cells[1], rows.code, sums.dq);
   }
+  static __device__ __forceinline__ void clear_queries(query_sums& sums) {
+    clear(sums.dq);
+    clear(sums.cells[0]);
+    clear(sums.cells[1]);
+    clear(sums.total);
+  }
   /// This warp's tiles in a turn.
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
                                                 const tile_tokens& others, query_state& state,
                                                 query_sums& of_queries, key_gradients& kept) const {
-    begin_keys(others);
+    uint4 out = {};
     if (now.first_of_queries) {
-      const uint4 out = load_out(now, rows);
+      out = load_out(now, rows);
       begin_queries(rows, state);
-      await_rows();
-      take_rows(now, rows, out, state);
-    } else {
-      await_rows();
     }
+    begin_keys(others);
+    await_rows();
+    if (now.first_of_queries) take_rows(now, rows, out, state);
     multiply_keys(others.code);
     await_values();
     meet();
@@ -203,10 +211,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       radial_products radial;
       multiply_queries(rows.code, state, radial);
       multiply_gradients(now, rows, scale.up, state, radial);
-      clear(of_queries.dq);
-      clear(of_queries.cells[0]);
-      clear(of_queries.cells[1]);
-      clear(of_queries.total);
+      clear_queries(of_queries);
     }
     key_sums of_keys;
     clear(of_keys.dk);
@@ -242,8 +247,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     const int steps = in_one_go(now) ? 1 : 2;
 #pragma unroll 1
     for (int i = 0; i < 2 * steps; ++i) meet();
+    // Tokens of the next turn.
+    await_values();
     meet();
   }
+  /// Most turns have so many tiles at most, which give less to add to parts.
+  static constexpr int few_tiles = 6;
   /// Plans turns: the warp that most often has no rows in one.
   static constexpr int planner = tiles - 1;
 
@@ -253,19 +262,22 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       return;
     }
     {
-      const cursor next = share_of_block(problem.parts_per_head - problem.short_parts);
+      const cursor next = share_of_block();
       begin_block();
       if (warp == planner) {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
         __syncwarp();
         plan_queries(0);
+        __syncwarp();
+        copy_tokens(planned_turn(0, 0));
+        await_values();
       }
     }
     __syncthreads();
     int number = 0;
     turn now = planned_turn(0, 0);
-    tile_tokens rows = load_queries(now);
-    tile_tokens others = load_keys(now, rows);
+    tile_tokens rows = take_tokens(0, now.count);
+    tile_tokens others = take_keys(now, rows);
     if (takes_part(now)) copy_rows(rows, others);
     query_state state;
     query_sums of_queries;
@@ -274,7 +286,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     while (now.used > 0) {
       if (takes_part(now)) copy_values(others);
       // While rows arrive.
-      if (now.first_of_queries && warp == planner) plan_queries(number + 1);
+      if (warp == planner) {
+        if (now.first_of_queries) plan_queries(number + 1);
+        __syncwarp();
+        copy_tokens(now.last_of_queries ? planned_turn(number + 1, 0)
+                                        : planned_turn(number, now.chunk + 1));
+      }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);
       else
@@ -284,17 +301,29 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       const bool queries_end = now.last_of_queries;
       if (queries_end) ++number;
       now = planned_turn(number, queries_end ? 0 : now.chunk + 1);
-      if (queries_end) rows = load_queries(now);
-      others = load_keys(now, rows);
+      if (queries_end) rows = take_tokens(0, now.count);
+      others = take_keys(now, rows);
       const float lower = scale_of_block().down;
       const auto begin_next = [&] {
         meet();
         if (takes_part(now)) copy_rows(rows, others, queries_end);
       };
-      base::template add_to_parts<2>(used, used_by_keys, lower, [&] {
+      const auto begin_between = [&] {
         if (!queries_end) begin_next();
-      });
-      if (queries_end) base::template add_to_parts<0, 2>(used, used_by_keys, lower, begin_next);
+      };
+      if (used_by_keys <= few_tiles)
+        base::template add_to_parts<2, 3, few_tiles>(used, used_by_keys, lower, begin_between);
+      else
+        base::template add_to_parts<2, 3, tiles>(used, used_by_keys, lower, begin_between);
+      if (queries_end && used <= few_tiles)
+        base::template add_to_parts<0, 2, few_tiles>(used, used_by_keys, lower, begin_next);
+      else if (queries_end)
+        base::template add_to_parts<0, 2, tiles>(used, used_by_keys, lower, begin_next);
+      if (queries_end) {
+        // Nobody needs these any more: so their registers are free while tables' gradients are added up.
+        state = {};
+        clear_queries(of_queries);
+      }
       __syncthreads();
     }
   }

@@ -14,10 +14,12 @@ template <class T, bool Radial>
 struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
   using base = contextual_window_rows<T, Radial, true>;
   using base::all_lanes;
+  using base::assigned;
   using base::bounds;
+  using base::group;
   using base::is_cut;
   using base::is_first_probe;
-  using base::load_tokens;
+  using base::order;
   using base::place;
   using base::plan_of;
   using base::tiles;
@@ -106,12 +108,49 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     result.last_of_keys = queries_from + 16 * parts.tiles >= end;
     return result;
   }
+  /// Are a turn's keys its queries?
+  [[nodiscard]] static __device__ __forceinline__ bool meets_itself(const turn& now) {
+    return now.first_key == now.first && now.width == now.used;
+  }
+  /// Starts loading the tokens of a turn's tiles, by one warp, while the turn before is under way.
+  __device__ __forceinline__ void copy_tokens(const turn& next) const {
+    const auto copy = [&](int side, int from, int count) {
+#pragma unroll 1
+      for (int i = place.lane; i < 16 * count; i += 32) {
+        const int slot = min(from + i, assigned - 1);
+        const std::uint32_t target =
+            shared_address(at<std::uint32_t>(layout::next_tokens) + 3 * 16 * tiles * side + i);
+        copy_async_if<4>(true, target, order + slot, true);
+        copy_async_if<4>(true, target + 4 * 16 * tiles, group.positions + slot, true);
+        if constexpr (Radial)
+          copy_async_if<4>(true, target + 8 * 16 * tiles, group.radius + slot, true);
+      }
+    };
+    if (next.first_of_queries) copy(0, next.first - 16 * warp, next.used);
+    if (!meets_itself(next)) copy(1, next.first_key - 16 * warp, next.width);
+    commit_copies();
+  }
+  /// Takes what `copy_tokens` has loaded. \param side 0: queries; 1: keys.
+  [[nodiscard]] __device__ __forceinline__ tile_tokens take_tokens(int side, int count) const {
+    const auto* tokens = at<std::uint32_t>(layout::next_tokens) + 3 * 16 * tiles * side + 16 * warp;
+    tile_tokens result = {};
+    const int copied = place.lane / 2;
+    result.copied = copied < count ? static_cast<std::int32_t>(tokens[copied]) : -1;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = place.g + 8 * i;
+      const bool there = row < count;
+      result.token[i] = there ? static_cast<std::int32_t>(tokens[row]) : -1;
+      result.code[i] = there ? tokens[16 * tiles + row] : 0;
+      if constexpr (Radial)  // no -0
+        result.radius[i] = there ? __uint_as_float(tokens[2 * 16 * tiles + row]) + 0.0f : 0.0f;
+    }
+    return result;
+  }
   /// The tokens of a tile of keys, which may be the queries.
-  [[nodiscard]] __device__ __forceinline__ tile_tokens load_keys(const turn& now,
+  [[nodiscard]] __device__ __forceinline__ tile_tokens take_keys(const turn& now,
                                                                  const tile_tokens& rows) const {
-    return now.first_key == now.first && now.key_count == now.count
-               ? rows
-               : load_tokens(now.first_key, now.key_count, 0);
+    return meets_itself(now) ? rows : take_tokens(1, now.key_count);
   }
 };
 

@@ -156,15 +156,16 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 
   /// Right factors of one table's gradient: the tiles' q, dO or k, and zeros for tiles that have none.
   using part_factors = std::uint32_t[tiles][4];
+  template <int Tiles>
   __device__ __forceinline__ void load_part_factors(int which, int used,
-                                                    part_factors& right) const {
+                                                    std::uint32_t (&right)[Tiles][4]) const {
     const std::byte* rows = rows_of_tile(which == 0   ? queries
                                          : which == 1 ? grads
                                                       : keys,
                                          0) +
                             left_offset;
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < Tiles; ++tile) {
       load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
       if (tile > 0)
 #pragma unroll
@@ -172,14 +173,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
   /// product = 16 rows of one table's gradient, of `used` tiles.
+  template <int Tiles>
   __device__ __forceinline__ void multiply_part(int which, int block, int used,
-                                                const part_factors& right,
+                                                const std::uint32_t (&right)[Tiles][4],
                                                 float (&product)[2][4]) const {
     const std::byte* left = sums(0, which) + block * 32 +
                             (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                             ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < Tiles; ++tile) {
       std::uint32_t a[4];
       // Not what lies where there are no sums, which may be NaN.
       load_matrices_transposed(a, left + (tile < used ? tile : 0) * layout::region_bytes);
@@ -209,13 +211,13 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   /// Adds what a turn's tiles give to the block's part of tables' gradients, 16 rows of all three tables at a
   /// time: their chains of products do not wait for each other. \param release called when this warp needs no
   /// rows of tiles any more. \tparam First the first table.
-  /// \tparam End behind the last.
-  template <int First = 0, int End = 3, class Release>
+  /// \tparam End behind the last. \tparam Tiles that may have been used.
+  template <int First, int End, int Tiles, class Release>
   __device__ __forceinline__ void add_to_parts(int used_by_queries, int used_by_keys, float lower,
                                                const Release& release) const {
     const float by[3] = {problem.scale * lower, weight_unit, lower};
     const int used[3] = {used_by_queries, used_by_queries, used_by_keys};
-    part_factors right[3];
+    std::uint32_t right[3][Tiles][4];
 #pragma unroll
     for (int which = First; which < End; ++which)
       load_part_factors(which, used[which], right[which]);

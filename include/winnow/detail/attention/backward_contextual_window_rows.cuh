@@ -105,14 +105,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   }
   /// What queries need that does not come with their rows.
   __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
-    if constexpr (Long) {
-      clear_radial_sums(0, 2);
-      mark_cells(rows.code, state.hot);
-      if (place.t == 0)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
-    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       state.lse[i] = INFINITY;
@@ -120,6 +112,14 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
         state.lse[i] =
             problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
       state.single[i] = rows.window[i] >> 16 == 1;
+    }
+    if constexpr (Long) {
+      clear_radial_sums(0, 2);
+      mark_cells(rows.code, state.hot);
+      if (place.t == 0)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
     }
   }
   /// The same of keys.

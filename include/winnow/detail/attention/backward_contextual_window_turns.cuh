@@ -81,9 +81,10 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     return length > contextual_short_capacity && length <= layout::capacity &&
            slot - window.x < contextual_short_capacity;
   }
-  /// Of a long window, in sixties of a warp's instructions: each chunk of queries meets each chunk of keys.
+  /// Of a long window, in about 430 cycles, as measured with the radial axis: each chunk of queries meets each chunk
+  /// of keys, and the time of these turns grows with their tiles. Later turns of the same queries are cheaper.
   static __device__ __forceinline__ constexpr std::uint32_t long_cost(int tiles_of_window) {
-    constexpr int cost_of_queries = 25, cost_of_keys = 19, cost_of_piece = 7;
+    constexpr int cost_of_queries = 24, cost_of_keys = -4, cost_of_piece = 7;
     const int chunks = (tiles_of_window + tiles - 1) / tiles;
     return static_cast<std::uint32_t>(
         chunks * (cost_of_queries + chunks * cost_of_keys + tiles_of_window * cost_of_piece));
@@ -117,16 +118,17 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   /// block's share and before its end. All threads take part, each with `count` probes that cost `own`, after
   /// what costs `before`.
   template <class Cost>
-  __device__ __forceinline__ share divide(int blocks_of_head, std::uint64_t all,
-                                          const std::uint32_t (&given)[2], int count,
-                                          std::uint32_t before, std::uint32_t own,
+  __device__ __forceinline__ share divide(std::uint64_t all, const std::uint32_t (&given)[2],
+                                          int count, std::uint32_t before, std::uint32_t own,
                                           const Cost& cost_of) const {
     share here = {};
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const std::uint64_t end = all * static_cast<unsigned>(part + side);
+      const std::uint64_t end =
+          all * static_cast<unsigned>(min((part + side) * problem.heads, problem.long_whole));
       const auto is_before = [&](std::uint32_t cost) {
-        return (std::uint64_t{cost} + given[side]) * static_cast<unsigned>(blocks_of_head) < end;
+        return (std::uint64_t{cost} + given[side]) * static_cast<unsigned>(problem.long_whole) <
+               end;
       };
       // Windows belong where their middle is. Most threads have all of theirs on one side.
       if (is_before(before + own)) {
@@ -160,12 +162,12 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     __syncthreads();
     return result;
   }
-  /// Which long windows are this block's: all blocks of a head get neighbouring slots of the same cost. All
-  /// threads take part.
+  /// Which long windows are this block's: all blocks of a head get neighbouring slots of the same cost, but for the
+  /// last one. All threads take part.
   ///
   /// A long window that is cut may be a tenth of a block's work. So blocks share these first, and then the
   /// others so that all have the same to do, if there are enough of them.
-  [[nodiscard]] __device__ __forceinline__ cursor share_of_block(int blocks_of_head) const {
+  [[nodiscard]] __device__ __forceinline__ cursor share_of_block() const {
     constexpr int step = contextual_short_capacity;
     const int probes = divide_up(assigned, step);
     const int each = divide_up(probes, threads);
@@ -186,17 +188,18 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     const std::uint64_t all = std::uint64_t{cut.y} + whole_windows.y;
     // A block's share of windows that are cut exceeds the mean by at most one of them.
     const int most = (min(group.counts->largest, layout::capacity) + 15) / 16;
+    const int blocks_of_head = problem.parts_per_head - problem.short_parts;
     const bool levels = whole_windows.y >= static_cast<unsigned>(blocks_of_head) * long_cost(most);
     share of_cut = {};
     share of_whole;
     if (levels) {
-      of_cut = divide(blocks_of_head, cut.y, {0, 0}, count, cut.x, own_cut,
+      of_cut = divide(cut.y, {0, 0}, count, cut.x, own_cut,
                       [&](int i) { return cost_of(i, true, false); });
-      of_whole = divide(blocks_of_head, all, of_cut.cost, count, whole_windows.x, own_whole,
+      of_whole = divide(all, of_cut.cost, count, whole_windows.x, own_whole,
                         [&](int i) { return cost_of(i, false, false); });
     } else {
-      of_whole = divide(blocks_of_head, all, {0, 0}, count, cut.x + whole_windows.x,
-                        own_cut + own_whole, [&](int i) { return cost_of(i, false, true); });
+      of_whole = divide(all, {0, 0}, count, cut.x + whole_windows.x, own_cut + own_whole,
+                        [&](int i) { return cost_of(i, false, true); });
     }
     if (threadIdx.x == 0)
       *at<int2>(layout::whole_windows) = {min(of_whole.probes[0] * step, assigned),

@@ -62,6 +62,8 @@ struct backward_rows {
   /// pass add, the others those of long ones.
   int parts_per_head = 1;
   int short_parts = 1;
+  /// Of what a head has of long contextual windows, a block takes `heads`; the last one of each head the rest.
+  int long_whole = 0;
   /// Of short contextual windows: sums of prices, [groups][contextual_priced_ranges].
   std::uint32_t* prices = nullptr;
   /// Not 0: windows of up to so many tokens are differentiated in one pass by backward_window.cuh, and
