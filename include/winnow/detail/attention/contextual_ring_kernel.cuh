@@ -3,7 +3,8 @@
 /// The contextual forward kernel of spherical windows on compute capability 9.0: two heads at a time as in
 /// contextual_heads_kernel.cuh, with keys multiplied for several tiles at once. 16-bit storage, head dim 16.
 ///
-/// A block has four teams of three warps, which take passes of 32 rows from a counter. One warp of a team multiplies the
+/// A block has four teams of three warps, which take passes of 32 rows from a counter, those with the most keys first
+/// (contextual_ring_order.cuh). One warp of a team multiplies the
 /// pass's keys with Tk, 16 at a time, and leaves their products in the team's ring of slots, with K and V
 /// (contextual_ring_keys.cuh). Two warps read them, each for its tile of 16 rows, and do what is left of a piece.
 /// Barriers in shared memory say which slots are full and which may be filled again; a team's warps meet nowhere else,
@@ -24,6 +25,7 @@
 #include "winnow/detail/attention/contextual_heads.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/contextual_ring_order.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
@@ -249,6 +251,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       const contextual_heads_products<T, Radial, layout> stager{block()};
       stager.stage_tables();
       stager.load_value_tables();
+      const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
+                                      group.counts->assigned, own.share, own.shares};
+      const int listed = passes.list(reinterpret_cast<int*>(memory + layout::scratch),
+                                     reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
       if (threadIdx.x == 0) {
         constexpr int readers = layout::team_readers * warp_arrivals;
         for (int slot = 0; slot < layout::slots; ++slot) {
@@ -260,6 +266,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
         for (int i = 0; i < layout::teams * layout::passes; ++i)
           create_barrier(shared + layout::rows_empty + 8 * i, readers);
         *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
+        *reinterpret_cast<int*>(memory + layout::listed) = listed;
         *reinterpret_cast<int*>(memory + layout::bad) = 0;
       }
     }

@@ -114,6 +114,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       int number = 0;
       if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
       number = __shfl_sync(all, number, 0);
+      if (number < *at<const int>(layout::listed))
+        number = at<const std::uint16_t>(layout::pass_order)[number];
       const std::int64_t row =
           (std::int64_t{number} * shares + share) * std::int64_t{layout::pass_rows};
       next.row = static_cast<int>(min(row, std::int64_t{assigned}));

@@ -96,9 +96,13 @@ struct contextual_ring_layout {
   static constexpr int query_empty = rows_empty + 8 * teams * passes;  // [teams]
   static constexpr int next_pass = query_empty + 8 * teams;            // int
   static constexpr int bad = next_pass + 4;                            // int
-  static constexpr std::size_t bytes = bad + 12;
+  static constexpr int listed = bad + 4;                               // int, passes in the list
+  static constexpr int most_listed = 256;                              ///< of a block
+  static constexpr int pass_order = listed + 4;                        // uint16 [most_listed]
+  static constexpr std::size_t bytes = pass_order + 2 * most_listed + 4;
 
   static_assert(query % 16 == 0 && key_tiles % 16 == 0 && scratch % 16 == 0 && places % 16 == 0);
+  static_assert(most_listed <= threads && scratch_bytes * readers >= 4 * most_listed);
   static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
   static_assert(bytes <= 227 * 1024);
 };
