@@ -21,7 +21,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
-#include "winnow/detail/attention/contextual_units_tiles.cuh"
+#include "winnow/detail/attention/contextual_units_doubles.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/util/device.cuh"
@@ -29,8 +29,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units_block : contextual_units_tiles<T, Heads> {
-  using base = contextual_units_tiles<T, Heads>;
+struct contextual_units_block : contextual_units_doubles<T, Heads> {
+  using base = contextual_units_doubles<T, Heads>;
   using base::all;
   using base::assigned;
   using base::counter_of;
@@ -164,6 +164,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
+      this->run_doubles();
       run_singles();
       __syncwarp();
       run_units();
@@ -215,8 +216,8 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-            group.counts->assigned, shared_address(region), memory}}}}};
+        {{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+            group.counts->assigned, shared_address(region), memory}}}}}};
     attender.store_pointers();
     if (attender.run()) attender.complete();
   }

@@ -41,9 +41,11 @@ struct contextual_units_layout {
   static constexpr int stripe = 16;                  ///< neighbouring slots that a block takes
   static constexpr int rounds = Heads == 2 ? 6 : 5;  ///< a warp looks at two stripes in each
   static constexpr int longest_short = 16;           ///< tokens of windows that units hold
+  static constexpr int longest_double = 32;          ///< and double units
   /// Windows that start in a stripe fit two units, and what is packed here takes at most 11/9 as many as needed.
   static constexpr int most_units = 2 * 2 * rounds * 11 / 9 + 1;
   static constexpr int most_tiles = 2 * 2 * rounds;
+  static constexpr int most_doubles = 2 * rounds;
   static constexpr int most_single = 32 * rounds;
   /// A unit: tokens and positions of 16 rows.
   static constexpr int unit_tokens = 0;                    // int32 [16]
@@ -56,10 +58,11 @@ struct contextual_units_layout {
   static constexpr int pointers = heads * head_bytes;  // of lanes of a quad
   static constexpr int pointers_of_lane = 4 + heads;   // q, k, v, out of each head, LSE
   static constexpr int table_sums = pointers + 4 * 8 * pointers_of_lane;  // float [heads][3][16]
-  static constexpr int counters = table_sums + 4 * heads * 3 * 16;        // int [4]
-  static constexpr int unit_counts = counters + 16;  // int2 [warps], units and those that are taken
+  static constexpr int counters = table_sums + 4 * heads * 3 * 16;        // int [8]
+  static constexpr int unit_counts = counters + 32;  // int2 [warps], units and those that are taken
   static constexpr int tiles = unit_counts + 8 * 16;                       // int4
-  static constexpr int units = tiles + 16 * warps * most_tiles;            // of each warp
+  static constexpr int doubles = tiles + 16 * warps * most_tiles;          // int2
+  static constexpr int units = doubles + 8 * warps * most_doubles;         // of each warp
   static constexpr int singles = units + warps * most_units * unit_bytes;  // int32
   static constexpr int block_bytes = (singles + 4 * warps * most_single + 15) / 16 * 16;
   static_assert(warps <= 16);
@@ -74,6 +77,14 @@ struct contextual_units_layout {
   static constexpr int products = row_code + 4 * slots * 16;   // [heads][axes]
   static constexpr int products_bytes = 32 * 4 * 2 * tile_cells / 8;
   static constexpr int warp_bytes = products + heads * 3 * products_bytes;
+  /// Of double units instead: K and V of two of them, q of one, positions and tokens of two.
+  static constexpr int double_rows = 32;
+  static constexpr int double_bytes = double_rows * row_bytes;  ///< of K, V or q of one head
+  static constexpr int double_keys = 0;                         // T [2][K, V][2][heads][16]
+  static constexpr int double_queries = double_keys + 2 * 2 * heads * double_bytes;
+  static constexpr int double_codes = double_queries + heads * double_bytes;  // uint32 [2][32]
+  static constexpr int double_tokens = double_codes + 2 * 4 * double_rows;    // int32 [2][32]
+  static_assert(double_tokens + 2 * 4 * double_rows <= warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);

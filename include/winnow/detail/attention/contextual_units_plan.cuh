@@ -4,9 +4,9 @@
 ///
 /// A block's slots are stripes of 16, every so many-th, as scans are dense in places. Windows that start in a
 /// stripe are the block's if they are short. Those of one token are listed. Those of up to 16 go to units of 16 rows,
-/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Longer
-/// windows are cut into tiles of 16 rows, counted from their start, each a piece of work of its own, and belong to
-/// the stripe where the tile starts.
+/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Those
+/// of up to 32 are listed, a double unit each. Longer windows are cut into tiles of 16 rows, counted from their start,
+/// each a piece of work of its own, and belong to the stripe where the tile starts.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,9 @@ struct contextual_units_plan
   }
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
+    listed_doubles,
     next_tile,
+    next_double,
     next_single,
     counters,
     bad_rows = counters  ///< has some row an element that is not finite?
@@ -57,6 +59,9 @@ struct contextual_units_plan
   }
   __device__ __forceinline__ int tile_count() const {
     return *counter_of(listed) >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+  }
+  __device__ __forceinline__ int double_count() const {
+    return *counter_of(listed_doubles);
   }
   __device__ __forceinline__ int long_count() const {
     return static_cast<int>(static_cast<unsigned>(*counter_of(listed)) >> long_shift);
@@ -105,22 +110,28 @@ struct contextual_units_plan
       if (slot < assigned) windows[round] = bounds[slot];
     }
   }
-  /// Lists the windows of one token, and the tiles, that start in the slots of a part.
+  /// Lists the windows of one token, the double units and the tiles that start in the slots of a part.
   __device__ __forceinline__ void list_windows(int part, const slot_windows& windows) const {
     std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
-    int count = 0;
+    std::uint32_t doubles[layout::rounds];
+    int count = 0, double_count = 0;
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int size = windows[round].y - windows[round].x;
-      const bool is_tile = size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
+      const bool is_tile = size > layout::longest_double && (slot - windows[round].x) % 16 == 0;
       singles[round] = __ballot_sync(all, size == 1);
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
+      doubles[round] = __ballot_sync(all, size > layout::longest_short &&
+                                              size <= layout::longest_double &&
+                                              slot == windows[round].x);
+      double_count += __popc(doubles[round]);
       count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
                (__popc(longs[round]) << long_shift);
     }
     const auto first = static_cast<unsigned>(reserve(listed, count));
+    int next_of_doubles = reserve(listed_doubles, double_count);
     int single = first & ((1 << tile_shift) - 1);
     int tile = first >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
     int long_tile = static_cast<int>(first >> long_shift);
@@ -139,6 +150,11 @@ struct contextual_units_plan
                                        : layout::warps * layout::most_tiles - 1 - tile -
                                              __popc(tiles[round] & before)] = {
             slot, min(slot + 16, window.y), window.x, window.y};
+      if ((doubles[round] & own) != 0)
+        this->template table_at<int2>(
+            layout::doubles)[next_of_doubles + __popc(doubles[round] & before)] = {
+            slot, window.y - window.x};
+      next_of_doubles += __popc(doubles[round]);
       single += __popc(singles[round]);
       tile += __popc(tiles[round]);
       long_tile += __popc(longs[round]);

@@ -146,6 +146,9 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         eight_cells_at(h, axis) = {cells[0][2], cells[1][2]};
       }
     }
+    begin_sums(state, own);
+  }
+  static __device__ __forceinline__ void begin_sums(heads_state& state, tile_state& own) {
     clear(own);
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
@@ -248,7 +251,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       auto& of_head = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t v[4];
-      this->load_values(now.slot, h, v);
+      this->load_values(rows_at(now.slot, values, h), v);
       multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[2]);
       multiply_add_16<T>(of_head.o[1], weights.a, v[1], v[3]);
       multiply_add_16<T>(of_head.softmax.sum, weights.a, ones, ones);
@@ -293,6 +296,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     commit_copies();
     heads_state state = this->begin_state();
     tile_state own;
+    // Else they would count as in use ever since the last part's tiles.
+    begin_sums(state, own);
 #pragma unroll 1
     while (true) {
       const tile_place now = next;
