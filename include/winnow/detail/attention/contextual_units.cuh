@@ -16,7 +16,7 @@
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/contextual_units_moves.cuh"
-#include "winnow/detail/attention/contextual_units_plan.cuh"
+#include "winnow/detail/attention/contextual_units_deal.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -25,8 +25,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units : contextual_units_plan<T, Heads> {
-  using base = contextual_units_plan<T, Heads>;
+struct contextual_units : contextual_units_deal<T, Heads> {
+  using base = contextual_units_deal<T, Heads>;
   using base::all;
   using base::factor_of_head;
   using base::group;

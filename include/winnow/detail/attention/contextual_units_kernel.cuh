@@ -3,8 +3,9 @@
 /// The contextual forward kernel of cubic windows, two heads at a time: 16-bit storage, head dim 16.
 ///
 /// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
-/// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, one head at a time
-/// and those with the most keys first (contextual_units_tiles.cuh); units of 16 rows that hold whole windows of 2 to 16
+/// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, those with the most
+/// keys first (contextual_units_tiles.cuh); double units, windows of 17 to 32 tokens (contextual_units_doubles.cuh), of
+/// which as of tiles all blocks get as much as they can (contextual_units_deal.cuh); units of 16 rows that hold whole windows of 2 to 16
 /// tokens, whose rows are their keys (contextual_units.cuh); and windows of one token, a lane each. No window that fits 16
 /// rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times 16 of tiles that follow the order, and
 /// their keys are read and multiplied once.
@@ -144,8 +145,8 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
-  /// All that starts in the block's slots. \return whether some row is not finite.
-  __device__ __forceinline__ bool run() const {
+  /// All that starts in the block's slots, and what it is dealt.
+  __device__ __forceinline__ void run() const {
     // Tables are read while the windows are.
     typename base::slot_windows windows;
     this->load_windows(0, windows);
@@ -155,9 +156,10 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
     if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
     __syncthreads();
     const int parts = this->parts();
+    const bool is_dealt = this->deal_windows();
 #pragma unroll 1
     for (int part = 0;;) {
-      this->list_windows(part, windows);
+      this->list_windows(part, windows, is_dealt);
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = warp % 2 == 0;
@@ -174,11 +176,22 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
       clear_counters();
       __syncthreads();
     }
-    return *counter_of(base::bad_rows) != 0;
+    if (*counter_of(base::bad_rows) == 0) return;
+    complete(is_dealt);
   }
 
   /// Computes rows again that came out with elements that are not finite.
-  __device__ __forceinline__ void complete() const {
+  __device__ __forceinline__ void complete(bool is_dealt) const {
+    const auto complete_rows_of = [&](int first, int end) {
+      for (int row = first; row < end; ++row)
+        for (int h = 0; h < heads; ++h) {
+          const int head = group().first_head + group_head + h;
+          const T* out = row_of<T>(problem.out, group().order[row], head);
+          const bool wrong =
+              place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+          if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
+        }
+    };
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
     const int parts = this->parts();
     for (int part = 0; part < parts; ++part)
@@ -188,18 +201,24 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
           if (slot >= assigned) continue;
           const int first = static_cast<int>(slot);
           const int2 window = bounds[first];
-          if (window.y - window.x > layout::longest_short ? (first - window.x) % 16 != 0
-                                                          : first != window.x)
-            continue;
-          for (int row = first; row < min(first + 16, window.y); ++row)
-            for (int h = 0; h < heads; ++h) {
-              const int head = group().first_head + group_head + h;
-              const T* out = row_of<T>(problem.out, group().order[row], head);
-              const bool wrong =
-                  place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
-              if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
-            }
+          const int size = window.y - window.x;
+          if (is_dealt && size > layout::longest_short) continue;
+          if (size > layout::longest_double ? (first - window.x) % 16 == 0 : first == window.x)
+            complete_rows_of(first, size > layout::longest_double ? min(first + 16, window.y)
+                                                                  : window.y);
         }
+    if (!is_dealt) return;
+    // Lists are those of the only part.
+    for (int i = warp; i < this->double_count(); i += layout::warps) {
+      const int2 window = this->template table_at<const int2>(layout::doubles)[i];
+      complete_rows_of(window.x, window.x + window.y);
+    }
+    const int of_long = this->long_count(), count = of_long + this->tile_count();
+    for (int i = warp; i < count; i += layout::warps) {
+      const bool is_long = i < of_long;
+      const int4 tile = this->tile_at(is_long, is_long ? i : i - of_long);
+      complete_rows_of(tile.x, tile.y);
+    }
   }
 };
 
@@ -216,10 +235,10 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-            group.counts->assigned, shared_address(region), memory}}}}}};
+        {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+            group.counts->assigned, shared_address(region), memory}}}}}}};
     attender.store_pointers();
-    if (attender.run()) attender.complete();
+    attender.run();
   }
   if (problem.zero_unassigned || group.path == encoding_path::rows) {
     if (!problem.place.is_first) wait_for_predecessor();

@@ -45,7 +45,7 @@ struct contextual_units_layout {
   /// Windows that start in a stripe fit two units, and what is packed here takes at most 11/9 as many as needed.
   static constexpr int most_units = 2 * 2 * rounds * 11 / 9 + 1;
   static constexpr int most_tiles = 2 * 2 * rounds;
-  static constexpr int most_doubles = 2 * rounds;
+  static constexpr int most_doubles = most_tiles;
   static constexpr int most_single = 32 * rounds;
   /// A unit: tokens and positions of 16 rows.
   static constexpr int unit_tokens = 0;                    // int32 [16]
@@ -85,6 +85,12 @@ struct contextual_units_layout {
   static constexpr int double_codes = double_queries + heads * double_bytes;  // uint32 [2][32]
   static constexpr int double_tokens = double_codes + 2 * 4 * double_rows;    // int32 [2][32]
   static_assert(double_tokens + 2 * 4 * double_rows <= warp_bytes);
+  /// Before all that: what contextual_units_deal.cuh deals out.
+  static constexpr int dealt_windows = 40960 / (8 * threads) * (8 * threads);
+  static constexpr int window_groups = block_bytes;                         // uint16
+  static constexpr int dealt_list = window_groups + 2 * dealt_windows;      // int2
+  static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;    // int
+  static_assert(warp_costs + 4 * warps <= block_bytes + warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);

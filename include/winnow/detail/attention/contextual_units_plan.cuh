@@ -40,6 +40,7 @@ struct contextual_units_plan
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
     listed_doubles,
+    dealt,  ///< windows, by contextual_units_deal.cuh
     next_tile,
     next_double,
     next_single,
@@ -57,14 +58,22 @@ struct contextual_units_plan
   __device__ __forceinline__ int single_count() const {
     return *counter_of(listed) & ((1 << tile_shift) - 1);
   }
+  static __device__ __forceinline__ int tiles_of(int listed_) {
+    return listed_ >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+  }
   __device__ __forceinline__ int tile_count() const {
-    return *counter_of(listed) >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+    return tiles_of(*counter_of(listed));
   }
   __device__ __forceinline__ int double_count() const {
     return *counter_of(listed_doubles);
   }
   __device__ __forceinline__ int long_count() const {
     return static_cast<int>(static_cast<unsigned>(*counter_of(listed)) >> long_shift);
+  }
+  /// Tiles with many keys come first, the others from the list's end on.
+  __device__ __forceinline__ int4& tile_at(bool is_long, int index) const {
+    return this->template table_at<int4>(
+        layout::tiles)[is_long ? index : layout::warps * layout::most_tiles - 1 - index];
   }
   __device__ __forceinline__ std::byte* unit_at(int unit) const {
     return this->template table_at<std::byte>(layout::units) + unit * layout::unit_bytes;
@@ -110,8 +119,10 @@ struct contextual_units_plan
       if (slot < assigned) windows[round] = bounds[slot];
     }
   }
-  /// Lists the windows of one token, the double units and the tiles that start in the slots of a part.
-  __device__ __forceinline__ void list_windows(int part, const slot_windows& windows) const {
+  /// Lists the windows of one token that start in the slots of a part, and unless they are `dealt` out otherwise the
+  /// double units and the tiles.
+  __device__ __forceinline__ void list_windows(int part, const slot_windows& windows,
+                                               bool is_dealt) const {
     std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
     std::uint32_t doubles[layout::rounds];
     int count = 0, double_count = 0;
@@ -119,11 +130,12 @@ struct contextual_units_plan
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int size = windows[round].y - windows[round].x;
-      const bool is_tile = size > layout::longest_double && (slot - windows[round].x) % 16 == 0;
+      const bool is_tile =
+          !is_dealt && size > layout::longest_double && (slot - windows[round].x) % 16 == 0;
       singles[round] = __ballot_sync(all, size == 1);
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
-      doubles[round] = __ballot_sync(all, size > layout::longest_short &&
+      doubles[round] = __ballot_sync(all, !is_dealt && size > layout::longest_short &&
                                               size <= layout::longest_double &&
                                               slot == windows[round].x);
       double_count += __popc(doubles[round]);
@@ -133,10 +145,9 @@ struct contextual_units_plan
     const auto first = static_cast<unsigned>(reserve(listed, count));
     int next_of_doubles = reserve(listed_doubles, double_count);
     int single = first & ((1 << tile_shift) - 1);
-    int tile = first >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
+    int tile = tiles_of(static_cast<int>(first));
     int long_tile = static_cast<int>(first >> long_shift);
     const std::uint32_t before = ~bits_from(place.lane), own = 1u << place.lane;
-    auto* const list = this->template table_at<int4>(layout::tiles);
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
@@ -144,11 +155,9 @@ struct contextual_units_plan
       if ((singles[round] & own) != 0)
         this->template table_at<std::int32_t>(
             layout::singles)[single + __popc(singles[round] & before)] = slot;
-      // Those with many keys come first.
-      if (((tiles[round] | longs[round]) & own) != 0)
-        list[(longs[round] & own) != 0 ? long_tile + __popc(longs[round] & before)
-                                       : layout::warps * layout::most_tiles - 1 - tile -
-                                             __popc(tiles[round] & before)] = {
+      if (const bool is_long = (longs[round] & own) != 0; is_long || (tiles[round] & own) != 0)
+        tile_at(is_long, is_long ? long_tile + __popc(longs[round] & before)
+                                 : tile + __popc(tiles[round] & before)) = {
             slot, min(slot + 16, window.y), window.x, window.y};
       if ((doubles[round] & own) != 0)
         this->template table_at<int2>(

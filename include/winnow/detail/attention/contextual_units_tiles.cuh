@@ -59,10 +59,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     const int count = of_long + this->tile_count();
     next.row = next.row_end = 0;
     if (index >= count) return;
-    const int4 tile = this->template table_at<const int4>(
-        layout::tiles)[index < of_long
-                           ? index
-                           : layout::warps * layout::most_tiles - 1 - (index - of_long)];
+    const bool is_long = index < of_long;
+    const int4 tile = this->tile_at(is_long, is_long ? index : index - of_long);
     next.row = tile.x, next.row_end = tile.y;
     next.key = tile.z, next.end = tile.w;
     next.first = true;
