@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Which double units and tiles a block of contextual_units_kernel.cuh takes, dealt out by cost.
+/// Which windows of more than 16 tokens a block of contextual_units_kernel.cuh takes, dealt out by cost.
 ///
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. Where windows are not too many, each block reads where all of them begin, adds up what those of more than
-/// 16 tokens cost, and takes its share of the sum: neighbouring double units and tiles, wherever their windows lie.
+/// 16 tokens cost, and takes its share of the sum: neighbouring windows, of which the first and the last may be cut
+/// between tiles.
 /// All blocks come to the same sums, so that nothing is taken twice.
 #pragma once
 
@@ -24,16 +25,21 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   using base::warp;
   using typename base::layout;
 
-  /// Costs of a double unit, of a tile's beginning and end, and of 16 keys of a tile, in units of 100 instructions
-  /// of two heads.
-  static constexpr int double_cost = 36, tile_cost = 8, group_cost = 8;
+  /// Costs of 16 rows' beginning and end and of 16 keys of theirs, of whole windows and of tiles, in units of 100
+  /// instructions of two heads.
+  static constexpr int whole_cost = 9, whole_group_cost = 4;
+  static constexpr int tile_cost = 8, group_cost = 8;
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
   }
   static __device__ __forceinline__ int cost_of(int groups) {
-    return groups < 2 ? 0 : groups == 2 ? double_cost : groups * cost_of_tile(groups);
+    if (groups < 2) return 0;
+    return groups * (is_whole(groups) ? whole_cost + whole_group_cost * groups : cost_of_tile(groups));
+  }
+  static __device__ __forceinline__ bool is_whole(int groups) {
+    return groups <= layout::most_groups;
   }
   static __device__ __forceinline__ int groups_of(int tokens) {
     return (tokens + 15) / 16;
@@ -46,9 +52,9 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static_assert(sizeof(dealt_window) == 8);
   /// So much may a block's part cost without its lists being too long.
   static constexpr int most_cost =
-      (layout::warps * layout::most_tiles - 4) * (tile_cost + 3 * group_cost);
+      (layout::warps * layout::most_tiles - 4) * 2 * (whole_cost + 2 * whole_group_cost);
 
-  /// Lists the block's part of the double units and tiles, unless windows are too many. All threads take part; the
+  /// Lists the block's part of windows and tiles, unless windows are too many. All threads take part; the
   /// warps' memory is not in use yet. \return whether it did.
   __device__ __forceinline__ bool deal_windows() const {
     const int windows = group().counts->windows;
@@ -132,11 +138,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   __device__ __forceinline__ void list_part(const dealt_window& own, int first, int end) const {
     const int2 window = {group().offsets[own.window], group().offsets[own.window + 1]};
     const int groups = groups_of(window.y - window.x);
-    if (groups == 2) {
+    if (is_whole(groups)) {
       if (own.before >= first)
-        this->template table_at<int2>(
-            layout::doubles)[atomicAdd(counter_of(base::listed_doubles), 1)] = {
-            window.x, window.y - window.x};
+        this->whole_at(atomicAdd(counter_of(base::listed_whole), 1)) = {window.x,
+                                                                        window.y - window.x};
       return;
     }
     const int cost = cost_of_tile(groups);

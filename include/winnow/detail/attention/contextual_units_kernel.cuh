@@ -4,11 +4,11 @@
 ///
 /// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
 /// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, those with the most
-/// keys first (contextual_units_tiles.cuh); double units, windows of 17 to 32 tokens (contextual_units_doubles.cuh), of
-/// which as of tiles all blocks get as much as they can (contextual_units_deal.cuh); units of 16 rows that hold whole windows of 2 to 16
-/// tokens, whose rows are their keys (contextual_units.cuh); and windows of one token, a lane each. No window that fits 16
-/// rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times 16 of tiles that follow the order, and
-/// their keys are read and multiplied once.
+/// keys first (contextual_units_tiles.cuh); windows of 17 to 64 tokens as a whole (contextual_units_whole.cuh); units of 16
+/// rows that hold whole windows of 2 to 16 tokens, whose rows are their keys (contextual_units.cuh); and windows of one
+/// token, a lane each. No window that fits 16 rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times
+/// 16 of tiles that follow the order, and their keys are read and multiplied once. Where windows are not too many,
+/// blocks share those of more than 16 tokens by what they cost (contextual_units_deal.cuh).
 ///
 /// What bounds it: instructions, at three warps a scheduler.
 #pragma once
@@ -22,7 +22,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
-#include "winnow/detail/attention/contextual_units_doubles.cuh"
+#include "winnow/detail/attention/contextual_units_whole.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/util/device.cuh"
@@ -30,8 +30,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units_block : contextual_units_doubles<T, Heads> {
-  using base = contextual_units_doubles<T, Heads>;
+struct contextual_units_block : contextual_units_whole<T, Heads> {
+  using base = contextual_units_whole<T, Heads>;
   using base::all;
   using base::assigned;
   using base::counter_of;
@@ -166,7 +166,7 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
-      this->run_doubles();
+      this->run_whole();
       run_singles();
       __syncwarp();
       run_units();
@@ -203,14 +203,14 @@ struct contextual_units_block : contextual_units_doubles<T, Heads> {
           const int2 window = bounds[first];
           const int size = window.y - window.x;
           if (is_dealt && size > layout::longest_short) continue;
-          if (size > layout::longest_double ? (first - window.x) % 16 == 0 : first == window.x)
-            complete_rows_of(first, size > layout::longest_double ? min(first + 16, window.y)
-                                                                  : window.y);
+          const bool is_cut = size > layout::longest_whole;
+          if (is_cut ? (first - window.x) % 16 == 0 : first == window.x)
+            complete_rows_of(first, is_cut ? min(first + 16, window.y) : window.y);
         }
     if (!is_dealt) return;
     // Lists are those of the only part.
-    for (int i = warp; i < this->double_count(); i += layout::warps) {
-      const int2 window = this->template table_at<const int2>(layout::doubles)[i];
+    for (int i = warp; i < this->whole_count(); i += layout::warps) {
+      const int2 window = this->whole_at(i);
       complete_rows_of(window.x, window.x + window.y);
     }
     const int of_long = this->long_count(), count = of_long + this->tile_count();
