@@ -166,7 +166,7 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
-      this->run_whole();
+      if constexpr (layout::most_groups > 1) this->run_whole();
       run_singles();
       __syncwarp();
       run_units();

@@ -41,8 +41,9 @@ struct contextual_units_layout {
   static constexpr int stripe = 16;                  ///< neighbouring slots that a block takes
   static constexpr int rounds = Heads == 2 ? 6 : 5;  ///< a warp looks at two stripes in each
   static constexpr int longest_short = 16;           ///< tokens of windows that units hold
-  /// Groups of 16 tokens of the longest windows that are attended to as a whole.
-  static constexpr int most_groups = Heads == 2 ? 4 : 2;
+  /// Groups of 16 tokens of the longest windows that are attended to as a whole. Of two heads there are none, as
+  /// two more loops beside those of tiles and units are more instructions than come in time.
+  static constexpr int most_groups = Heads == 2 ? 1 : 2;
   static constexpr int longest_whole = 16 * most_groups;
   /// Windows that start in a stripe fit two units, and what is packed here takes at most 11/9 as many as needed.
   static constexpr int most_units = 2 * 2 * rounds * 11 / 9 + 1;
@@ -86,7 +87,7 @@ struct contextual_units_layout {
   static constexpr int whole_tokens = whole_codes + 2 * 4 * longest_whole;            // int32
   static_assert(whole_tokens + 4 * longest_whole <= warp_bytes);
   /// Before all that: what contextual_units_deal.cuh deals out.
-  static constexpr int dealt_windows = 40960 / (8 * threads) * (8 * threads);
+  static constexpr int dealt_windows = 6144 / (8 * threads) * (8 * threads);
   static constexpr int window_groups = block_bytes;                         // uint16
   static constexpr int dealt_list = window_groups + 2 * dealt_windows;      // int2
   static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;    // int

@@ -37,8 +37,9 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 
   /// Sums of weights by cell are halves, so they meet Tv after so many groups at the latest.
   static constexpr int groups_of_sums = 8;
-  /// Weights are 2³ for the largest logit, and at most 2⁸, of which 128 are a half.
-  static constexpr float slack = 4.0f, lag = -3.0f;
+  /// Weights are at most 2⁸, of which 128 are a half, and 2⁻⁵ for the largest logit as long as that is the first
+  /// group's: then what is lost of others is 2⁻²⁰ of it at most. So hardly any group behind the first one raises it.
+  static constexpr float slack = 12.0f, lag = 5.0f;
 
   /// Where a warp is among the groups of keys of its tiles.
   struct tile_place {

@@ -41,7 +41,7 @@ struct contextual_units_whole : contextual_units_tiles<T, Heads> {
   }
 
   static constexpr int most = layout::most_groups;  ///< of 16 rows, or keys
-  static constexpr int lane_rows = most / 2;        ///< whose tokens a lane has
+  static constexpr int lane_rows = (most + 1) / 2;        ///< whose tokens a lane has
   struct window_place {
     int first, count;  ///< the window's first slot, and its tokens; there is none of 0
     int head;          ///< of the block's
