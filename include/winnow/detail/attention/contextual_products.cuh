@@ -384,6 +384,21 @@ struct table_factor {
       }
     }
   }
+  /// The same of a linear axis of a table of 16-bit T, without a branch or a conversion.
+  template <bool Backwards>
+  __device__ __forceinline__ element load_stored(int axis, int block) const {
+    static_assert(matrices && !Neighbours && steps == 1);
+    const lane_place place;
+    const T* row = static_cast<const T*>(table.data) +
+                   (row_of<Backwards>(block, false) * static_cast<int>(table.row_stride) +
+                    axis * static_cast<int>(table.axis_stride) + head_offset);
+    const auto pair = [&](int column) {
+      return table.data != nullptr && column < dim
+                 ? *reinterpret_cast<const std::uint32_t*>(row + column)
+                 : 0u;
+    };
+    return {pair(2 * place.t), pair(2 * place.t + 8)};
+  }
   /// Are a lane's parts of two blocks neighbours, so that one load takes both?
   static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;
   /// Where this lane's part lies; `block` counts over all axes.

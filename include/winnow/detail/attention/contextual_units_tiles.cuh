@@ -82,14 +82,16 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ void request_group(const tile_place& next) const {
     const int target = this->own_part();
     const bool column = this->has_part();
+    const std::byte* const keys = this->source(keys_);
+    const std::byte* const all_values = this->source(values);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       const bool valid = column && next.key + row < next.end;
       const int own = target + rows_of_pass * pass * layout::row_bytes;
-      copy_part(rows_at(next.slot, keys_, 0) + own, this->source(keys_), next.key_tokens[pass],
+      copy_part(rows_at(next.slot, keys_, 0) + own, keys, next.key_tokens[pass],
                 problem.k.token_stride, valid);
-      copy_part(rows_at(next.slot, values, 0) + own, this->source(values), next.key_tokens[pass],
+      copy_part(rows_at(next.slot, values, 0) + own, all_values, next.key_tokens[pass],
                 problem.v.token_stride, valid);
     }
     const auto lane = static_cast<std::uint32_t>(place.lane);
@@ -97,11 +99,12 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                      this->own_address() + layout::key_code + 4 * (next.slot * 16 + lane),
                      group().positions + next.key + lane, next.key + place.lane < next.end);
     if (!next.first) return;
+    const std::byte* const rows = this->source(queries);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       copy_part(rows_at(next.tile, queries, 0) + target + rows_of_pass * pass * layout::row_bytes,
-                this->source(queries), next.row_tokens[pass], problem.q.token_stride,
+                rows, next.row_tokens[pass], problem.q.token_stride,
                 column && next.row + row < next.row_end);
     }
     const bool has_row = next.row + place.lane < next.row_end;
