@@ -14,9 +14,9 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_units_deal.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/contextual_units_moves.cuh"
-#include "winnow/detail/attention/contextual_units_deal.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -431,50 +431,6 @@ struct contextual_units : contextual_units_deal<T, Heads> {
         *reinterpret_cast<float*>(target) = (__log2f(sum) - offset) * ln_2;
     }
   }
-  /// Normalises and stores 16 rows of one of the heads.
-  __device__ __forceinline__ void store_head(const std::int32_t* tokens, const bool (&wanted)[2],
-                                             int h, head_state& own) const {
-    const float by[2] = {reciprocal(own.softmax.sum[0]), reciprocal(own.softmax.sum[2])};
-    scale_rows(by, own.o);
-    using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
-    const bool odd = place.t % 2 == 1;
-    const bool column = odd <= (problem.head_dim > 8);
-    bool bad = false;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t words[2] = {pack<T>(own.o[0][2 * i], own.o[0][2 * i + 1]),
-                                      pack<T>(own.o[1][2 * i], own.o[1][2 * i + 1])};
-      std::uint32_t zero = 0;
-      const std::uint32_t nothing = 0;
-#pragma unroll
-      for (const std::uint32_t word : words)
-        *reinterpret_cast<pair*>(&zero) =
-            __hfma2(*reinterpret_cast<const pair*>(&word), *reinterpret_cast<const pair*>(&nothing),
-                    *reinterpret_cast<pair*>(&zero));
-      bad = bad || (wanted[i] && (zero & 0x7fff7fffu) != 0);
-      // Neighbouring lanes swap, so that each has four columns.
-      const std::uint32_t other = __shfl_xor_sync(all, odd ? words[0] : words[1], 1);
-      std::byte* target = const_cast<std::byte*>(pointer(place.t, results + h));
-      asm("mad.wide.s32 %0, %1, %2, %0;"
-          : "+l"(target)
-          : "r"(tokens[place.g + 8 * i]),
-            "r"(static_cast<std::int32_t>(problem.out.token_stride * int{sizeof(T)})));
-      if (wanted[i] && column)
-        *reinterpret_cast<uint2*>(target) = {odd ? other : words[0], odd ? words[1] : other};
-    }
-    if (bad) *this->counter_of(base::bad_rows) = 1;
-    if (problem.lse != nullptr && place.t < 2) {
-      std::byte* target = const_cast<std::byte*>(pointer(2 * h, lse));
-      asm("mad.wide.s32 %0, %1, %2, %0;"
-          : "+l"(target)
-          : "r"(tokens[place.g + 8 * place.t]),
-            "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)));
-      const float sum = odd ? own.softmax.sum[2] : own.softmax.sum[0];
-      const float offset = odd ? own.softmax.offset[1] : own.softmax.offset[0];
-      if (odd ? wanted[1] : wanted[0])
-        *reinterpret_cast<float*>(target) = (__log2f(sum) - offset) * ln_2;
-    }
-  }
   /// An axis of weights by cell, of both heads, added to `cells`; of T other than half they have to be converted.
   /// \param codes of the keys, as `one_hot_columns` has them.
   template <bool First>
@@ -493,24 +449,21 @@ struct contextual_units : contextual_units_deal<T, Heads> {
         cells[h][0][word] = sums[0], cells[h][1][word] = sums[1];
       }
   }
-  /// Sums of weights as the left factor of Tv.
-  static __device__ __forceinline__ void to_table_type(axis_cells& cells) {
-    if constexpr (!std::is_same_v<T, half>) {
-#pragma unroll
-      for (auto& of_row : cells)
-#pragma unroll
-        for (std::uint32_t& word : of_row) {
-          const float2 both = __half22float2(*reinterpret_cast<const half2*>(&word));
-          word = pack<T>(both.x, both.y);
-        }
-    }
-  }
   /// Adds an axis of weights by cell times Tv.
   __device__ __forceinline__ void add_axis_values(axis_cells (&cells)[heads], int axis,
                                                   const std::uint32_t (&moves)[2],
                                                   heads_state& state) const {
+    if constexpr (!std::is_same_v<T, half>) {
 #pragma unroll
-    for (auto& of_head : cells) to_table_type(of_head);
+      for (auto& of_head : cells)
+#pragma unroll
+        for (auto& of_row : of_head)
+#pragma unroll
+          for (std::uint32_t& word : of_row) {
+            const float2 both = __half22float2(*reinterpret_cast<const half2*>(&word));
+            word = pack<T>(both.x, both.y);
+          }
+    }
     std::uint32_t by_row[heads][2][row_words];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

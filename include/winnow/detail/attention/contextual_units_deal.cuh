@@ -36,14 +36,13 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   }
   static __device__ __forceinline__ int cost_of(int groups) {
     if (groups < 2) return 0;
-    return groups * (is_whole(groups) ? whole_cost + whole_group_cost * groups : cost_of_tile(groups));
+    return groups *
+           (is_whole(groups) ? whole_cost + whole_group_cost * groups : cost_of_tile(groups));
   }
   static __device__ __forceinline__ bool is_whole(int groups) {
-    return groups <= layout::most_groups;
+    return groups <= layout::longest_whole / 16;
   }
-  static __device__ __forceinline__ int groups_of(int tokens) {
-    return (tokens + 15) / 16;
-  }
+  static __device__ __forceinline__ int groups_of(int tokens) { return (tokens + 15) / 16; }
 
   /// A window that the block has a part of.
   struct dealt_window {
@@ -61,7 +60,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     if (windows > layout::dealt_windows || this->parts() > 1) return false;
     constexpr int span = 8;  // windows of a thread that are read together
     const int thread = static_cast<int>(threadIdx.x);
-    const int own_windows = (windows + span * layout::threads - 1) / (span * layout::threads) * span;
+    const int own_windows =
+        (windows + span * layout::threads - 1) / (span * layout::threads) * span;
     load_groups(windows, own_windows * layout::threads);
     __syncthreads();
     int own_cost = 0;

@@ -4,7 +4,7 @@
 ///
 /// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
 /// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, those with the most
-/// keys first (contextual_units_tiles.cuh); windows of 17 to 64 tokens as a whole (contextual_units_whole.cuh); units of 16
+/// keys first (contextual_units_tiles.cuh); of one head windows of 17 to 32 tokens as a whole (contextual_units_whole.cuh); units of 16
 /// rows that hold whole windows of 2 to 16 tokens, whose rows are their keys (contextual_units.cuh); and windows of one
 /// token, a lane each. No window that fits 16 rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times
 /// 16 of tiles that follow the order, and their keys are read and multiplied once. Where windows are not too many,
@@ -166,7 +166,7 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
-      if constexpr (layout::most_groups > 1) this->run_whole();
+      if constexpr (layout::has_whole) this->run_whole();
       run_singles();
       __syncwarp();
       run_units();
@@ -187,8 +187,7 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
         for (int h = 0; h < heads; ++h) {
           const int head = group().first_head + group_head + h;
           const T* out = row_of<T>(problem.out, group().order[row], head);
-          const bool wrong =
-              place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+          const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
           if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
         }
     };
@@ -236,7 +235,7 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
         {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-            group.counts->assigned, shared_address(region), memory}}}}}}};
+              group.counts->assigned, shared_address(region), memory}}}}}}};
     attender.store_pointers();
     attender.run();
   }

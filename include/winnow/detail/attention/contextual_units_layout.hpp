@@ -41,14 +41,13 @@ struct contextual_units_layout {
   static constexpr int stripe = 16;                  ///< neighbouring slots that a block takes
   static constexpr int rounds = Heads == 2 ? 6 : 5;  ///< a warp looks at two stripes in each
   static constexpr int longest_short = 16;           ///< tokens of windows that units hold
-  /// Groups of 16 tokens of the longest windows that are attended to as a whole. Of two heads there are none, as
-  /// two more loops beside those of tiles and units are more instructions than come in time.
-  static constexpr int most_groups = Heads == 2 ? 1 : 2;
-  static constexpr int longest_whole = 16 * most_groups;
+  /// Of blocks of one head: windows of up to 32 that are attended to as a whole.
+  static constexpr bool has_whole = Heads == 1;
+  static constexpr int longest_whole = has_whole ? 32 : longest_short;
   /// Windows that start in a stripe fit two units, and what is packed here takes at most 11/9 as many as needed.
   static constexpr int most_units = 2 * 2 * rounds * 11 / 9 + 1;
   static constexpr int most_tiles = 2 * 2 * rounds;
-  static constexpr int most_whole = most_tiles;
+  static constexpr int most_whole = has_whole ? most_tiles : 0;
   static constexpr int most_single = 32 * rounds;
   /// A unit: tokens and positions of 16 rows.
   static constexpr int unit_tokens = 0;                    // int32 [16]
@@ -80,17 +79,17 @@ struct contextual_units_layout {
   static constexpr int products = row_code + 4 * slots * 16;   // [heads][axes]
   static constexpr int products_bytes = 32 * 4 * 2 * tile_cells / 8;
   static constexpr int warp_bytes = products + heads * 3 * products_bytes;
-  /// Of whole windows of one head instead: K and V of two of them, q of one, positions of two and tokens of one.
-  static constexpr int whole_keys = 0;                                                // T [2][K, V]
+  /// Of whole windows instead: K and V of two of them, q of one, positions of two and tokens of one.
+  static constexpr int whole_keys = 0;  // T [2][K, V]
   static constexpr int whole_queries = whole_keys + 2 * 2 * longest_whole * row_bytes;
-  static constexpr int whole_codes = whole_queries + longest_whole * row_bytes;       // uint32 [2]
-  static constexpr int whole_tokens = whole_codes + 2 * 4 * longest_whole;            // int32
+  static constexpr int whole_codes = whole_queries + longest_whole * row_bytes;  // uint32 [2]
+  static constexpr int whole_tokens = whole_codes + 2 * 4 * longest_whole;       // int32
   static_assert(whole_tokens + 4 * longest_whole <= warp_bytes);
   /// Before all that: what contextual_units_deal.cuh deals out.
   static constexpr int dealt_windows = 6144 / (8 * threads) * (8 * threads);
-  static constexpr int window_groups = block_bytes;                         // uint16
-  static constexpr int dealt_list = window_groups + 2 * dealt_windows;      // int2
-  static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;    // int
+  static constexpr int window_groups = block_bytes;                       // uint16
+  static constexpr int dealt_list = window_groups + 2 * dealt_windows;    // int2
+  static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;  // int
   static_assert(warp_costs + 4 * warps <= block_bytes + warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 

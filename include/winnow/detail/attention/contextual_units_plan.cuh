@@ -5,7 +5,7 @@
 /// A block's slots are stripes of 16, every so many-th, as scans are dense in places. Windows that start in a
 /// stripe are the block's if they are short. Those of one token are listed. Those of up to 16 go to units of 16 rows,
 /// each warp's windows to units of its own: the largest one first, then the largest that still fits. Those
-/// of up to 64, or 32, are listed as a whole. Longer windows are cut into tiles of 16 rows, counted from their start,
+/// of one head of up to 32 are listed as a whole. Longer windows are cut into tiles of 16 rows, counted from their start,
 /// each a piece of work of its own, and belong to the stripe where the tile starts.
 #pragma once
 
@@ -61,12 +61,8 @@ struct contextual_units_plan
   static __device__ __forceinline__ int tiles_of(int listed_) {
     return listed_ >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
   }
-  __device__ __forceinline__ int tile_count() const {
-    return tiles_of(*counter_of(listed));
-  }
-  __device__ __forceinline__ int whole_count() const {
-    return *counter_of(listed_whole);
-  }
+  __device__ __forceinline__ int tile_count() const { return tiles_of(*counter_of(listed)); }
+  __device__ __forceinline__ int whole_count() const { return *counter_of(listed_whole); }
   /// A window's first slot and its tokens.
   __device__ __forceinline__ int2& whole_at(int index) const {
     return this->template table_at<int2>(layout::whole)[index];
@@ -139,9 +135,9 @@ struct contextual_units_plan
       singles[round] = __ballot_sync(all, size == 1);
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
-      wholes[round] = __ballot_sync(all, !is_dealt && size > layout::longest_short &&
-                                             size <= layout::longest_whole &&
-                                             slot == windows[round].x);
+      wholes[round] =
+          __ballot_sync(all, !is_dealt && size > layout::longest_short &&
+                                 size <= layout::longest_whole && slot == windows[round].x);
       whole_count += __popc(wholes[round]);
       count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
                (__popc(longs[round]) << long_shift);
