@@ -53,17 +53,21 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static constexpr int most_cost =
       (layout::warps * layout::most_tiles - 4) * 2 * (whole_cost + 2 * whole_group_cost);
 
-  /// Lists the block's part of windows and tiles, unless windows are too many. All threads take part; the
-  /// warps' memory is not in use yet. \return whether it did.
-  __device__ __forceinline__ bool deal_windows() const {
+  /// Reads the windows' sizes, unless there are too many. All threads take part; the warps' memory is not in use
+  /// yet. \return how many windows each thread has, if any.
+  __device__ __forceinline__ int load_sizes() const {
     const int windows = group().counts->windows;
-    if (windows > layout::dealt_windows || this->parts() > 1) return false;
-    constexpr int span = 8;  // windows of a thread that are read together
-    const int thread = static_cast<int>(threadIdx.x);
+    if (windows > layout::dealt_windows || this->parts() > 1) return 0;
     const int own_windows =
         (windows + span * layout::threads - 1) / (span * layout::threads) * span;
     load_groups(windows, own_windows * layout::threads);
-    __syncthreads();
+    return own_windows;
+  }
+  /// Lists the block's part of windows and tiles, unless lists have no room for it, once all threads have read
+  /// sizes. \return whether it did.
+  __device__ __forceinline__ bool deal_windows(int own_windows) const {
+    if (own_windows == 0) return false;
+    const int thread = static_cast<int>(threadIdx.x);
     int own_cost = 0;
     const auto* const own_groups =
         this->template table_at<const uint4>(layout::window_groups) + thread * own_windows / span;
@@ -111,6 +115,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   }
 
  private:
+  static constexpr int span = 8;  ///< windows of a thread that are read together
   /// Leaves how many groups of 16 tokens windows have, zeros behind the last.
   __device__ __forceinline__ void load_groups(int windows, int padded) const {
     const std::int32_t* const offsets = group().offsets;

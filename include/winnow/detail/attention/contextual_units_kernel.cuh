@@ -150,13 +150,14 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
     // Tables are read while the windows are.
     typename base::slot_windows windows;
     this->load_windows(0, windows);
+    const int own_windows = this->load_sizes();
     this->load_tables();
     store_table_sums();
     clear_counters();
     if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
     __syncthreads();
     const int parts = this->parts();
-    const bool is_dealt = this->deal_windows();
+    const bool is_dealt = this->deal_windows(own_windows);
 #pragma unroll 1
     for (int part = 0;;) {
       this->list_windows(part, windows, is_dealt);
