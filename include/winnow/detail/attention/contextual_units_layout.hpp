@@ -86,7 +86,7 @@ struct contextual_units_layout {
   static constexpr int whole_tokens = whole_codes + 2 * 4 * longest_whole;       // int32
   static_assert(whole_tokens + 4 * longest_whole <= warp_bytes);
   /// Before all that: what contextual_units_deal.cuh deals out.
-  static constexpr int dealt_windows = 16384 / (8 * threads) * (8 * threads);
+  static constexpr int dealt_windows = 6144 / (8 * threads) * (8 * threads);
   static constexpr int window_groups = block_bytes;                       // uint16
   static constexpr int dealt_list = window_groups + 2 * dealt_windows;    // int2
   static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;  // int
