@@ -47,6 +47,7 @@ struct contextual_units : contextual_units_deal<T, Heads> {
     float inverse_scale;
     int length;
     bool has_values;
+    bool are_short;  ///< windows, for tiles
   };
   __device__ __forceinline__ heads_state begin_state() const {
     heads_state state;

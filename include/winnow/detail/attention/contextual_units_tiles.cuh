@@ -35,11 +35,17 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     return base::template at<U>(offset);
   }
 
-  /// Sums of weights by cell are halves, so they meet Tv after so many groups at the latest.
-  static constexpr int groups_of_sums = 8;
-  /// Weights are at most 2⁸, of which 128 are a half, and 2⁻⁵ for the largest logit as long as that is the first
-  /// group's: then what is lost of others is 2⁻²⁰ of it at most. So hardly any group behind the first one raises it.
-  static constexpr float slack = 12.0f, lag = 5.0f;
+  /// Sums of weights by cell are halves, so they meet Tv before they could exceed those: weights are at most
+  /// 2^(slack + 1 - lag), and 512 times 2⁶ or 128 times 2⁸ is a half. In short windows that is when all keys have been
+  /// met, and others may exceed the first group's largest logit by so much that it hardly ever is raised. Its weight is
+  /// 2^-lag, and n·2⁻²⁵ over that is what rounding n weights to half can lose.
+  struct weight_limits {
+    float slack, lag;
+  };
+  static __device__ __forceinline__ weight_limits limits_of(bool are_short) {
+    return are_short ? weight_limits{10.0f, 5.0f} : weight_limits{4.0f, -3.0f};
+  }
+  static constexpr int short_window = 512, groups_of_sums = 8;
 
   /// Where a warp is among the groups of keys of its tiles.
   struct tile_place {
@@ -229,7 +235,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
           fmaxf(fmaxf(s[h][0][0], s[h][0][1]), fmaxf(s[h][1][0], s[h][1][1])),
           fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
       float by[2];
-      if (!softmax.holds(largest) && softmax.raise(largest, scale, slack, lag, by)) {
+      const weight_limits limits = limits_of(state.are_short);
+      if (!softmax.holds(largest) && softmax.raise(largest, scale, limits.slack, limits.lag, by)) {
         scale_rows(by, state.of_head[h].o);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -297,6 +304,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     request_group(next);
     commit_copies();
     heads_state state = this->begin_state();
+    state.are_short = group().counts->largest <= short_window;
     tile_state own;
     // Else they would count as in use ever since the last part's tiles.
     begin_sums(state, own);
@@ -312,7 +320,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       commit_copies();
       attend_group(now, state, own);
       const bool is_last = now.key + 16 >= now.end;
-      if (state.has_values && (is_last || now.key / 16 % groups_of_sums == groups_of_sums - 1)) {
+      if (state.has_values &&
+          (is_last || (!state.are_short && now.key / 16 % groups_of_sums == groups_of_sums - 1))) {
         add_sums(now.tile, state, own);
         if (!is_last) clear(own);
       }
