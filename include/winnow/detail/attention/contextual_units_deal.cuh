@@ -49,9 +49,11 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     int window, before;  ///< what the windows before it cost
   };
   static_assert(sizeof(dealt_window) == 8);
-  /// So much may a block's part cost without its lists being too long.
+  /// So much may a block's part cost without its lists being too long: nothing on them costs less than a tile of a
+  /// window of two groups.
   static constexpr int most_cost =
-      (layout::warps * layout::most_tiles - 4) * 2 * (whole_cost + 2 * whole_group_cost);
+      (layout::warps * layout::most_tiles - 4) * (tile_cost + 2 * group_cost);
+  static_assert(2 * (whole_cost + 2 * whole_group_cost) >= tile_cost + 2 * group_cost);
 
   /// Reads the windows' sizes, unless there are too many. All threads take part; the warps' memory is not in use
   /// yet. \return how many windows each thread has, if any.
