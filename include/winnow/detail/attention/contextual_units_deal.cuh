@@ -113,7 +113,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     __syncthreads();
     for (int i = thread; i < *counter_of(base::dealt); i += layout::threads)
       list_part(list[i], first, end);
-    sort_tiles();
     return true;
   }
 
@@ -142,34 +141,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       }
     }
   }
-  /// Puts tiles with more keys in front of others, where a few of them are all that a block has to do. Else it is
-  /// enough that those with many keys come first.
-  __device__ __forceinline__ void sort_tiles() const {
-    __syncthreads();
-    const int thread = static_cast<int>(threadIdx.x);
-    const int of_long = this->long_count(), count = of_long + this->tile_count();
-    const auto at = [&](int i) -> int4& {
-      return this->tile_at(i < of_long, i < of_long ? i : i - of_long);
-    };
-    const bool sorts = count <= most_sorted && thread < count;
-    int4 own = {};
-    int before = 0;
-    if (sorts) {
-      own = at(thread);
-#pragma unroll 4
-      for (int i = 0; i < count; ++i) {
-        const int longer = (at(i).w - at(i).z) - (own.w - own.z);
-        before += longer > 0 || (longer == 0 && i < thread) ? 1 : 0;
-      }
-    }
-    __syncthreads();
-    if (!sorts) return;
-    this->tile_at(true, before) = own;
-    if (thread == 0)
-      atomicAdd(counter_of(base::listed),
-                (count - of_long) * ((1 << base::long_shift) - (1 << base::tile_shift)));
-  }
-  static constexpr int most_sorted = 64;
   /// Lists what begins in [first, end) of the costs.
   __device__ __forceinline__ void list_part(const dealt_window& own, int first, int end) const {
     const int2 window = {group().offsets[own.window], group().offsets[own.window + 1]};

@@ -44,16 +44,18 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
   using typename base::heads_state;
   using typename base::layout;
 
-  /// Table rows of no distance, added up over axes: what a window of one token meets.
+  /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
+  /// none waits for another one's rows.
   __device__ __forceinline__ void store_table_sums() const {
     const int middle = group().quant_length - 1;
-    const int d = static_cast<int>(threadIdx.x) % 16, h = static_cast<int>(threadIdx.x) / 16;
+    const int d = place.lane % 16, h = place.lane / 16;
     if (h >= heads) return;
     const auto store = [&](int which, const table_view& table) {
-      this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
-          d < problem.head_dim
-              ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
-              : 0.0f;
+      if (warp == which)
+        this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
+            d < problem.head_dim
+                ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
+                : 0.0f;
     };
     store(0, group().table_q);
     store(1, group().table_k);
