@@ -118,10 +118,10 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
       *counter_of(base::bad_rows) = 1;
     }
   }
-  /// Units of the block's warps. \param own how many of them this warp has packed.
-  __device__ __forceinline__ void run_units(int own) const {
+  /// Units of the block's warps.
+  __device__ __forceinline__ void run_units() const {
     // Where a unit is, in multiples of 8, and the slot of its rows: there is one register for both.
-    int next = this->take_unit(own);
+    int next = this->take_unit();
     if (next == 0) return;
     const auto request = [&] {
       this->request_unit(this->template table_at<const std::byte>(next & ~1), next & 1);
@@ -132,7 +132,7 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
 #pragma unroll 1
     while (next > 1) {
       const int now = next;
-      next = this->take_unit(own) + (~now & 1);
+      next = this->take_unit() + (~now & 1);
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the unit before
       if (next > 1) request();
@@ -166,14 +166,13 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = warp % 2 == 0;
-      int units = 0;
-      if (packs_first) units = this->pack_units(part);
+      if (packs_first) this->pack_units(part);
       this->run_tiles();
-      if (!packs_first) units = this->pack_units(part);
+      if (!packs_first) this->pack_units(part);
       if constexpr (layout::has_whole) this->run_whole();
       run_singles();
       __syncwarp();
-      run_units(units);
+      run_units();
       __syncthreads();
       if (++part >= parts) break;
       this->load_windows(part, windows);

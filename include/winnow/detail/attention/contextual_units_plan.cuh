@@ -171,7 +171,7 @@ struct contextual_units_plan
 
   /// Puts the warp's short windows into units, which all warps then may take. They see none before its number is stored,
   /// behind all that units hold.
-  __device__ __forceinline__ int pack_units(int part) const {
+  __device__ __forceinline__ void pack_units(int part) const {
     slot_windows windows;
     load_windows(part, windows);
     int keys[layout::rounds];
@@ -191,7 +191,6 @@ struct contextual_units_plan
     if (place.lane == 0)
       asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(count_of_units(warp)), "r"(units)
                    : "memory");
-    return units;
   }
   /// Address of how many units a warp has packed, which says that they are there; behind it, how many of them
   /// are taken.
@@ -203,15 +202,8 @@ struct contextual_units_plan
     asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(number) : "r"(address) : "memory");
     return number;
   }
-  /// Takes a unit of this warp, or of another one. \param own how many units this warp has packed, none when they
-  /// are all taken. \return where it is in the block's memory, or 0.
-  __device__ __forceinline__ int take_unit(int& own) const {
-    if (own > 0) {
-      const int index = reserve_at(layout::unit_counts + 8 * warp + 4, 1);
-      if (index < own)
-        return layout::units + (warp * layout::most_units + index) * layout::unit_bytes;
-      own = 0;
-    }
+  /// Takes a unit of this warp, or of another one. \return where it is in the block's memory, or 0.
+  __device__ __forceinline__ int take_unit() const {
     while (true) {
       const bool left = place.lane < layout::warps && load_acquire(count_of_units(place.lane) + 4) <
                                                           load_acquire(count_of_units(place.lane));
