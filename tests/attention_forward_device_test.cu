@@ -142,6 +142,21 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
       }
 }
 
+/// So many windows that blocks do not look at all of them.
+TYPED_TEST(AttentionForwardDevice, AttendsInThousandsOfWindowsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::mt19937 engine(53);
+  std::vector<int> sizes(7000);
+  for (int& size : sizes) size = 1 + static_cast<int>(engine() % (engine() % 50 == 0 ? 130u : 3u));
+  for (const int heads : {1, 2}) {
+    SCOPED_TRACE(std::to_string(heads) + " heads");
+    attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, false, 54))}, 16, 55);
+    device_attention<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(run(device.forward()));
+    expect_matches_reference(problem, device);
+  }
+}
+
 /// Scales that are no power of two, and one over which halves overflow.
 TYPED_TEST(AttentionForwardDevice, AttendsByPositionWithAnyScale) {
   WINNOW_SKIP_WITHOUT_GPU();

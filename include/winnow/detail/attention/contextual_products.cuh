@@ -36,6 +36,15 @@ __device__ __forceinline__ void multiply_add_half_8(float (&d)[4], std::uint32_t
       : "r"(a0), "r"(a1), "r"(b));
 }
 
+/// D = A·B on m16n8k8 of halves.
+__device__ __forceinline__ void multiply_half_8(float (&d)[4], std::uint32_t a0, std::uint32_t a1,
+                                                std::uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, "
+      "%7, %7};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b), "f"(0.0f));
+}
+
 /// D = A·B on m16n8k16.
 template <class T>
 __device__ __forceinline__ void multiply_16(float (&d)[4], const std::uint32_t (&a)[4],
@@ -374,6 +383,21 @@ struct table_factor {
         return quad;
       }
     }
+  }
+  /// The same of a linear axis of a table of 16-bit T, without a branch or a conversion.
+  template <bool Backwards>
+  __device__ __forceinline__ element load_stored(int axis, int block) const {
+    static_assert(matrices && !Neighbours && steps == 1);
+    const lane_place place;
+    const T* row = static_cast<const T*>(table.data) +
+                   (row_of<Backwards>(block, false) * static_cast<int>(table.row_stride) +
+                    axis * static_cast<int>(table.axis_stride) + head_offset);
+    const auto pair = [&](int column) {
+      return table.data != nullptr && column < dim
+                 ? *reinterpret_cast<const std::uint32_t*>(row + column)
+                 : 0u;
+    };
+    return {pair(2 * place.t), pair(2 * place.t + 8)};
   }
   /// Are a lane's parts of two blocks neighbours, so that one load takes both?
   static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;

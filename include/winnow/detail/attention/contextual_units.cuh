@@ -14,9 +14,9 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_units_deal.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/contextual_units_moves.cuh"
-#include "winnow/detail/attention/contextual_units_plan.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -25,8 +25,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units : contextual_units_plan<T, Heads> {
-  using base = contextual_units_plan<T, Heads>;
+struct contextual_units : contextual_units_deal<T, Heads> {
+  using base = contextual_units_deal<T, Heads>;
   using base::all;
   using base::factor_of_head;
   using base::group;
@@ -47,6 +47,7 @@ struct contextual_units : contextual_units_plan<T, Heads> {
     float inverse_scale;
     int length;
     bool has_values;
+    bool are_short;  ///< windows, for tiles
   };
   __device__ __forceinline__ heads_state begin_state() const {
     heads_state state;
@@ -70,10 +71,10 @@ struct contextual_units : contextual_units_plan<T, Heads> {
     this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
   }
 
-  /// V of 16 keys, as the right factor of weights.
-  __device__ __forceinline__ void load_values(int slot, int h, std::uint32_t (&b)[4]) const {
+  /// V of 16 keys, as the right factor of weights. \param offset of the rows, in the warp's memory.
+  __device__ __forceinline__ void load_values(int offset, std::uint32_t (&b)[4]) const {
     const int lane = in_register(place.lane);
-    load_matrices_transposed(b, at<const std::byte>(rows_at(slot, values, h)) +
+    load_matrices_transposed(b, at<const std::byte>(offset) +
                                     (lane / 16 * 8 + lane % 8) * layout::row_bytes +
                                     (lane >> 3 ^ lane >> 2) % 2 * 16);
   }
@@ -84,20 +85,26 @@ struct contextual_units : contextual_units_plan<T, Heads> {
     constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
     const int first = static_cast<int>(threadIdx.x) / 32;
     element parts[turns][heads][2];
+    const auto for_each_block = [&](const auto& visit) {
 #pragma unroll
-    for (int turn = 0; turn < turns; ++turn) {
-      const int block = first + turn * layout::warps;
-      if (block >= 3 * axis_blocks) break;
+      for (int turn = 0; turn < turns; ++turn) {
+        const int block = min(first + turn * layout::warps, 3 * axis_blocks - 1);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        parts[turn][h][0] =
-            factor_of_head(group().table_q, 0, h)
-                .template load<true>(block / axis_blocks, block % axis_blocks, 0, false);
-        parts[turn][h][1] =
-            factor_of_head(group().table_k, 1, h)
-                .template load<false>(block / axis_blocks, block % axis_blocks, 0, false);
+        for (int h = 0; h < heads; ++h)
+          visit(parts[turn][h], factor_of_head(group().table_q, 0, h),
+                factor_of_head(group().table_k, 1, h), block / axis_blocks, block % axis_blocks);
       }
-    }
+    };
+    if (group().table_q.is_float || group().table_k.is_float)
+      for_each_block([](element(&own)[2], const factor& q, const factor& k, int axis, int block) {
+        own[0] = q.template load<true>(axis, block, 0, false);
+        own[1] = k.template load<false>(axis, block, 0, false);
+      });
+    else
+      for_each_block([](element(&own)[2], const factor& q, const factor& k, int axis, int block) {
+        own[0] = q.template load_stored<true>(axis, block);
+        own[1] = k.template load_stored<false>(axis, block);
+      });
     this->load_value_tables();
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
@@ -123,7 +130,7 @@ struct contextual_units : contextual_units_plan<T, Heads> {
         layout::pointers)[lane_of_quad * layout::pointers_of_lane + which];
   }
   __device__ __forceinline__ const std::byte* source(int which) const {
-    return pointer(place.lane % row_parts, which);
+    return pointer(static_cast<unsigned>(place.lane) % row_parts, which);
   }
   /// By the first lanes of the block.
   __device__ __forceinline__ void store_pointers() const {
@@ -154,17 +161,18 @@ struct contextual_units : contextual_units_plan<T, Heads> {
   }
   /// This lane's row of the first pass.
   __device__ __forceinline__ int own_row() const {
-    return place.lane / row_parts;
+    return static_cast<int>(static_cast<unsigned>(place.lane) / row_parts);
   }
   /// Where this lane's part of it goes.
   __device__ __forceinline__ int own_part() const {
     // There are no registers to keep it in.
-    const int lane = in_register(place.lane);
-    const int row = lane / row_parts, part = lane % row_parts;
-    return part / 2 * layout::tile_bytes + row * layout::row_bytes + (part ^ row >> 2) % 2 * 16;
+    const auto lane = static_cast<unsigned>(in_register(place.lane));
+    const unsigned row = lane / row_parts, part = lane % row_parts;
+    return static_cast<int>(part / 2 * layout::tile_bytes + row * layout::row_bytes +
+                            (part ^ row >> 2) % 2 * 16);
   }
   __device__ __forceinline__ bool has_part() const {
-    return place.lane % 2 * 8 < problem.head_dim;
+    return static_cast<int>(static_cast<unsigned>(place.lane) % 2 * 8) < problem.head_dim;
   }
   /// Asks for a unit's rows, and zeros behind the last.
   __device__ __forceinline__ void request_unit(const std::byte* unit, int slot) const {
@@ -338,7 +346,7 @@ struct contextual_units : contextual_units_plan<T, Heads> {
       auto& own = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t b[4];
-      load_values(slot, h, b);
+      load_values(rows_at(slot, values, h), b);
       multiply_16<T>(own.softmax.sum, weights.a, ones, ones);
       multiply_16<T>(own.o[0], weights.a, b[0], b[2]);
       multiply_16<T>(own.o[1], weights.a, b[1], b[3]);

@@ -3,11 +3,12 @@
 /// The contextual forward kernel of cubic windows, two heads at a time: 16-bit storage, head dim 16.
 ///
 /// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
-/// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, one head at a time
-/// and those with the most keys first (contextual_units_tiles.cuh); units of 16 rows that hold whole windows of 2 to 16
-/// tokens, whose rows are their keys (contextual_units.cuh); and windows of one token, a lane each. No window that fits 16
-/// rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times 16 of tiles that follow the order, and
-/// their keys are read and multiplied once.
+/// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, those with the most
+/// keys first (contextual_units_tiles.cuh); of one head windows of 17 to 32 tokens as a whole (contextual_units_whole.cuh); units of 16
+/// rows that hold whole windows of 2 to 16 tokens, whose rows are their keys (contextual_units.cuh); and windows of one
+/// token, a lane each. No window that fits 16 rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times
+/// 16 of tiles that follow the order, and their keys are read and multiplied once. Where windows are not too many,
+/// blocks share those of more than 16 tokens by what they cost (contextual_units_deal.cuh).
 ///
 /// What bounds it: instructions, at three warps a scheduler.
 #pragma once
@@ -21,7 +22,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
-#include "winnow/detail/attention/contextual_units_tiles.cuh"
+#include "winnow/detail/attention/contextual_units_whole.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/util/device.cuh"
@@ -29,8 +30,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units_block : contextual_units_tiles<T, Heads> {
-  using base = contextual_units_tiles<T, Heads>;
+struct contextual_units_block : contextual_units_whole<T, Heads> {
+  using base = contextual_units_whole<T, Heads>;
   using base::all;
   using base::assigned;
   using base::counter_of;
@@ -43,16 +44,18 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   using typename base::heads_state;
   using typename base::layout;
 
-  /// Table rows of no distance, added up over axes: what a window of one token meets.
+  /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
+  /// none waits for another one's rows.
   __device__ __forceinline__ void store_table_sums() const {
     const int middle = group().quant_length - 1;
-    const int d = static_cast<int>(threadIdx.x) % 16, h = static_cast<int>(threadIdx.x) / 16;
+    const int d = place.lane % 16, h = place.lane / 16;
     if (h >= heads) return;
     const auto store = [&](int which, const table_view& table) {
-      this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
-          d < problem.head_dim
-              ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
-              : 0.0f;
+      if (warp == which)
+        this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
+            d < problem.head_dim
+                ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
+                : 0.0f;
     };
     store(0, group().table_q);
     store(1, group().table_k);
@@ -144,26 +147,29 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
-  /// All that starts in the block's slots. \return whether some row is not finite.
-  __device__ __forceinline__ bool run() const {
+  /// All that starts in the block's slots, and what it is dealt.
+  __device__ __forceinline__ void run() const {
     // Tables are read while the windows are.
     typename base::slot_windows windows;
     this->load_windows(0, windows);
+    const int own_windows = this->load_sizes();
     this->load_tables();
     store_table_sums();
     clear_counters();
     if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
     __syncthreads();
     const int parts = this->parts();
+    const bool is_dealt = this->deal_windows(own_windows);
 #pragma unroll 1
     for (int part = 0;;) {
-      this->list_windows(part, windows);
+      this->list_windows(part, windows, is_dealt);
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = warp % 2 == 0;
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
+      if constexpr (layout::has_whole) this->run_whole();
       run_singles();
       __syncwarp();
       run_units();
@@ -173,11 +179,21 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       clear_counters();
       __syncthreads();
     }
-    return *counter_of(base::bad_rows) != 0;
+    if (*counter_of(base::bad_rows) == 0) return;
+    complete(is_dealt);
   }
 
   /// Computes rows again that came out with elements that are not finite.
-  __device__ __forceinline__ void complete() const {
+  __device__ __forceinline__ void complete(bool is_dealt) const {
+    const auto complete_rows_of = [&](int first, int end) {
+      for (int row = first; row < end; ++row)
+        for (int h = 0; h < heads; ++h) {
+          const int head = group().first_head + group_head + h;
+          const T* out = row_of<T>(problem.out, group().order[row], head);
+          const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+          if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
+        }
+    };
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
     const int parts = this->parts();
     for (int part = 0; part < parts; ++part)
@@ -187,18 +203,24 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
           if (slot >= assigned) continue;
           const int first = static_cast<int>(slot);
           const int2 window = bounds[first];
-          if (window.y - window.x > layout::longest_short ? (first - window.x) % 16 != 0
-                                                          : first != window.x)
-            continue;
-          for (int row = first; row < min(first + 16, window.y); ++row)
-            for (int h = 0; h < heads; ++h) {
-              const int head = group().first_head + group_head + h;
-              const T* out = row_of<T>(problem.out, group().order[row], head);
-              const bool wrong =
-                  place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
-              if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
-            }
+          const int size = window.y - window.x;
+          if (is_dealt && size > layout::longest_short) continue;
+          const bool is_cut = size > layout::longest_whole;
+          if (is_cut ? (first - window.x) % 16 == 0 : first == window.x)
+            complete_rows_of(first, is_cut ? min(first + 16, window.y) : window.y);
         }
+    if (!is_dealt) return;
+    // Lists are those of the only part.
+    for (int i = warp; i < this->whole_count(); i += layout::warps) {
+      const int2 window = this->whole_at(i);
+      complete_rows_of(window.x, window.x + window.y);
+    }
+    const int of_long = this->long_count(), count = of_long + this->tile_count();
+    for (int i = warp; i < count; i += layout::warps) {
+      const bool is_long = i < of_long;
+      const int4 tile = this->tile_at(is_long, is_long ? i : i - of_long);
+      complete_rows_of(tile.x, tile.y);
+    }
   }
 };
 
@@ -215,10 +237,10 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-            group.counts->assigned, shared_address(region), memory}}}}};
+        {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+              group.counts->assigned, shared_address(region), memory}}}}}}};
     attender.store_pointers();
-    if (attender.run()) attender.complete();
+    attender.run();
   }
   if (problem.zero_unassigned || group.path == encoding_path::rows) {
     if (!problem.place.is_first) wait_for_predecessor();

@@ -35,10 +35,17 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     return base::template at<U>(offset);
   }
 
-  /// Sums of weights by cell are halves, so they meet Tv after so many groups at the latest.
-  static constexpr int groups_of_sums = 8;
-  /// Weights are 2³ for the largest logit, and at most 2⁸, of which 128 are a half.
-  static constexpr float slack = 4.0f, lag = -3.0f;
+  /// Sums of weights by cell are halves, so they meet Tv before they could exceed those: weights are at most
+  /// 2^(slack + 1 - lag), and 512 times 2⁶ or 128 times 2⁸ is a half. In short windows that is when all keys have been
+  /// met, and others may exceed the first group's largest logit by so much that it hardly ever is raised. Its weight is
+  /// 2^-lag, and n·2⁻²⁵ over that is what rounding n weights to half can lose.
+  struct weight_limits {
+    float slack, lag;
+  };
+  static __device__ __forceinline__ weight_limits limits_of(bool are_short) {
+    return are_short ? weight_limits{10.0f, 5.0f} : weight_limits{4.0f, -3.0f};
+  }
+  static constexpr int short_window = 512, groups_of_sums = 8;
 
   /// Where a warp is among the groups of keys of its tiles.
   struct tile_place {
@@ -59,10 +66,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     const int count = of_long + this->tile_count();
     next.row = next.row_end = 0;
     if (index >= count) return;
-    const int4 tile = this->template table_at<const int4>(
-        layout::tiles)[index < of_long
-                           ? index
-                           : layout::warps * layout::most_tiles - 1 - (index - of_long)];
+    const bool is_long = index < of_long;
+    const int4 tile = this->tile_at(is_long, is_long ? index : index - of_long);
     next.row = tile.x, next.row_end = tile.y;
     next.key = tile.z, next.end = tile.w;
     next.first = true;
@@ -83,14 +88,16 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ void request_group(const tile_place& next) const {
     const int target = this->own_part();
     const bool column = this->has_part();
+    const std::byte* const keys = this->source(keys_);
+    const std::byte* const all_values = this->source(values);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       const bool valid = column && next.key + row < next.end;
       const int own = target + rows_of_pass * pass * layout::row_bytes;
-      copy_part(rows_at(next.slot, keys_, 0) + own, this->source(keys_), next.key_tokens[pass],
+      copy_part(rows_at(next.slot, keys_, 0) + own, keys, next.key_tokens[pass],
                 problem.k.token_stride, valid);
-      copy_part(rows_at(next.slot, values, 0) + own, this->source(values), next.key_tokens[pass],
+      copy_part(rows_at(next.slot, values, 0) + own, all_values, next.key_tokens[pass],
                 problem.v.token_stride, valid);
     }
     const auto lane = static_cast<std::uint32_t>(place.lane);
@@ -98,11 +105,12 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                      this->own_address() + layout::key_code + 4 * (next.slot * 16 + lane),
                      group().positions + next.key + lane, next.key + place.lane < next.end);
     if (!next.first) return;
+    const std::byte* const rows = this->source(queries);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       copy_part(rows_at(next.tile, queries, 0) + target + rows_of_pass * pass * layout::row_bytes,
-                this->source(queries), next.row_tokens[pass], problem.q.token_stride,
+                rows, next.row_tokens[pass], problem.q.token_stride,
                 column && next.row + row < next.row_end);
     }
     const bool has_row = next.row + place.lane < next.row_end;
@@ -146,6 +154,9 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         eight_cells_at(h, axis) = {cells[0][2], cells[1][2]};
       }
     }
+    begin_sums(state, own);
+  }
+  static __device__ __forceinline__ void begin_sums(heads_state& state, tile_state& own) {
     clear(own);
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
@@ -224,7 +235,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
           fmaxf(fmaxf(s[h][0][0], s[h][0][1]), fmaxf(s[h][1][0], s[h][1][1])),
           fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
       float by[2];
-      if (!softmax.holds(largest) && softmax.raise(largest, scale, slack, lag, by)) {
+      const weight_limits limits = limits_of(state.are_short);
+      if (!softmax.holds(largest) && softmax.raise(largest, scale, limits.slack, limits.lag, by)) {
         scale_rows(by, state.of_head[h].o);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -248,7 +260,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       auto& of_head = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t v[4];
-      this->load_values(now.slot, h, v);
+      this->load_values(rows_at(now.slot, values, h), v);
       multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[2]);
       multiply_add_16<T>(of_head.o[1], weights.a, v[1], v[3]);
       multiply_add_16<T>(of_head.softmax.sum, weights.a, ones, ones);
@@ -292,7 +304,10 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     request_group(next);
     commit_copies();
     heads_state state = this->begin_state();
+    state.are_short = group().counts->largest <= short_window;
     tile_state own;
+    // Else they would count as in use ever since the last part's tiles.
+    begin_sums(state, own);
 #pragma unroll 1
     while (true) {
       const tile_place now = next;
@@ -305,7 +320,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       commit_copies();
       attend_group(now, state, own);
       const bool is_last = now.key + 16 >= now.end;
-      if (state.has_values && (is_last || now.key / 16 % groups_of_sums == groups_of_sums - 1)) {
+      if (state.has_values &&
+          (is_last || (!state.are_short && now.key / 16 % groups_of_sums == groups_of_sums - 1))) {
         add_sums(now.tile, state, own);
         if (!is_last) clear(own);
       }

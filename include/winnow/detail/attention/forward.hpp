@@ -89,6 +89,7 @@ inline group_problem describe(const head_group<void>& group, dtype storage,
   result.max_tokens = windows.max_tokens;
   result.counts = windows.counts;
   result.order = windows.order;
+  result.offsets = windows.offsets;
   result.bounds = windows.bounds;
   result.positions = windows.position;
   result.radius = windows.radius;

@@ -56,6 +56,7 @@ struct group_problem {
   std::int64_t max_tokens = 0;
   const partition_counts* counts = nullptr;
   const std::int32_t* order = nullptr;
+  const std::int32_t* offsets = nullptr;
   const std::int32_t* bounds = nullptr;
   const packed_position* positions = nullptr;
   const float* radius = nullptr;
