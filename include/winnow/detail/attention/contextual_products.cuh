@@ -36,15 +36,6 @@ __device__ __forceinline__ void multiply_add_half_8(float (&d)[4], std::uint32_t
       : "r"(a0), "r"(a1), "r"(b));
 }
 
-/// D = A·B on m16n8k8 of halves.
-__device__ __forceinline__ void multiply_half_8(float (&d)[4], std::uint32_t a0, std::uint32_t a1,
-                                                std::uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, "
-      "%7, %7};\n"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a0), "r"(a1), "r"(b), "f"(0.0f));
-}
-
 /// D = A·B on m16n8k16.
 template <class T>
 __device__ __forceinline__ void multiply_16(float (&d)[4], const std::uint32_t (&a)[4],

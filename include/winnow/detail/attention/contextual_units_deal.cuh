@@ -25,9 +25,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   using base::warp;
   using typename base::layout;
 
-  /// Costs of 16 rows' beginning and end and of 16 keys of theirs, of whole windows and of tiles, in units of 100
+  /// Costs of 16 rows' beginning and end and of 16 keys of theirs, in units of 100
   /// instructions of two heads.
-  static constexpr int whole_cost = 9, whole_group_cost = 4;
   static constexpr int tile_cost = 8, group_cost = 8;
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// \param groups of 16 tokens of a window of more than 16.
@@ -36,11 +35,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   }
   static __device__ __forceinline__ int cost_of(int groups) {
     if (groups < 2) return 0;
-    return groups *
-           (is_whole(groups) ? whole_cost + whole_group_cost * groups : cost_of_tile(groups));
-  }
-  static __device__ __forceinline__ bool is_whole(int groups) {
-    return groups <= layout::longest_whole / 16;
+    return groups * cost_of_tile(groups);
   }
   static __device__ __forceinline__ int groups_of(int tokens) { return (tokens + 15) / 16; }
 
@@ -53,7 +48,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// window of two groups.
   static constexpr int most_cost =
       (layout::warps * layout::most_tiles - 4) * (tile_cost + 2 * group_cost);
-  static_assert(2 * (whole_cost + 2 * whole_group_cost) >= tile_cost + 2 * group_cost);
 
   /// Reads the windows' sizes, unless there are too many. All threads take part; the warps' memory is not in use
   /// yet. \return how many windows each thread has, if any.
@@ -145,12 +139,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   __device__ __forceinline__ void list_part(const dealt_window& own, int first, int end) const {
     const int2 window = {group().offsets[own.window], group().offsets[own.window + 1]};
     const int groups = groups_of(window.y - window.x);
-    if (is_whole(groups)) {
-      if (own.before >= first)
-        this->whole_at(atomicAdd(counter_of(base::listed_whole), 1)) = {window.x,
-                                                                        window.y - window.x};
-      return;
-    }
     const int cost = cost_of_tile(groups);
     const int first_tile = (max(first - own.before, 0) + cost - 1) / cost;
     const int end_tile = min(groups, (end - own.before + cost - 1) / cost);

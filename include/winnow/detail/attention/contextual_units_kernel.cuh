@@ -4,7 +4,7 @@
 ///
 /// What a block computes: of two heads, what starts in its slots. It looks at them first (contextual_units_plan.cuh) and
 /// makes lists, from which its warps then take work as it comes: tiles of 16 rows of longer windows, those with the most
-/// keys first (contextual_units_tiles.cuh); of one head windows of 17 to 32 tokens as a whole (contextual_units_whole.cuh); units of 16
+/// keys first (contextual_units_tiles.cuh); units of 16
 /// rows that hold whole windows of 2 to 16 tokens, whose rows are their keys (contextual_units.cuh); and windows of one
 /// token, a lane each. No window that fits 16 rows is cut, so that a row meets 16 keys instead of the 1.3 to 1.6 times
 /// 16 of tiles that follow the order, and their keys are read and multiplied once. Where windows are not too many,
@@ -22,7 +22,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
-#include "winnow/detail/attention/contextual_units_whole.cuh"
+#include "winnow/detail/attention/contextual_units_tiles.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/util/device.cuh"
@@ -30,8 +30,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units_block : contextual_units_whole<T, Heads> {
-  using base = contextual_units_whole<T, Heads>;
+struct contextual_units_block : contextual_units_tiles<T, Heads> {
+  using base = contextual_units_tiles<T, Heads>;
   using base::all;
   using base::assigned;
   using base::counter_of;
@@ -169,7 +169,6 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
       if (packs_first) this->pack_units(part);
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
-      if constexpr (layout::has_whole) this->run_whole();
       run_singles();
       __syncwarp();
       run_units();
@@ -205,16 +204,11 @@ struct contextual_units_block : contextual_units_whole<T, Heads> {
           const int2 window = bounds[first];
           const int size = window.y - window.x;
           if (is_dealt && size > layout::longest_short) continue;
-          const bool is_cut = size > layout::longest_whole;
-          if (is_cut ? (first - window.x) % 16 == 0 : first == window.x)
-            complete_rows_of(first, is_cut ? min(first + 16, window.y) : window.y);
+          if (size > layout::longest_short ? (first - window.x) % 16 == 0 : first == window.x)
+            complete_rows_of(first, min(first + 16, window.y));
         }
     if (!is_dealt) return;
     // Lists are those of the only part.
-    for (int i = warp; i < this->whole_count(); i += layout::warps) {
-      const int2 window = this->whole_at(i);
-      complete_rows_of(window.x, window.x + window.y);
-    }
     const int of_long = this->long_count(), count = of_long + this->tile_count();
     for (int i = warp; i < count; i += layout::warps) {
       const bool is_long = i < of_long;
@@ -237,8 +231,8 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-              group.counts->assigned, shared_address(region), memory}}}}}}};
+        {{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+             group.counts->assigned, shared_address(region), memory}}}}}};
     attender.store_pointers();
     attender.run();
   }

@@ -41,13 +41,9 @@ struct contextual_units_layout {
   static constexpr int stripe = 16;                  ///< neighbouring slots that a block takes
   static constexpr int rounds = Heads == 2 ? 6 : 5;  ///< a warp looks at two stripes in each
   static constexpr int longest_short = 16;           ///< tokens of windows that units hold
-  /// Of blocks of one head: windows of up to 32 that are attended to as a whole.
-  static constexpr bool has_whole = Heads == 1;
-  static constexpr int longest_whole = has_whole ? 32 : longest_short;
   /// Windows that start in a stripe fit two units, and what is packed here takes at most 11/9 as many as needed.
   static constexpr int most_units = 2 * 2 * rounds * 11 / 9 + 1;
   static constexpr int most_tiles = 2 * 2 * rounds;
-  static constexpr int most_whole = has_whole ? most_tiles : 0;
   static constexpr int most_single = 32 * rounds;
   /// A unit: tokens and positions of 16 rows.
   static constexpr int unit_tokens = 0;                    // int32 [16]
@@ -63,8 +59,7 @@ struct contextual_units_layout {
   static constexpr int counters = table_sums + 4 * heads * 3 * 16;        // int [8]
   static constexpr int unit_counts = counters + 32;  // int2 [warps], units and those that are taken
   static constexpr int tiles = unit_counts + 8 * 16;                       // int4
-  static constexpr int whole = tiles + 16 * warps * most_tiles;            // int2
-  static constexpr int units = whole + 8 * warps * most_whole;             // of each warp
+  static constexpr int units = tiles + 16 * warps * most_tiles;            // of each warp
   static constexpr int singles = units + warps * most_units * unit_bytes;  // int32
   static constexpr int block_bytes = (singles + 4 * warps * most_single + 15) / 16 * 16;
   static_assert(warps <= 16);
@@ -79,12 +74,6 @@ struct contextual_units_layout {
   static constexpr int products = row_code + 4 * slots * 16;   // [heads][axes]
   static constexpr int products_bytes = 32 * 4 * 2 * tile_cells / 8;
   static constexpr int warp_bytes = products + heads * 3 * products_bytes;
-  /// Of whole windows instead: K and V of two of them, q of one, positions of two and tokens of one.
-  static constexpr int whole_keys = 0;  // T [2][K, V]
-  static constexpr int whole_queries = whole_keys + 2 * 2 * longest_whole * row_bytes;
-  static constexpr int whole_codes = whole_queries + longest_whole * row_bytes;  // uint32 [2]
-  static constexpr int whole_tokens = whole_codes + 2 * 4 * longest_whole;       // int32
-  static_assert(whole_tokens + 4 * longest_whole <= warp_bytes);
   /// Before all that: what contextual_units_deal.cuh deals out.
   static constexpr int dealt_windows = 6144 / (8 * threads) * (8 * threads);
   static constexpr int window_groups = block_bytes;                       // uint16

@@ -4,9 +4,9 @@
 ///
 /// A block's slots are stripes of 16, every so many-th, as scans are dense in places. Windows that start in a
 /// stripe are the block's if they are short. Those of one token are listed. Those of up to 16 go to units of 16 rows,
-/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Those
-/// of one head of up to 32 are listed as a whole. Longer windows are cut into tiles of 16 rows, counted from their start,
-/// each a piece of work of its own, and belong to the stripe where the tile starts.
+/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Longer
+/// windows are cut into tiles of 16 rows, counted from their start, each a piece of work of its own, and belong to
+/// the stripe where the tile starts.
 #pragma once
 
 #include <cstdint>
@@ -39,10 +39,8 @@ struct contextual_units_plan
   }
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
-    listed_whole,
     dealt,  ///< windows, by contextual_units_deal.cuh
     next_tile,
-    next_whole,
     next_single,
     counters,
     bad_rows = counters  ///< has some row an element that is not finite?
@@ -62,11 +60,6 @@ struct contextual_units_plan
     return listed_ >> tile_shift & ((1 << (long_shift - tile_shift)) - 1);
   }
   __device__ __forceinline__ int tile_count() const { return tiles_of(*counter_of(listed)); }
-  __device__ __forceinline__ int whole_count() const { return *counter_of(listed_whole); }
-  /// A window's first slot and its tokens.
-  __device__ __forceinline__ int2& whole_at(int index) const {
-    return this->template table_at<int2>(layout::whole)[index];
-  }
   __device__ __forceinline__ int long_count() const {
     return static_cast<int>(static_cast<unsigned>(*counter_of(listed)) >> long_shift);
   }
@@ -124,26 +117,20 @@ struct contextual_units_plan
   __device__ __forceinline__ void list_windows(int part, const slot_windows& windows,
                                                bool is_dealt) const {
     std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
-    std::uint32_t wholes[layout::rounds];
-    int count = 0, whole_count = 0;
+    int count = 0;
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int size = windows[round].y - windows[round].x;
       const bool is_tile =
-          !is_dealt && size > layout::longest_whole && (slot - windows[round].x) % 16 == 0;
+          !is_dealt && size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
       singles[round] = __ballot_sync(all, size == 1);
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
-      wholes[round] =
-          __ballot_sync(all, !is_dealt && size > layout::longest_short &&
-                                 size <= layout::longest_whole && slot == windows[round].x);
-      whole_count += __popc(wholes[round]);
       count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
                (__popc(longs[round]) << long_shift);
     }
     const auto first = static_cast<unsigned>(reserve(listed, count));
-    int whole = reserve(listed_whole, whole_count);
     int single = first & ((1 << tile_shift) - 1);
     int tile = tiles_of(static_cast<int>(first));
     int long_tile = static_cast<int>(first >> long_shift);
@@ -159,9 +146,6 @@ struct contextual_units_plan
         tile_at(is_long, is_long ? long_tile + __popc(longs[round] & before)
                                  : tile + __popc(tiles[round] & before)) = {
             slot, min(slot + 16, window.y), window.x, window.y};
-      if ((wholes[round] & own) != 0)
-        whole_at(whole + __popc(wholes[round] & before)) = {slot, window.y - window.x};
-      whole += __popc(wholes[round]);
       single += __popc(singles[round]);
       tile += __popc(tiles[round]);
       long_tile += __popc(longs[round]);
