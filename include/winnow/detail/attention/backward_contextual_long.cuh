@@ -278,6 +278,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     turn now = planned_turn(0, 0);
     tile_tokens rows = take_tokens(0, now.count);
     tile_tokens others = take_keys(now, rows);
+    __syncthreads();  // the planner goes on to the next turn's
     if (takes_part(now)) copy_rows(rows, others);
     query_state state;
     query_sums of_queries;
