@@ -164,7 +164,7 @@ TYPED_TEST(AttentionBackwardDevice, ServesTablesInWindowsOfEverySize) {
   }
 }
 
-/// Blocks of long windows share the heads as one line: some have the end of one and the beginning of the next.
+/// The last part of each head is smaller where there are more multiprocessors than heads would fill evenly.
 TYPED_TEST(AttentionBackwardDevice, ServesTablesOfHeadsThatDivideNoBlocks) {
   WINNOW_SKIP_WITHOUT_GPU();
   const std::vector<int> sizes = {70, 200, 96, 320, 5, 129, 80, 257, 112, 66, 300, 97, 160, 75};

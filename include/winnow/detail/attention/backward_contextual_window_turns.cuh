@@ -240,18 +240,19 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   [[nodiscard]] static __device__ __forceinline__ int slot_at(int first, int row) {
     return first + row;
   }
-  /// \param column of the tile's first row, from that of tile `base` on.
-  template <class Tile>
-  __device__ __forceinline__ tile_tokens load_tokens(const Tile& tile, int count,
-                                                     int column) const {
+  /// Of short windows; backward_contextual_long_turns.cuh has those of long ones.
+  __device__ __forceinline__ tile_tokens load_queries(const turn& now) const {
+    static_assert(!Long);
+    const int count = now.count;
+    const int column = 16 * (warp - now.base);  // of the tile's first row
     tile_tokens result;
     const int copied = place.lane / 2;
-    result.copied = copied < count ? order[slot_at(tile, copied)] : -1;
+    result.copied = copied < count ? order[slot_at(now, copied)] : -1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = place.g + 8 * i;
       const bool there = row < count;
-      const int slot = there ? slot_at(tile, row) : 0;
+      const int slot = there ? slot_at(now, row) : 0;
       result.token[i] = there ? order[slot] : -1;
       result.code[i] = there ? group.positions[slot] : 0;
       const int own_column = column + row;
@@ -261,9 +262,6 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
       result.radius[i] = Radial && there ? group.radius[slot] + 0.0f : 0.0f;  // no -0
     }
     return result;
-  }
-  __device__ __forceinline__ tile_tokens load_queries(const turn& now) const {
-    return load_tokens(now, now.count, Long ? 0 : 16 * (warp - now.base));
   }
   /// Starts loading the rows of queries and keys, which may be the same: q, k and dO.
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows, const tile_tokens& others,

@@ -71,10 +71,10 @@ struct contextual_units : contextual_units_deal<T, Heads> {
     this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
   }
 
-  /// V of 16 keys, as the right factor of weights. \param offset of the rows, in the warp's memory.
-  __device__ __forceinline__ void load_values(int offset, std::uint32_t (&b)[4]) const {
+  /// V of 16 keys, as the right factor of weights.
+  __device__ __forceinline__ void load_values(int slot, int h, std::uint32_t (&b)[4]) const {
     const int lane = in_register(place.lane);
-    load_matrices_transposed(b, at<const std::byte>(offset) +
+    load_matrices_transposed(b, at<const std::byte>(rows_at(slot, values, h)) +
                                     (lane / 16 * 8 + lane % 8) * layout::row_bytes +
                                     (lane >> 3 ^ lane >> 2) % 2 * 16);
   }
@@ -346,7 +346,7 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       auto& own = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t b[4];
-      load_values(rows_at(slot, values, h), b);
+      load_values(slot, h, b);
       multiply_16<T>(own.softmax.sum, weights.a, ones, ones);
       multiply_16<T>(own.o[0], weights.a, b[0], b[2]);
       multiply_16<T>(own.o[1], weights.a, b[1], b[3]);

@@ -260,7 +260,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       auto& of_head = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t v[4];
-      this->load_values(rows_at(now.slot, values, h), v);
+      this->load_values(now.slot, h, v);
       multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[2]);
       multiply_add_16<T>(of_head.o[1], weights.a, v[1], v[3]);
       multiply_add_16<T>(of_head.softmax.sum, weights.a, ones, ones);
