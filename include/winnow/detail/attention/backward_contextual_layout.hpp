@@ -112,7 +112,7 @@ struct contextual_gradient_layout {
 template <bool Radial, bool Long>
 struct contextual_window_layout {
   static constexpr int tiles = Long ? 8 : 4;  ///< one a warp
-  static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
+  static constexpr int min_blocks = Long ? 1 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
   /// Pieces of its queries that a warp holds at a time.
@@ -123,21 +123,25 @@ struct contextual_window_layout {
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// One-hot cells and products by cell, in half: eight rows in different banks.
   static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
+  /// Short windows of the radial axis keep no one-hot cells, but positions, and sums by radial row take the place
+  /// of all products when pieces are done: so three blocks have room on a multiprocessor.
+  static constexpr bool sums_late = Radial && !Long;
   static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
   static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
   static constexpr int radial_stride = tile_rows + 2;        ///< int32
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
-  static constexpr int magnitudes = 0;                    // uint32 [tiles]
-  static constexpr int deltas = 64;                       // float [tiles][16]
-  static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
-  static constexpr int plans = radius + 4 * 16 * tiles;   // of turns: int4 [tiles],
+  static constexpr int magnitudes = 0;  // uint32 [tiles]
+  static constexpr int block_deltas = 64;
+  static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
+  static constexpr int plans =  // of turns: int4 [tiles],
+      block_radius + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
   static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
   /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
   /// have met since.
-  static constexpr int plan_count = Long || !Radial ? 2 : 4;
+  static constexpr int plan_count = Long || !Radial ? 2 : 3;
   /// Of short windows those that wait for their turn, int2 [32]: the first slot, rows. Of long windows the slots
   /// of those that are not cut, int2, which window is next, and the windows of 32 probes, int2.
   static constexpr int waiting = plans + plan_count * plan_bytes;
@@ -160,12 +164,17 @@ struct contextual_window_layout {
   static constexpr int query_bytes =
       pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes + radial_bytes / 3 * 2;
 
-  static constexpr int values = Long ? query_bytes + radial_bytes / 3 : 0;  // T [16]: v
-  static constexpr int hot = values + tile_bytes;      // half [16][cell_bytes]: one-hot cells
-  static constexpr int key_cells = hot + cells_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int values =  // T [16]: v
+      Long        ? query_bytes + radial_bytes / 3
+      : sums_late ? pieces_bytes + 2 * 4 * 16
+                  : 0;
+  static constexpr int hot = values + tile_bytes;  // half [16][cell_bytes]: one-hot cells
+  static constexpr int key_cells =                 // half [16][cell_bytes]: Gk
+      hot + (sums_late ? 0 : cells_bytes);
   static constexpr int keys_end = key_cells + cells_bytes;
-  static constexpr int pieces = Long ? 0 : keys_end;  // [held_pieces][dS, P][piece_bytes]
-  static constexpr int query_cells = pieces + pieces_bytes;
+  static constexpr int pieces =  // [held_pieces][dS, P][piece_bytes]
+      Long || sums_late ? 0 : keys_end;
+  static constexpr int query_cells = sums_late ? keys_end : pieces + pieces_bytes;
   static constexpr int value_cells = query_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_radial =  // half2 [16][query_radial_stride]
       value_cells + (own_cells ? cells_bytes : 0);
@@ -174,21 +183,31 @@ struct contextual_window_layout {
   static constexpr int key_end = key_radial + key_radial_bytes;
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
       Long ? query_end : key_end;
+  /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 32 lanes add to 32 banks, and int32
+  /// [16][radial_stride], dS of columns.
+  static constexpr int row_sums = values;
+  static constexpr int column_sums = row_sums + tile_rows * 16 * 2 * 4;
+  static constexpr int late_sums_end = column_sums + 16 * radial_stride * 4;
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
-  static constexpr int region_bytes = Long     ? key_end
-                                      : Radial ? radial_sums + radial_bytes
-                                               : 3 * sums_bytes;
-  /// Of queries that are not the tile's keys, uint32 [tiles][16].
-  static constexpr int query_codes = regions + tiles * region_bytes;
+  static constexpr int region_bytes = Long ? key_end : 3 * sums_bytes;
+  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii.
+  static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
+  static constexpr int radius = sums_late ? regions + pieces_bytes : block_radius;
+  static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
+  /// Cells of queries whose one-hot rows are in no memory, uint32 [16] of each tile.
+  static constexpr int query_codes =
+      sums_late ? radius + 4 * 16 : regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
-  static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
+  static constexpr int next_tokens = regions + tiles * region_bytes + (Long ? 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
+  static_assert(!sums_late || (key_end <= region_bytes && late_sums_end <= region_bytes &&
+                               row_sums % 16 == 0 && radius % 16 == 0));
   static_assert(!Long || 2 * sums_bytes <= query_bytes);
 };
 

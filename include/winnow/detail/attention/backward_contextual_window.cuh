@@ -68,6 +68,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::begin_keys;
   using base::begin_queries;
   using base::clear;
+  using base::clear_late_sums;
   using base::copy;
   using base::copy_rows;
   using base::copy_values;
@@ -101,6 +102,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::store_keys;
   using base::store_queries;
   using base::store_sums;
+  using base::sum_radial_rows;
   using base::sums;
   using base::take_radial;
   using base::take_rows;
@@ -153,11 +155,10 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
                                                    axis_rows& of_columns) const {
     float unit[2];
     radial_units(row_total, unit);
-    take_radial(0, unit, of_gradients);
+    base::template take_radial_rows<base::weight_mask>(unit, 1.0f / weight_points, of_gradients,
+                                                       of_weights);
     radial_units(column_total, unit);
     take_radial(2, unit, of_columns);
-    const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-    base::template take_radial<base::weight_mask>(1, weight_units, of_weights);
   }
   /// This warp's tile, up to the sums of tables.
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows) const {
@@ -201,11 +202,18 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     }
     meet_tiles(now);
     {
+      if constexpr (Radial) {
+        clear_late_sums();
+        __syncwarp();
+      }
       key_sums sums;
       clear_keys(sums);
       const int end = now.base + now.width;
 #pragma unroll 1
-      for (int i = now.base; i < end; ++i) differentiate_keys(i, warp, sums);
+      for (int i = now.base; i < end; ++i) {
+        if constexpr (Radial) sum_radial_rows(i, i);
+        differentiate_keys(rows, i, warp, sums);
+      }
       take_keys(sums);
     }
     meet_tiles(now);

@@ -53,6 +53,9 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   static constexpr int radial_bytes_of_row = 4 * layout::radial_stride;
   static_assert(layout::query_radial_stride == layout::radial_stride);
 
+  [[nodiscard]] __device__ __forceinline__ float* radii_of(int tile) const {
+    return at<float>(layout::radius + tile * layout::next_tile);
+  }
   /// What the radial axis adds to a piece.
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
                                                  radial_places& places, float (&p)[2][4],
@@ -63,7 +66,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     const std::uint32_t of_columns =
         shared_address(region(j) + layout::key_radial) +
         static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
-    const float* other_radius = at<float>(layout::radius) + 16 * j + 2 * place.t;
+    const float* other_radius = radii_of(j) + 2 * place.t;
     const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
     const int most_steps = in_register((length << 22) - 1);
 #pragma unroll
@@ -116,6 +119,76 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
       const int column = (e & 1) * radial_bytes_of_row;
       add_in_shared((swaps ? high : low) + column, swaps ? gradient[1] : gradient[0]);
       add_in_shared((swaps ? low : high) + column, swaps ? gradient[0] : gradient[1]);
+    }
+  }
+
+  // --- Short windows, whose sums by radial row come when all pieces are there -------------------
+
+  __device__ __forceinline__ void clear_late_sums() const {
+    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::row_sums);
+    constexpr int vectors = (layout::late_sums_end - layout::row_sums) / 16;
+#pragma unroll
+    for (int i = 0; i < vectors; i += 32)
+      if (i + 32 <= vectors || i + place.lane < vectors) sums[i + place.lane] = {0, 0, 0, 0};
+  }
+  /// Sums up dS and P of the tile's queries with the keys of tile `j`. A lane has half of a row's keys, and of two
+  /// lanes with the same row one adds dS while the other one adds P: so 32 lanes always meet 32 banks.
+  __device__ __forceinline__ void sum_radial_rows(int j, int held) const {
+    const int row = place.lane / 16 * 8 + place.lane % 8;
+    const int side = place.lane >> 3 & 1;
+    const std::byte* piece =
+        region(warp) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
+    const uint4 of_gradients = *reinterpret_cast<const uint4*>(piece);
+    const uint4 of_weights = *reinterpret_cast<const uint4*>(piece + layout::piece_bytes);
+    const float own = radii_of(warp)[row];
+    const auto* radii = reinterpret_cast<const float4*>(radii_of(j) + 8 * side);
+    const float4 low = radii[0], high = radii[1];
+    const float others[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    const std::uint32_t gradients[] = {of_gradients.x, of_gradients.y, of_gradients.z,
+                                       of_gradients.w};
+    const std::uint32_t weights[] = {of_weights.x, of_weights.y, of_weights.z, of_weights.w};
+    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
+    const int most_steps = in_register((length << 22) - 1);
+    const std::uint32_t first =
+        shared_address(region(warp) + layout::row_sums) +
+        static_cast<std::uint32_t>(128 * length + 8 * row + 4 * side);
+    const std::uint32_t second = first + 4 - 8 * side;
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      const float2 ds = unpack<half>(gradients[word]);
+      const float2 p = unpack<T>(weights[word]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int step = radial_step(own - others[2 * word + c], inverse_a, most_steps);
+        const int gradient = __float2int_rn((c == 0 ? ds.x : ds.y) * gradient_points);
+        // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
+        const int weight = __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base));
+        const auto by_row = static_cast<std::uint32_t>(step >> 15);
+        add_in_shared(first + by_row, side == 0 ? gradient : weight);
+        add_in_shared(second + by_row, side == 0 ? weight : gradient);
+      }
+    }
+  }
+  /// Sums up dS of the tile's keys with the queries of tile `i`, as they are in a left factor by keys.
+  __device__ __forceinline__ void sum_radial_columns(const tile_tokens& rows, int i,
+                                                     const std::uint32_t (&gradients)[4]) const {
+    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
+    const int most_steps = in_register((length << 22) - 1);
+    const std::uint32_t sums =
+        shared_address(region(warp) + layout::column_sums) +
+        static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
+    const auto* radii = reinterpret_cast<const float2*>(radii_of(i)) + place.t;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const float2 of_queries = radii[m / 2 * 4];
+      const float2 ds = unpack<half>(gradients[m]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int step = radial_step((c == 0 ? of_queries.x : of_queries.y) - rows.radius[m % 2],
+                                     inverse_a, most_steps);
+        add_in_shared(sums + static_cast<std::uint32_t>(step >> 20) + m % 2 * 8 * radial_bytes_of_row,
+                      __float2int_rn((c == 0 ? ds.x : ds.y) * gradient_points));
+      }
     }
   }
 };

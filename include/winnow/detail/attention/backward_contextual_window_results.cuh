@@ -87,8 +87,10 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
-    const int* sums = reinterpret_cast<const int*>(region(warp) + layout::radial_sums) +
-                      (16 * which + place.g) * layout::radial_stride + 2 * place.t;
+    const int* sums =
+        reinterpret_cast<const int*>(
+            region(warp) + (layout::sums_late ? layout::column_sums : layout::radial_sums)) +
+        (16 * (layout::sums_late ? 0 : which) + place.g) * layout::radial_stride + 2 * place.t;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -97,6 +99,25 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
         rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
                              static_cast<float>(pair.y & Mask) * unit[i]);
+      }
+  }
+  /// The same of rows' dS and P in short windows.
+  template <int Mask>
+  __device__ __forceinline__ void take_radial_rows(const float (&unit)[2], float weight_units,
+                                                   axis_rows& of_gradients,
+                                                   axis_rows& of_weights) const {
+    const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::row_sums) +
+                       2 * place.t * 16 + place.g;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        const int2 low = sums[8 * w * 16 + 8 * i];
+        const int2 high = sums[(8 * w + 1) * 16 + 8 * i];
+        of_gradients[i][w] =
+            pack<T>(static_cast<float>(low.x) * unit[i], static_cast<float>(high.x) * unit[i]);
+        of_weights[i][w] = pack<T>(static_cast<float>(low.y & Mask) * weight_units,
+                                   static_cast<float>(high.y & Mask) * weight_units);
       }
   }
   /// sum += rows · table.

@@ -23,6 +23,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::keys;
   using base::left_offset;
   using base::magnitude_of;
+  using base::mark_cells;
+  using base::marks_late;
   using base::multiply_axis;
   using base::multiply_cells;
   using base::of_keys;
@@ -31,10 +33,12 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::place;
   using base::problem;
   using base::queries;
+  using base::radii_of;
   using base::region;
   using base::rows_of_tile;
   using base::slot_at;
   using base::store_cells;
+  using base::store_codes;
   using base::store_products;
   using base::sums;
   using base::warp;
@@ -60,6 +64,9 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
   }
+  [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
+    return at<float>(layout::deltas + warp * layout::next_tile);
+  }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
   __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,
                                                 const uint4& out) const {
@@ -78,26 +85,12 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
-      at<float>(layout::deltas)[16 * warp + row] = dot;
+      own_deltas()[row] = dot;
       if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
 
-  /// One-hot cells of rows g and g + 8.
-  __device__ __forceinline__ void mark_cells(const std::uint32_t (&code)[2],
-                                             std::uint32_t (&hot)[2][words]) const {
-#pragma unroll
-    for (int axis = 0; axis < layout::cell_axes; ++axis)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t position = position_twice(code[i], axis);
-#pragma unroll
-        for (int w = 0; w < cell_words; ++w)
-          hot[i][axis * cell_words + w] =
-              one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
-      }
-  }
-  /// Of rows' dS, their P and columns' dS those in [from, to).
+  /// Of long windows, of rows' dS, their P and columns' dS those in [from, to).
   __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
     constexpr int vectors = layout::radial_bytes / 16 / 3;
     auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::radial_sums);
@@ -116,24 +109,23 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Long) {
       clear_radial_sums(0, 2);
       mark_cells(rows.code, state.hot);
-      if (place.t == 0)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
+      store_codes(warp, rows.code);
     }
   }
   /// The same of keys.
   __device__ __forceinline__ void begin_keys(const tile_tokens& rows) const {
-    std::byte* own = region(warp);
-    std::uint32_t hot[2][words];
-    mark_cells(rows.code, hot);
-    store_cells(own + layout::hot, hot);
-    clear_radial_sums(Long ? 2 : 0, 3);
+    if constexpr (marks_late) {
+      store_codes(warp, rows.code);
+    } else {
+      std::uint32_t hot[2][words];
+      mark_cells(rows.code, hot);
+      store_cells(region(warp) + layout::hot, hot);
+      clear_radial_sums(2, 3);
+    }
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<float>(layout::radius)[16 * warp + place.g + 8 * i] = rows.radius[i];
+        for (int i = 0; i < 2; ++i) radii_of(warp)[place.g + 8 * i] = rows.radius[i];
     }
   }
   /// Waits for the rows that this warp copies, all but v.
@@ -218,7 +210,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         state.delta[i] =
-            at<float>(layout::deltas)[16 * warp + place.g + 8 * i] * (-raise * weight_unit);
+            own_deltas()[place.g + 8 * i] * (-raise * weight_unit);
     }
   }
 };
