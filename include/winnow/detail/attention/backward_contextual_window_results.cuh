@@ -101,23 +101,35 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                              static_cast<float>(pair.y & Mask) * unit[i]);
       }
   }
-  /// The same of rows' dS and P in short windows.
+  /// The same of rows' dS and P in short windows. Every other lane begins with row g + 8, so that lanes meet all banks.
   template <int Mask>
   __device__ __forceinline__ void take_radial_rows(const float (&unit)[2], float weight_units,
                                                    axis_rows& of_gradients,
                                                    axis_rows& of_weights) const {
+    const bool swaps = (place.t & 1) != 0;
     const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::row_sums) +
                        2 * place.t * 16 + place.g;
+    axis_rows gradients, weights;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int2* row = sums + 8 * (swaps ? 1 - i : i);
+      const float gradient_units = swaps ? unit[1 - i] : unit[i];
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        const int2 low = row[8 * w * 16];
+        const int2 high = row[(8 * w + 1) * 16];
+        gradients[i][w] = pack<T>(static_cast<float>(low.x) * gradient_units,
+                                  static_cast<float>(high.x) * gradient_units);
+        weights[i][w] = pack<T>(static_cast<float>(low.y & Mask) * weight_units,
+                                static_cast<float>(high.y & Mask) * weight_units);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int w = 0; w < row_words; ++w) {
-        const int2 low = sums[8 * w * 16 + 8 * i];
-        const int2 high = sums[(8 * w + 1) * 16 + 8 * i];
-        of_gradients[i][w] =
-            pack<T>(static_cast<float>(low.x) * unit[i], static_cast<float>(high.x) * unit[i]);
-        of_weights[i][w] = pack<T>(static_cast<float>(low.y & Mask) * weight_units,
-                                   static_cast<float>(high.y & Mask) * weight_units);
+        of_gradients[i][w] = swaps ? gradients[1 - i][w] : gradients[i][w];
+        of_weights[i][w] = swaps ? weights[1 - i][w] : weights[i][w];
       }
   }
   /// sum += rows · table.

@@ -65,6 +65,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
   }
   [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
+    if constexpr (!layout::sums_late) return at<float>(layout::deltas) + 16 * warp;
     return at<float>(layout::deltas + warp * layout::next_tile);
   }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
