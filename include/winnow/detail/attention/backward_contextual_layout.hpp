@@ -199,7 +199,7 @@ struct contextual_window_layout {
   static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
   /// Cells of queries whose one-hot rows are in no memory, uint32 [16] of each tile.
   static constexpr int query_codes =
-      Long ? regions + tiles * region_bytes : sums_late ? radius + 4 * 16 : block_radius;
+      sums_late ? radius + 4 * 16 : regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = regions + tiles * region_bytes + (Long ? 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);

@@ -252,7 +252,7 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
   };
 
   /// Are one-hot cells computed where they are needed, from positions?
-  static constexpr bool marks_late = !Long;
+  static constexpr bool marks_late = layout::sums_late;
   /// What a piece begins with: k and v of its keys, the first two words of their one-hot cells and products.
   struct piece_factors {
     std::uint32_t k[4], v[4], hot[4], gk[4];
@@ -336,16 +336,15 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
       static_assert(layout::own_cells, "or take them from the state");
       const std::byte* own_last = own_hot - place.lane / 16 * 16 + 16 * w;
       std::uint32_t e[2], gq[2], gv[2], hot[2], gk[2];
-#pragma unroll
-      for (int m = 0; m < 2; ++m) e[m] = marks_late ? own_marks[m][w] : state.hot[m][Long ? w : 0];
+      if constexpr (Long) {
+        e[0] = state.hot[0][w];
+        e[1] = state.hot[1][w];
+      } else {
+        load_matrices(e, own_last);
+      }
       load_matrices(gq, own_last - layout::hot + layout::query_cells);
       load_matrices(gv, own_last - layout::hot + layout::value_cells);
-      if constexpr (marks_late) {
-        hot[0] = marks[0][w];
-        hot[1] = marks[1][w];
-      } else {
-        load_matrices(hot, last + layout::hot);
-      }
+      load_matrices(hot, last + layout::hot);
       load_matrices(gk, last + layout::key_cells);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
