@@ -123,8 +123,8 @@ struct contextual_window_layout {
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// One-hot cells and products by cell, in half: eight rows in different banks.
   static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
-  /// Short windows of the radial axis keep no one-hot cells, but positions, and sums by radial row take the place
-  /// of all products when pieces are done: so three blocks have room on a multiprocessor.
+  /// Sums by radial row of short windows take the place of one-hot cells and products when pieces are there: so three
+  /// blocks have room on a multiprocessor.
   static constexpr bool sums_late = Radial && !Long;
   static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
   static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
@@ -169,8 +169,7 @@ struct contextual_window_layout {
       : sums_late ? pieces_bytes + 2 * 4 * 16
                   : 0;
   static constexpr int hot = values + tile_bytes;  // half [16][cell_bytes]: one-hot cells
-  static constexpr int key_cells =                 // half [16][cell_bytes]: Gk
-      hot + (sums_late ? 0 : cells_bytes);
+  static constexpr int key_cells = hot + cells_bytes;  // half [16][cell_bytes]: Gk
   static constexpr int keys_end = key_cells + cells_bytes;
   static constexpr int pieces =  // [held_pieces][dS, P][piece_bytes]
       Long || sums_late ? 0 : keys_end;

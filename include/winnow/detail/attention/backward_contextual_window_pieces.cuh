@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "winnow/detail/attention/backward_contextual_window_cells.cuh"
+#include "winnow/detail/attention/backward_contextual_window_radial.cuh"
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -23,20 +23,15 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], 
 }
 
 template <class T, bool Radial, bool Long>
-struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
-  using base = contextual_window_cells<T, Radial, Long>;
-  using base::add_key_cells;
-  using base::add_query_cells;
+struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
+  using base = contextual_window_radial<T, Radial, Long>;
   using base::all_lanes;
-  using base::codes_of;
   using base::grads;
   using base::head;
   using base::keys;
   using base::left_offset;
   using base::length;
-  using base::load_columns;
   using base::look_up_radial;
-  using base::mark_cells;
   using base::memory;
   using base::place;
   using base::problem;
@@ -231,6 +226,29 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
       multiply_add_16<half>(sums[1][words - 1], second, e[0], e[1]);
     }
   }
+  /// The same by the cells of queries whose one-hot rows are in no memory: a lane makes its column for queries
+  /// 2t, 2t + 1, 2t + 8 and 2t + 9.
+  __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4],
+                                                  const uint2 (&codes)[2],
+                                                  float (&sums)[words][4]) const {
+    const int cell = spread(place.g);
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis) {
+      const std::uint32_t positions[2] = {positions_of(codes[0], axis),
+                                          positions_of(codes[1], axis)};
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word) {
+        const std::uint32_t column = position_pair(8 * word + cell, 8 * word + cell);
+        multiply_add_16<half>(sums[axis * cell_words + word], weights,
+                              one_hot(positions[0], column), one_hot(positions[1], column));
+      }
+    }
+  }
+  /// Two tokens' positions on an axis, as `position_pair`.
+  static __device__ __forceinline__ std::uint32_t positions_of(const uint2& codes, int axis) {
+    const unsigned select = static_cast<unsigned>(axis) * 0x0101u + 0x0400u;
+    return (__byte_perm(codes.x, codes.y, select) & 0x00ff00ffu) | position_pair(0, 0);
+  }
   static __device__ __forceinline__ void add_magnitudes(const std::uint32_t (&weights)[4],
                                                         float (&total)[4]) {
     const std::uint32_t ones = pack<half>(1.0f, 1.0f);
@@ -251,8 +269,6 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     bool single[2];
   };
 
-  /// Are one-hot cells computed where they are needed, from positions?
-  static constexpr bool marks_late = layout::sums_late;
   /// What a piece begins with: k and v of its keys, the first two words of their one-hot cells and products.
   struct piece_factors {
     std::uint32_t k[4], v[4], hot[4], gk[4];
@@ -261,7 +277,7 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     const std::byte* other = region(j);
     load_matrices(factors.k, rows_of_tile(keys, j) + right_offset);
     load_matrices(factors.v, other + layout::values + right_offset);
-    if constexpr (!marks_late) load_matrices(factors.hot, other + layout::hot + right_cells);
+    load_matrices(factors.hot, other + layout::hot + right_cells);
     load_matrices(factors.gk, other + layout::key_cells + right_cells);
   }
 
@@ -279,14 +295,6 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     multiply_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
     multiply_16<T>(ds[1], state.grad_out, factors.v[2], factors.v[3]);
     clear(sides);
-    [[maybe_unused]] std::uint32_t own_marks[2][words], marks[2][words];
-    if constexpr (marks_late) {
-      // From memory, as there are no registers for the tile's own ones beside the sums.
-      const std::uint32_t* own = codes_of(warp) + place.g;
-      const std::uint32_t* codes = codes_of(j) + place.g;
-      mark_cells({own[0], own[8]}, own_marks);
-      mark_cells({codes[0], codes[8]}, marks);
-    }
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
       std::uint32_t gq[4], gv[4];
@@ -301,26 +309,20 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
         }
       }
       std::uint32_t e[4], hot[4], gk[4];
-      if constexpr (Long || marks_late) {
+      if constexpr (Long) {
 #pragma unroll
-        for (int m = 0; m < 4; ++m)
-          e[m] = marks_late ? own_marks[m % 2][w + m / 2] : state.hot[m % 2][Long ? w + m / 2 : 0];
+        for (int m = 0; m < 4; ++m) e[m] = state.hot[m % 2][w + m / 2];
       } else {
         load_matrices(e, own_hot + 16 * w);
       }
-      if (marks_late) {
-#pragma unroll
-        for (int m = 0; m < 4; ++m) hot[m] = marks[m / 2][w + m % 2];
-      } else if (w == 0) {
-#pragma unroll
-        for (int m = 0; m < 4; ++m) hot[m] = factors.hot[m];
-      } else {
-        load_matrices(hot, other + layout::hot + right_cells + 16 * w);
-      }
       if (w == 0) {
 #pragma unroll
-        for (int m = 0; m < 4; ++m) gk[m] = factors.gk[m];
+        for (int m = 0; m < 4; ++m) {
+          hot[m] = factors.hot[m];
+          gk[m] = factors.gk[m];
+        }
       } else {
+        load_matrices(hot, other + layout::hot + right_cells + 16 * w);
         load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
       }
 #pragma unroll
@@ -424,13 +426,7 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
       multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
       multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
     }
-    if constexpr (marks_late) {
-      uint2 codes[2];
-      load_columns(j, codes);
-      add_key_cells(gradients.a, weights.a, codes, sums.cells);
-    } else {
-      add_cells(gradients.a, weights.a, other + layout::hot + turned_cells, sums.cells);
-    }
+    add_cells(gradients.a, weights.a, other + layout::hot + turned_cells, sums.cells);
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
                                                    2 * held * layout::piece_bytes) +
@@ -445,6 +441,8 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     }
   }
 
+  /// Are one-hot cells of queries in no memory when keys need them?
+  static constexpr bool by_codes = Long || layout::sums_late;
   /// What a tile's keys take from the queries of another one.
   struct answer_factors {
     std::uint32_t gradients[4], weights[4];  ///< dS and P, by keys
@@ -459,7 +457,11 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     load_matrices_transposed(factors.q, rows_of_tile(queries, i) + left_offset);
     load_matrices_transposed(factors.weights, piece + layout::piece_bytes);
     load_matrices_transposed(factors.grad_out, rows_of_tile(grads, i) + left_offset);
-    if constexpr (Long || marks_late) load_columns(i, factors.codes);
+    if constexpr (by_codes) {
+      const auto* codes = at<uint2>(layout::query_codes + i * layout::next_tile) + place.t;
+      factors.codes[0] = codes[0];
+      factors.codes[1] = codes[4];
+    }
   }
   __device__ __forceinline__ void add_answer(int i, const answer_factors& factors,
                                              key_sums& sums) const {
@@ -476,7 +478,7 @@ struct contextual_window_pieces : contextual_window_cells<T, Radial, Long> {
     multiply_add_16<T>(sums.dk[1], left, factors.q[2], factors.q[3]);
     multiply_add_16<T>(sums.dv[0], factors.weights, factors.grad_out[0], factors.grad_out[1]);
     multiply_add_16<T>(sums.dv[1], factors.weights, factors.grad_out[2], factors.grad_out[3]);
-    if constexpr (Long || marks_late)
+    if constexpr (by_codes)
       add_query_cells(factors.gradients, factors.codes, sums.cells);
     else
       add_cells(factors.gradients, region(i) + layout::hot + turned_cells, sums.cells);

@@ -131,8 +131,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     for (int i = 0; i < vectors; i += 32)
       if (i + 32 <= vectors || i + place.lane < vectors) sums[i + place.lane] = {0, 0, 0, 0};
   }
-  /// Sums up dS and P of the tile's queries with the keys of tile `j`. A lane has half of a row's keys, and of two
-  /// lanes with the same row one adds dS while the other one adds P: so 32 lanes always meet 32 banks.
+  /// Sums up dS and P of the tile's queries with the keys of tile `j`. A lane has half of a row's keys, so that only
+  /// two lanes meet in a bank.
   __device__ __forceinline__ void sum_radial_rows(int j, int held) const {
     const int row = place.lane / 16 * 8 + place.lane % 8;
     const int side = place.lane >> 3 & 1;
@@ -149,10 +149,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     const std::uint32_t weights[] = {of_weights.x, of_weights.y, of_weights.z, of_weights.w};
     const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
     const int most_steps = in_register((length << 22) - 1);
-    const std::uint32_t first =
-        shared_address(region(warp) + layout::row_sums) +
-        static_cast<std::uint32_t>(128 * length + 8 * row + 4 * side);
-    const std::uint32_t second = first + 4 - 8 * side;
+    const std::uint32_t sums = shared_address(region(warp) + layout::row_sums) +
+                               static_cast<std::uint32_t>(128 * length + 8 * row);
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       const float2 ds = unpack<half>(gradients[word]);
@@ -163,9 +161,9 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         const int gradient = __float2int_rn((c == 0 ? ds.x : ds.y) * gradient_points);
         // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
         const int weight = __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base));
-        const auto by_row = static_cast<std::uint32_t>(step >> 15);
-        add_in_shared(first + by_row, side == 0 ? gradient : weight);
-        add_in_shared(second + by_row, side == 0 ? weight : gradient);
+        const std::uint32_t sum = sums + static_cast<std::uint32_t>(step >> 15);
+        add_in_shared(sum, gradient);
+        add_in_shared(sum + 4, weight);
       }
     }
   }

@@ -23,8 +23,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::keys;
   using base::left_offset;
   using base::magnitude_of;
-  using base::mark_cells;
-  using base::marks_late;
   using base::multiply_axis;
   using base::multiply_cells;
   using base::of_keys;
@@ -38,7 +36,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::rows_of_tile;
   using base::slot_at;
   using base::store_cells;
-  using base::store_codes;
   using base::store_products;
   using base::sums;
   using base::warp;
@@ -65,6 +62,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
   }
   [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
+    // Any other expression for long windows makes them spill.
     if constexpr (!layout::sums_late) return at<float>(layout::deltas) + 16 * warp;
     return at<float>(layout::deltas + warp * layout::next_tile);
   }
@@ -91,6 +89,27 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
   }
 
+  /// One-hot cells of rows g and g + 8.
+  __device__ __forceinline__ void mark_cells(const std::uint32_t (&code)[2],
+                                             std::uint32_t (&hot)[2][words]) const {
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t position = position_twice(code[i], axis);
+#pragma unroll
+        for (int w = 0; w < cell_words; ++w)
+          hot[i][axis * cell_words + w] =
+              one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
+      }
+  }
+  __device__ __forceinline__ void store_codes(const std::uint32_t (&code)[2]) const {
+    if (place.t == 0)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        at<std::uint32_t>(layout::query_codes + warp * layout::next_tile)[place.g + 8 * i] =
+            code[i];
+  }
   /// Of long windows, of rows' dS, their P and columns' dS those in [from, to).
   __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
     constexpr int vectors = layout::radial_bytes / 16 / 3;
@@ -110,19 +129,17 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Long) {
       clear_radial_sums(0, 2);
       mark_cells(rows.code, state.hot);
-      store_codes(warp, rows.code);
+      store_codes(rows.code);
     }
   }
   /// The same of keys.
   __device__ __forceinline__ void begin_keys(const tile_tokens& rows) const {
-    if constexpr (marks_late) {
-      store_codes(warp, rows.code);
-    } else {
-      std::uint32_t hot[2][words];
-      mark_cells(rows.code, hot);
-      store_cells(region(warp) + layout::hot, hot);
-      clear_radial_sums(2, 3);
-    }
+    std::byte* own = region(warp);
+    std::uint32_t hot[2][words];
+    mark_cells(rows.code, hot);
+    store_cells(own + layout::hot, hot);
+    if constexpr (layout::sums_late) store_codes(rows.code);
+    if constexpr (Long) clear_radial_sums(2, 3);
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
