@@ -111,8 +111,9 @@ struct contextual_gradient_layout {
 /// \tparam Long for windows of more than `contextual_short_capacity` tokens.
 template <bool Radial, bool Long>
 struct contextual_window_layout {
-  static constexpr int tiles = Long ? 8 : 4;  ///< one a warp
-  static constexpr int min_blocks = Long ? 1 : 3;
+  /// One a warp. Most spherical windows have three tiles, of which six leave no room.
+  static constexpr int tiles = Long ? 8 : Radial ? 6 : 4;
+  static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
   /// Pieces of its queries that a warp holds at a time.

@@ -105,11 +105,11 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::sum_radial_rows;
   using base::sums;
   using base::take_radial;
+  using base::take_radial_rows;
   using base::take_rows;
   using base::takes_part;
   using base::tiles;
   using base::warp;
-  using base::weight_points;
   using base::weight_unit;
   using base::width;
   using typename base::axis_rows;
@@ -155,8 +155,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
                                                    axis_rows& of_columns) const {
     float unit[2];
     radial_units(row_total, unit);
-    base::template take_radial_rows<base::weight_mask>(unit, 1.0f / weight_points, of_gradients,
-                                                       of_weights);
+    take_radial_rows(unit, of_gradients, of_weights);
     radial_units(column_total, unit);
     take_radial(2, unit, of_columns);
   }
@@ -290,7 +289,10 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
         if (takes_part(now)) copy_rows(rows, rows);
       };
       if (warp < part_warps) {
-        add_to_part(used, scale_of_block().down, begin_next);
+        if constexpr (Radial)
+          base::template add_to_parts<0, 3, tiles>(used, used, scale_of_block().down, begin_next);
+        else
+          add_to_part(used, scale_of_block().down, begin_next);
       } else {
         begin_next();
         plan_turn(number + 2, next);

@@ -32,7 +32,7 @@ struct contextual_window_block {
   /// room for them.
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;
-  static constexpr int weight_mask = 0xffffff;
+  static constexpr int weight_mask = 0x7fffff;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;
@@ -164,6 +164,8 @@ struct contextual_window_block {
     return base + (group_head * problem.parts_per_head + first + part) * part_size;
   }
   __device__ __forceinline__ void begin_block() const {
+    // Of tiles that there are not, too.
+    if (threadIdx.x < 16) at<unsigned>(layout::magnitudes)[threadIdx.x] = 0;
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);

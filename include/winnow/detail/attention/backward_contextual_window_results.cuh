@@ -48,6 +48,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::table;
   using base::tiles;
   using base::warp;
+  using base::weight_base;
+  using base::weight_mask;
+  using base::weight_points;
   using base::weight_unit;
   using base::whole;
   using base::words;
@@ -84,7 +87,6 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
   /// The same of the radial axis. \param which of the rows' dS, their P, the columns' dS.
-  template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
     const int* sums =
@@ -97,15 +99,18 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       for (int w = 0; w < row_words; ++w) {
         const int2 pair =
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
-        rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
-                             static_cast<float>(pair.y & Mask) * unit[i]);
+        rows[i][w] = pack<T>(static_cast<float>(pair.x) * unit[i],
+                             static_cast<float>(pair.y) * unit[i]);
       }
   }
   /// The same of rows' dS and P in short windows. Every other lane begins with row g + 8, so that lanes meet all banks.
-  template <int Mask>
-  __device__ __forceinline__ void take_radial_rows(const float (&unit)[2], float weight_units,
-                                                   axis_rows& of_gradients,
+  __device__ __forceinline__ void take_radial_rows(const float (&unit)[2], axis_rows& of_gradients,
                                                    axis_rows& of_weights) const {
+    // The low bits of a sum of weights are those of a float again.
+    const auto weight = [](int sum) {
+      return fmaf(__int_as_float((sum & weight_mask) | __float_as_int(weight_base)),
+                  1.0f / weight_points, -weight_base / weight_points);
+    };
     const bool swaps = (place.t & 1) != 0;
     const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::row_sums) +
                        2 * place.t * 16 + place.g;
@@ -120,8 +125,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
         const int2 high = row[(8 * w + 1) * 16];
         gradients[i][w] = pack<T>(static_cast<float>(low.x) * gradient_units,
                                   static_cast<float>(high.x) * gradient_units);
-        weights[i][w] = pack<T>(static_cast<float>(low.y & Mask) * weight_units,
-                                static_cast<float>(high.y & Mask) * weight_units);
+        weights[i][w] = pack<T>(weight(low.y), weight(high.y));
       }
     }
 #pragma unroll
