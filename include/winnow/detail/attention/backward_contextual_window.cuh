@@ -196,7 +196,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       const int last = now.base + now.width - 1;
 #pragma unroll 1
       for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j, scale.down, state, sums);
+        differentiate_piece(now, rows, j, j - now.base, scale.down, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);
@@ -210,8 +210,8 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       const int end = now.base + now.width;
 #pragma unroll 1
       for (int i = now.base; i < end; ++i) {
-        if constexpr (Radial) sum_radial_rows(i, i);
-        differentiate_keys(rows, i, warp, sums);
+        if constexpr (Radial) sum_radial_rows(i, i - now.base);
+        differentiate_keys(rows, i, warp - now.base, sums);
       }
       take_keys(sums);
     }
