@@ -155,7 +155,9 @@ struct contextual_window_layout {
 
   static constexpr int cells_bytes = 16 * cell_bytes;
   static constexpr int piece_bytes = 512;
-  static constexpr int pieces_bytes = 2 * held_pieces * piece_bytes;
+  /// Of dS, of P, and where sums by radial row come later of places in these.
+  static constexpr int kinds_of_pieces = sums_late ? 3 : 2;
+  static constexpr int pieces_bytes = kinds_of_pieces * held_pieces * piece_bytes;
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 4 * 16 * query_radial_stride : 0;
@@ -167,10 +169,12 @@ struct contextual_window_layout {
 
   static constexpr int values =  // T [16]: v
       Long        ? query_bytes + radial_bytes / 3
-      : sums_late ? pieces_bytes + 2 * 4 * 16
+      : sums_late ? pieces_bytes + cells_bytes
                   : 0;
-  static constexpr int hot = values + tile_bytes;  // half [16][cell_bytes]: one-hot cells
-  static constexpr int key_cells = hot + cells_bytes;  // half [16][cell_bytes]: Gk
+  static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
+      sums_late ? pieces_bytes : values + tile_bytes;
+  static constexpr int key_cells =  // half [16][cell_bytes]: Gk
+      values + tile_bytes + (sums_late ? 0 : cells_bytes);
   static constexpr int keys_end = key_cells + cells_bytes;
   static constexpr int pieces =  // [held_pieces][dS, P][piece_bytes]
       Long || sums_late ? 0 : keys_end;
@@ -183,31 +187,34 @@ struct contextual_window_layout {
   static constexpr int key_end = key_radial + key_radial_bytes;
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
       Long ? query_end : key_end;
-  /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 32 lanes add to 32 banks, and int32
+  /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 16 rows meet no bank twice, and then int32
   /// [16][radial_stride], dS of columns.
-  static constexpr int row_sums = values;
-  static constexpr int column_sums = row_sums + tile_rows * 16 * 2 * 4;
-  static constexpr int late_sums_end = column_sums + 16 * radial_stride * 4;
+  static constexpr int late_sums = values;
+  static constexpr int row_sums_bytes = tile_rows * 16 * 2 * 4;
+  static constexpr int column_sums_bytes = 16 * radial_stride * 4;
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
-  static constexpr int region_bytes = Long ? key_end : 3 * sums_bytes;
-  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii.
+  static constexpr int region_bytes = Long        ? key_end
+                                      : sums_late ? key_end
+                                                  : 3 * sums_bytes;
+  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii,
+  /// which lie there behind one-hot cells.
   static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
-  static constexpr int radius = sums_late ? regions + pieces_bytes : block_radius;
+  static constexpr int radius =
+      sums_late ? regions + hot + cell_axes * tile_cells * 2 : block_radius;
+  static constexpr int radius_stride = sums_late ? cell_bytes / 4 : 1;
   static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
   /// Cells of queries whose one-hot rows are in no memory, uint32 [16] of each tile.
-  static constexpr int query_codes =
-      sums_late ? radius + 4 * 16 : regions + tiles * region_bytes;
+  static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = regions + tiles * region_bytes + (Long ? 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
-  static_assert(!sums_late || (key_end <= region_bytes && late_sums_end <= region_bytes &&
-                               row_sums % 16 == 0 && radius % 16 == 0));
+  static_assert(!sums_late || (late_sums % 16 == 0 && late_sums + row_sums_bytes <= region_bytes));
   static_assert(!Long || 2 * sums_bytes <= query_bytes);
 };
 

@@ -33,6 +33,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::length;
   using base::look_up_radial;
   using base::memory;
+  using base::pack_places;
   using base::place;
   using base::problem;
   using base::queries;
@@ -356,7 +357,19 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       }
     }
     [[maybe_unused]] radial_places places;
+    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                                   layout::kinds_of_pieces * held *
+                                                       layout::piece_bytes) +
+                  place.lane;
+    // Matrices in the order that the keys take transposed.
+    const auto matrix_of = [](int m) { return m / 2 + m % 2 * 2; };
     if constexpr (Radial) look_up_radial(rows, j, places, p, sides, ds);
+    if constexpr (layout::sums_late) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        piece[2 * layout::piece_bytes / 4 + 32 * matrix_of(m)] =
+            pack_places(places[m / 2][m % 2 * 2], places[m / 2][m % 2 * 2 + 1]);
+    }
 
     const float factor = problem.scale * log2_e;
 #pragma unroll
@@ -428,37 +441,31 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     }
     add_cells(gradients.a, weights.a, other + layout::hot + turned_cells, sums.cells);
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
-    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                                   2 * held * layout::piece_bytes) +
-                  place.lane;
     const weight_fragment<T> values_left(p);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      // In the order that the keys take transposed.
-      const int matrix = m / 2 + m % 2 * 2;
-      piece[32 * matrix] = gradients.a[m];
-      piece[layout::piece_bytes / 4 + 32 * matrix] = values_left.a[m];
+      piece[32 * matrix_of(m)] = gradients.a[m];
+      piece[layout::piece_bytes / 4 + 32 * matrix_of(m)] = values_left.a[m];
     }
   }
 
-  /// Are one-hot cells of queries in no memory when keys need them?
-  static constexpr bool by_codes = Long || layout::sums_late;
   /// What a tile's keys take from the queries of another one.
   struct answer_factors {
     std::uint32_t gradients[4], weights[4];  ///< dS and P, by keys
     std::uint32_t q[4], grad_out[4];
-    uint2 codes[2];  ///< where one-hot cells are in no memory
+    uint2 codes[2];  ///< of long windows
   };
   /// \param held the queries' piece that is this tile's.
   __device__ __forceinline__ void load_answer(int i, int held, answer_factors& factors) const {
     const std::byte* piece =
-        region(i) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
+        region(i) + layout::pieces + layout::kinds_of_pieces * held * layout::piece_bytes +
+        16 * place.lane;
     load_matrices_transposed(factors.gradients, piece);
     load_matrices_transposed(factors.q, rows_of_tile(queries, i) + left_offset);
     load_matrices_transposed(factors.weights, piece + layout::piece_bytes);
     load_matrices_transposed(factors.grad_out, rows_of_tile(grads, i) + left_offset);
-    if constexpr (by_codes) {
-      const auto* codes = at<uint2>(layout::query_codes + i * layout::next_tile) + place.t;
+    if constexpr (Long) {
+      const auto* codes = at<uint2>(layout::query_codes) + 8 * i + place.t;
       factors.codes[0] = codes[0];
       factors.codes[1] = codes[4];
     }
@@ -478,7 +485,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     multiply_add_16<T>(sums.dk[1], left, factors.q[2], factors.q[3]);
     multiply_add_16<T>(sums.dv[0], factors.weights, factors.grad_out[0], factors.grad_out[1]);
     multiply_add_16<T>(sums.dv[1], factors.weights, factors.grad_out[2], factors.grad_out[3]);
-    if constexpr (by_codes)
+    if constexpr (Long)
       add_query_cells(factors.gradients, factors.codes, sums.cells);
     else
       add_cells(factors.gradients, region(i) + layout::hot + turned_cells, sums.cells);
@@ -491,12 +498,16 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     add_answer(i, factors, sums);
   }
   /// The same, and sums by radial row.
-  __device__ __forceinline__ void differentiate_keys(const tile_tokens& rows, int i, int held,
-                                                     key_sums& sums) const {
+  __device__ __forceinline__ void answer_piece(int i, int held, key_sums& sums) const {
     answer_factors factors;
     load_answer(i, held, factors);
+    if constexpr (layout::sums_late) {
+      std::uint32_t places[4];
+      load_matrices_transposed(places, region(i) + layout::pieces +
+                                           (3 * held + 2) * layout::piece_bytes + 16 * place.lane);
+      sum_radial_columns(places, factors.gradients);
+    }
     add_answer(i, factors, sums);
-    if constexpr (layout::sums_late) sum_radial_columns(rows, i, factors.gradients);
   }
   /// The same of two tiles, whose loads come first.
   __device__ __forceinline__ void differentiate_keys(const int (&i)[2], const int (&held)[2],

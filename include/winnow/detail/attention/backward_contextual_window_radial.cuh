@@ -48,7 +48,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   }
 
   /// Of a lane's pairs in a piece, where in shared memory the products of the query are by the pair's table
-  /// row, less what row g + 8 lies behind row g. Sums lie a constant further on.
+  /// row, less what row g + 8 lies behind row g. Sums lie a constant further on. Short windows: `radial_step`.
   using radial_places = std::uint32_t[2][4];
   static constexpr int radial_bytes_of_row = 4 * layout::radial_stride;
   static_assert(layout::query_radial_stride == layout::radial_stride);
@@ -66,20 +66,21 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     const std::uint32_t of_columns =
         shared_address(region(j) + layout::key_radial) +
         static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
-    const float* other_radius = radii_of(j) + 2 * place.t;
+    const float* other_radius = radii_of(j) + 2 * place.t * layout::radius_stride;
     const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
     const int most_steps = in_register((length << 22) - 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float other = other_radius[8 * n + c];
+        const float other = other_radius[(8 * n + c) * layout::radius_stride];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
           const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
-          places[n][e] = of_rows + static_cast<std::uint32_t>(step >> 20);
-          const float2 query = load_pair(places[n][e] + i * 8 * radial_bytes_of_row);
+          const std::uint32_t of_row = of_rows + static_cast<std::uint32_t>(step >> 20);
+          places[n][e] = layout::sums_late ? static_cast<std::uint32_t>(step) : of_row;
+          const float2 query = load_pair(of_row + i * 8 * radial_bytes_of_row);
           p[n][e] += query.x;
           ds[n][e] += query.y;
           sides[n][e] += load_half(of_columns + static_cast<std::uint32_t>(step >> 21) +
@@ -124,32 +125,46 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
 
   // --- Short windows, whose sums by radial row come when all pieces are there -------------------
 
+  template <int Bytes>
   __device__ __forceinline__ void clear_late_sums() const {
-    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::row_sums);
-    constexpr int vectors = (layout::late_sums_end - layout::row_sums) / 16;
+    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::late_sums);
+    constexpr int vectors = Bytes / 16;
 #pragma unroll
     for (int i = 0; i < vectors; i += 32)
       if (i + 32 <= vectors || i + place.lane < vectors) sums[i + place.lane] = {0, 0, 0, 0};
+    __syncwarp();
   }
-  /// Sums up dS and P of the tile's queries with the keys of tile `j`. A lane has half of a row's keys, so that only
-  /// two lanes meet in a bank.
-  __device__ __forceinline__ void sum_radial_rows(int j, int held) const {
+  /// Two pairs' radial steps: 64 times their table row less L, each in 16 bits.
+  static __device__ __forceinline__ std::uint32_t pack_places(std::uint32_t low,
+                                                              std::uint32_t high) {
+    return __byte_perm(low, high, 0x7632u);
+  }
+  /// The places of two pairs in sums whose table rows are 2^(6 + Shift) bytes apart.
+  template <int Shift>
+  static __device__ __forceinline__ std::uint32_t place_of(std::uint32_t sums, std::uint32_t places,
+                                                           int c) {
+    const int step = c == 0 ? static_cast<std::int16_t>(places & 0xffffu)
+                            : static_cast<std::int32_t>(places) >> 16;
+    return sums + static_cast<std::uint32_t>(Shift >= 0 ? step << max(Shift, 0)
+                                                        : step >> max(-Shift, 0));
+  }
+  static __device__ __forceinline__ int gradient_points_of(float ds) {
+    return __float2int_rn(ds * gradient_points);
+  }
+  /// Sums up dS and P of the tile's queries in piece `held`. A lane has half of a row's keys, so that only two lanes
+  /// meet in a bank.
+  __device__ __forceinline__ void sum_radial_rows(int held) const {
     const int row = place.lane / 16 * 8 + place.lane % 8;
-    const int side = place.lane >> 3 & 1;
     const std::byte* piece =
-        region(warp) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
+        region(warp) + layout::pieces + 3 * held * layout::piece_bytes + 16 * place.lane;
     const uint4 of_gradients = *reinterpret_cast<const uint4*>(piece);
     const uint4 of_weights = *reinterpret_cast<const uint4*>(piece + layout::piece_bytes);
-    const float own = radii_of(warp)[row];
-    const auto* radii = reinterpret_cast<const float4*>(radii_of(j) + 8 * side);
-    const float4 low = radii[0], high = radii[1];
-    const float others[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    const uint4 of_places = *reinterpret_cast<const uint4*>(piece + 2 * layout::piece_bytes);
     const std::uint32_t gradients[] = {of_gradients.x, of_gradients.y, of_gradients.z,
                                        of_gradients.w};
     const std::uint32_t weights[] = {of_weights.x, of_weights.y, of_weights.z, of_weights.w};
-    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
-    const int most_steps = in_register((length << 22) - 1);
-    const std::uint32_t sums = shared_address(region(warp) + layout::row_sums) +
+    const std::uint32_t places[] = {of_places.x, of_places.y, of_places.z, of_places.w};
+    const std::uint32_t sums = shared_address(region(warp) + layout::late_sums) +
                                static_cast<std::uint32_t>(128 * length + 8 * row);
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
@@ -157,36 +172,27 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
       const float2 p = unpack<T>(weights[word]);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const int step = radial_step(own - others[2 * word + c], inverse_a, most_steps);
-        const int gradient = __float2int_rn((c == 0 ? ds.x : ds.y) * gradient_points);
+        const std::uint32_t sum = place_of<1>(sums, places[word], c);
+        add_in_shared(sum, gradient_points_of(c == 0 ? ds.x : ds.y));
         // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
-        const int weight = __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base));
-        const std::uint32_t sum = sums + static_cast<std::uint32_t>(step >> 15);
-        add_in_shared(sum, gradient);
-        add_in_shared(sum + 4, weight);
+        add_in_shared(sum + 4,
+                      __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base)));
       }
     }
   }
-  /// Sums up dS of the tile's keys with the queries of tile `i`, as they are in a left factor by keys.
-  __device__ __forceinline__ void sum_radial_columns(const tile_tokens& rows, int i,
+  /// Sums up dS of the tile's keys in another tile's piece, as it is in a left factor by keys.
+  __device__ __forceinline__ void sum_radial_columns(const std::uint32_t (&places)[4],
                                                      const std::uint32_t (&gradients)[4]) const {
-    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
-    const int most_steps = in_register((length << 22) - 1);
     const std::uint32_t sums =
-        shared_address(region(warp) + layout::column_sums) +
+        shared_address(region(warp) + layout::late_sums) +
         static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
-    const auto* radii = reinterpret_cast<const float2*>(radii_of(i)) + place.t;
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      const float2 of_queries = radii[m / 2 * 4];
       const float2 ds = unpack<half>(gradients[m]);
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int step = radial_step((c == 0 ? of_queries.x : of_queries.y) - rows.radius[m % 2],
-                                     inverse_a, most_steps);
-        add_in_shared(sums + static_cast<std::uint32_t>(step >> 20) + m % 2 * 8 * radial_bytes_of_row,
-                      __float2int_rn((c == 0 ? ds.x : ds.y) * gradient_points));
-      }
+      for (int c = 0; c < 2; ++c)
+        add_in_shared(place_of<-4>(sums, places[m], c) + m % 2 * 8 * radial_bytes_of_row,
+                      gradient_points_of(c == 0 ? ds.x : ds.y));
     }
   }
 };

@@ -91,7 +91,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                               axis_rows& rows) const {
     const int* sums =
         reinterpret_cast<const int*>(
-            region(warp) + (layout::sums_late ? layout::column_sums : layout::radial_sums)) +
+            region(warp) + (layout::sums_late ? layout::late_sums : layout::radial_sums)) +
         (16 * (layout::sums_late ? 0 : which) + place.g) * layout::radial_stride + 2 * place.t;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -112,7 +112,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                   1.0f / weight_points, -weight_base / weight_points);
     };
     const bool swaps = (place.t & 1) != 0;
-    const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::row_sums) +
+    const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::late_sums) +
                        2 * place.t * 16 + place.g;
     axis_rows gradients, weights;
 #pragma unroll

@@ -103,13 +103,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
               one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
       }
   }
-  __device__ __forceinline__ void store_codes(const std::uint32_t (&code)[2]) const {
-    if (place.t == 0)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        at<std::uint32_t>(layout::query_codes + warp * layout::next_tile)[place.g + 8 * i] =
-            code[i];
-  }
   /// Of long windows, of rows' dS, their P and columns' dS those in [from, to).
   __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
     constexpr int vectors = layout::radial_bytes / 16 / 3;
@@ -129,7 +122,10 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Long) {
       clear_radial_sums(0, 2);
       mark_cells(rows.code, state.hot);
-      store_codes(rows.code);
+      if (place.t == 0)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
     }
   }
   /// The same of keys.
@@ -138,12 +134,12 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::uint32_t hot[2][words];
     mark_cells(rows.code, hot);
     store_cells(own + layout::hot, hot);
-    if constexpr (layout::sums_late) store_codes(rows.code);
     if constexpr (Long) clear_radial_sums(2, 3);
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) radii_of(warp)[place.g + 8 * i] = rows.radius[i];
+        for (int i = 0; i < 2; ++i) 
+          radii_of(warp)[(place.g + 8 * i) * layout::radius_stride] = rows.radius[i];
     }
   }
   /// Waits for the rows that this warp copies, all but v.
