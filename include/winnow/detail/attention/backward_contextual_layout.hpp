@@ -137,8 +137,8 @@ struct contextual_window_layout {
   static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plans =  // of turns: int4 [tiles],
       block_radius + (sums_late ? 0 : 4 * 16 * tiles);
-  static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
-  static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
+  static constexpr int plan_used = 16 * tiles;       // int2: tiles, the largest width
+  static constexpr int plan_slots = plan_used + 16;  // of short windows, int32 [tiles][16]
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
   /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
   /// have met since.
@@ -196,20 +196,17 @@ struct contextual_window_layout {
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
-  static constexpr int region_bytes = Long        ? key_end
-                                      : sums_late ? key_end
-                                                  : 3 * sums_bytes;
-  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii,
-  /// which lie there behind one-hot cells.
-  static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
-  static constexpr int radius =
-      sums_late ? regions + hot + cell_axes * tile_cells * 2 : block_radius;
-  static constexpr int radius_stride = sums_late ? cell_bytes / 4 : 1;
+  static constexpr int region_bytes = Long || sums_late ? key_end : 3 * sums_bytes;
+  /// A tile's deltas and radii, float [16], where sums come late in the padding of rows of cells.
+  static constexpr int padding = cell_axes * tile_cells * 2;
+  static constexpr int deltas = sums_late ? regions + key_cells + padding : block_deltas;
+  static constexpr int radius = sums_late ? regions + hot + padding : block_radius;
+  static constexpr int token_stride = sums_late ? cell_bytes / 4 : 1;
   static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
-  /// Cells of queries whose one-hot rows are in no memory, uint32 [16] of each tile.
+  /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
-  static constexpr int next_tokens = regions + tiles * region_bytes + (Long ? 4 * 16 * tiles : 0);
+  static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);

@@ -357,10 +357,10 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       }
     }
     [[maybe_unused]] radial_places places;
-    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                                   layout::kinds_of_pieces * held *
-                                                       layout::piece_bytes) +
-                  place.lane;
+    auto* piece =
+        reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                         layout::kinds_of_pieces * held * layout::piece_bytes) +
+        place.lane;
     // Matrices in the order that the keys take transposed.
     const auto matrix_of = [](int m) { return m / 2 + m % 2 * 2; };
     if constexpr (Radial) look_up_radial(rows, j, places, p, sides, ds);
@@ -457,9 +457,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   };
   /// \param held the queries' piece that is this tile's.
   __device__ __forceinline__ void load_answer(int i, int held, answer_factors& factors) const {
-    const std::byte* piece =
-        region(i) + layout::pieces + layout::kinds_of_pieces * held * layout::piece_bytes +
-        16 * place.lane;
+    const std::byte* piece = region(i) + layout::pieces +
+                             layout::kinds_of_pieces * held * layout::piece_bytes + 16 * place.lane;
     load_matrices_transposed(factors.gradients, piece);
     load_matrices_transposed(factors.q, rows_of_tile(queries, i) + left_offset);
     load_matrices_transposed(factors.weights, piece + layout::piece_bytes);

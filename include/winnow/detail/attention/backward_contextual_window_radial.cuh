@@ -66,14 +66,14 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     const std::uint32_t of_columns =
         shared_address(region(j) + layout::key_radial) +
         static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
-    const float* other_radius = radii_of(j) + 2 * place.t * layout::radius_stride;
+    const float* other_radius = radii_of(j) + 2 * place.t * layout::token_stride;
     const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
     const int most_steps = in_register((length << 22) - 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float other = other_radius[(8 * n + c) * layout::radius_stride];
+        const float other = other_radius[(8 * n + c) * layout::token_stride];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
@@ -145,8 +145,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
                                                            int c) {
     const int step = c == 0 ? static_cast<std::int16_t>(places & 0xffffu)
                             : static_cast<std::int32_t>(places) >> 16;
-    return sums + static_cast<std::uint32_t>(Shift >= 0 ? step << max(Shift, 0)
-                                                        : step >> max(-Shift, 0));
+    return sums +
+           static_cast<std::uint32_t>(Shift >= 0 ? step << max(Shift, 0) : step >> max(-Shift, 0));
   }
   static __device__ __forceinline__ int gradient_points_of(float ds) {
     return __float2int_rn(ds * gradient_points);

@@ -99,8 +99,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       for (int w = 0; w < row_words; ++w) {
         const int2 pair =
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
-        rows[i][w] = pack<T>(static_cast<float>(pair.x) * unit[i],
-                             static_cast<float>(pair.y) * unit[i]);
+        rows[i][w] =
+            pack<T>(static_cast<float>(pair.x) * unit[i], static_cast<float>(pair.y) * unit[i]);
       }
   }
   /// The same of rows' dS and P in short windows. Every other lane begins with row g + 8, so that lanes meet all banks.
@@ -292,6 +292,26 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     release();
 #pragma unroll 1
     for (int block = 0; block < blocks; block += axis_blocks) {
+      float product[axis_blocks][2][4];
+#pragma unroll
+      for (int i = 0; i < axis_blocks; ++i)
+        multiply_part(which, block + i, used, right, product[i]);
+#pragma unroll
+      for (int i = 0; i < axis_blocks; ++i) add_rows(which, block + i, by, product[i]);
+    }
+  }
+
+  /// The same by any number of warps, each with neighbouring axes of tables.
+  __device__ __forceinline__ void add_axes_to_part(int used, float lower) const {
+    constexpr int axes = 3 * 3;
+    const int end = axes * (warp + 1) / part_warps;
+#pragma unroll 1
+    for (int axis = axes * warp / part_warps; axis < end; ++axis) {
+      const int which = axis / 3;
+      const int block = axis % 3 * axis_blocks;
+      const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
+      part_factors right;
+      load_part_factors(which, used, right);
       float product[axis_blocks][2][4];
 #pragma unroll
       for (int i = 0; i < axis_blocks; ++i)

@@ -84,7 +84,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
-      own_deltas()[row] = dot;
+      own_deltas()[row * layout::token_stride] = dot;
       if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
@@ -138,8 +138,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) 
-          radii_of(warp)[(place.g + 8 * i) * layout::radius_stride] = rows.radius[i];
+        for (int i = 0; i < 2; ++i)
+          radii_of(warp)[(place.g + 8 * i) * layout::token_stride] = rows.radius[i];
     }
   }
   /// Waits for the rows that this warp copies, all but v.
@@ -224,7 +224,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         state.delta[i] =
-            own_deltas()[place.g + 8 * i] * (-raise * weight_unit);
+            own_deltas()[(place.g + 8 * i) * layout::token_stride] * (-raise * weight_unit);
     }
   }
 };
