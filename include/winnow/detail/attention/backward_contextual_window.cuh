@@ -292,7 +292,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       };
       if (warp < part_warps) {
         if constexpr (Radial)
-          base::add_axes_to_part(used, scale_of_block().down);
+          base::template add_to_parts<0, 3, tiles>(used, used, scale_of_block().down, begin_next);
         else
           add_to_part(used, scale_of_block().down, begin_next);
       } else {

@@ -301,26 +301,6 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
 
-  /// The same by any number of warps, each with neighbouring axes of tables.
-  __device__ __forceinline__ void add_axes_to_part(int used, float lower) const {
-    constexpr int axes = 3 * 3;
-    const int end = axes * (warp + 1) / part_warps;
-#pragma unroll 1
-    for (int axis = axes * warp / part_warps; axis < end; ++axis) {
-      const int which = axis / 3;
-      const int block = axis % 3 * axis_blocks;
-      const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
-      part_factors right;
-      load_part_factors(which, used, right);
-      float product[axis_blocks][2][4];
-#pragma unroll
-      for (int i = 0; i < axis_blocks; ++i)
-        multiply_part(which, block + i, used, right, product[i]);
-#pragma unroll
-      for (int i = 0; i < axis_blocks; ++i) add_rows(which, block + i, by, product[i]);
-    }
-  }
-
   /// Writes rows of a gradient, sums times `by`, or adds to them; rows in `skip` are left to others.
   __device__ __forceinline__ void store(const row_view& view, const std::int32_t (&tokens)[2],
                                         float by, unsigned skip, const float (&sum)[2][4]) const {
