@@ -10,7 +10,7 @@
 
 namespace winnow::detail {
 
-/// The longest window that backward_contextual_window.cuh takes; 0: none. Four tiles of 16 rows share
+/// The longest window that backward_contextual_window.cuh takes; 0: none. Four to six tiles of 16 rows share
 /// windows of up to `contextual_short_capacity` tokens, eight those of up to this.
 constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim) {
   return element_bytes == 2 && head_dim == 16 ? 320 : 0;
@@ -105,7 +105,7 @@ struct contextual_gradient_layout {
   static_assert(Bytes != 2 || D != 16 || bytes <= 99 * 1024, "every device serves these");
 };
 
-/// What backward_contextual_window.cuh works on: four or eight tiles of 16 rows of 16 elements of 16 bits.
+/// What backward_contextual_window.cuh works on: four, six or eight tiles of 16 rows of 16 elements of 16 bits.
 /// Rows of elements lie in 32 bytes, whose halves change places in every other four rows: so eight rows
 /// of one half lie in different banks.
 /// \tparam Long for windows of more than `contextual_short_capacity` tokens.
@@ -124,8 +124,8 @@ struct contextual_window_layout {
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// One-hot cells and products by cell, in half: eight rows in different banks.
   static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
-  /// Sums by radial row of short windows take the place of one-hot cells and products when pieces are there: so three
-  /// blocks have room on a multiprocessor.
+  /// Sums by radial row of short windows take the place of products when pieces are there: so twelve tiles have room on
+  /// a multiprocessor, not eight.
   static constexpr bool sums_late = Radial && !Long;
   static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
   static constexpr int key_radial_stride = tile_rows + 2;    ///< halves

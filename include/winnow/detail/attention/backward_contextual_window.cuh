@@ -3,7 +3,7 @@
 /// Gradients of windows with contextual position encoding in one pass, for 16-bit storage and head dim 16.
 ///
 /// What one block computes: the windows that start in a range of slots, of one head, in turns of four tiles of
-/// 16 rows, one a warp.
+/// 16 rows, one a warp; with the radial axis of six.
 ///
 /// Here are short windows, of up to 64 tokens: a tile holds as many whole windows as fit it, from anywhere in the
 /// range; a longer window takes several tiles of one turn, and others the last one's rest. Long windows, of up to
@@ -19,7 +19,8 @@
 /// cell, one-hot cells, and sums by table row. Each token meets each table once, where two sides need
 /// seven products a token. Products move between table rows and cells in registers
 /// (contextual_products.cuh), hence the order of the tables in shared memory. A warp first is the queries
-/// of its tile and leaves dS and P of its pieces in shared memory, then it is the keys.
+/// of its tile and leaves dS and P of its pieces in shared memory, then it is the keys. With the radial axis it leaves
+/// the table rows of pairs, too, and sums by these come in between, where one-hot cells and products were.
 ///
 /// Registers: sums by cell, and with the radial axis products of the tile's queries. Shared memory:
 /// tables, rows of q, k, v and dO, one-hot cells, products, pieces; later sums by table row.
@@ -37,8 +38,8 @@
 /// backward_contextual_window_rows.cuh, its products in backward_contextual_window_pieces.cuh and, on the radial axis,
 /// in backward_contextual_window_radial.cuh, what leaves it in backward_contextual_window_results.cuh.
 ///
-/// Bound by the latency of dependent instructions: registers and shared memory allow 8 warps a multiprocessor
-/// with the radial axis and 12 without, and a warp issues an instruction in six cycles.
+/// Bound by the latency of dependent instructions, and by shared memory, whose pipe is busy for 65 to 75 % of the
+/// time: registers and shared memory allow 12 warps a multiprocessor, and a warp issues an instruction in six cycles.
 #pragma once
 
 #include <cstdint>

@@ -28,7 +28,7 @@ struct contextual_window_block {
   /// P times 2^this is rounded: P of rare keys is below half's normal numbers.
   static constexpr float weight_shift = 10.0f;
   static constexpr float weight_unit = 0x1p-10f;
-  /// Fixed point of radial sums. P times 2^10 is at most 2^10, and so are a row's sums, about: 24 bits have
+  /// Fixed point of radial sums. P times 2^10 is at most 2^10, and so are a row's sums, about: 23 bits have
   /// room for them.
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;

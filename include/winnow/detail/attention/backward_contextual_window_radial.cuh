@@ -88,7 +88,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         }
       }
   }
-  /// Sums a piece up by radial row, for its rows and its columns. Integers have the same sum in every
+  /// Sums a piece of long windows up by radial row, for its rows and its columns. Integers have the same sum in every
   /// order.
   __device__ __forceinline__ void sum_radial(int j, const radial_places& places,
                                              const float (&p)[2][4],
@@ -98,9 +98,9 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         shared_address(region(j) + layout::radial_sums) -
         shared_address(region(warp) + layout::query_radial) +
         static_cast<std::uint32_t>((32 + 2 * place.t - place.g) * radial_bytes_of_row);
-    // In long windows, whose warps fill the queue of shared memory, half of the lanes with the same key add another
-    // key of theirs first: additions to the same word come one after the other.
-    const bool swaps = Long && (place.g & 1) != 0;
+    // Half of the lanes with the same key add another key of theirs first: additions to the same word come one after
+    // the other.
+    const bool swaps = (place.g & 1) != 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       int gradient[2];
@@ -109,11 +109,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         const std::uint32_t of_row = places[n][e] + sums + e / 2 * 8 * radial_bytes_of_row;
         gradient[n] = __float2int_rn(ds[n][e] * gradient_points);
         add_in_shared(of_row, gradient[n]);
-        // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
-        // Long windows have no registers for that.
-        const int weight = Long ? __float2int_rn(p[n][e] * weight_points)
-                                : __float_as_int(fmaf(p[n][e], weight_points, weight_base));
-        add_in_shared(of_row + 16 * radial_bytes_of_row, weight);
+        add_in_shared(of_row + 16 * radial_bytes_of_row, __float2int_rn(p[n][e] * weight_points));
       }
       const std::uint32_t low = places[0][e] + to_columns;
       const std::uint32_t high = places[1][e] + (to_columns + 8 * radial_bytes_of_row);

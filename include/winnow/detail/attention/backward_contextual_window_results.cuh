@@ -280,7 +280,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
 
-  /// The same of short windows, by a warp for each table: its right factors are loaded once, and three blocks of
+  /// The same of three warps of short windows, each with a table: its right factors are loaded once, and three blocks of
   /// an axis do not wait for each other either.
   template <class Release>
   __device__ __forceinline__ void add_to_part(int used, float lower, const Release& release) const {
