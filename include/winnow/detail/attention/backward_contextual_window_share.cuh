@@ -30,8 +30,8 @@ __device__ __forceinline__ std::uint32_t price_of_token(const int2& window) {
   if (!Radial && length == 1) return 3;
   if (tiles_of_window == 1) return Radial ? 40 : 43;
   const int price = tiles_of_window == 2   ? (Radial ? 1860 : 1200)
-                    : tiles_of_window == 3 ? (Radial ? 2850 : 2800)
-                                           : (Radial ? 5400 : 3500);
+                    : tiles_of_window == 3 ? (Radial ? 3100 : 2800)
+                                           : (Radial ? 4900 : 3500);
   return static_cast<std::uint32_t>(
       __fdividef(static_cast<float>(price), static_cast<float>(length)));
 }
