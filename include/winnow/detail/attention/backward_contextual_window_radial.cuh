@@ -147,8 +147,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   static __device__ __forceinline__ int gradient_points_of(float ds) {
     return __float2int_rn(ds * gradient_points);
   }
-  /// Sums up dS and P of the tile's queries in piece `held`. A lane has half of a row's keys, so that only two lanes
-  /// meet in a bank.
+  /// Sums up dS and P of the tile's queries in piece `held`. A lane has half of a row's keys, and of two lanes with the
+  /// same row one adds dS while the other one adds P: so 32 lanes meet 32 banks.
   __device__ __forceinline__ void sum_radial_rows(int held) const {
     const int row = place.lane / 16 * 8 + place.lane % 8;
     const std::byte* piece =
@@ -160,19 +160,22 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
                                        of_gradients.w};
     const std::uint32_t weights[] = {of_weights.x, of_weights.y, of_weights.z, of_weights.w};
     const std::uint32_t places[] = {of_places.x, of_places.y, of_places.z, of_places.w};
-    const std::uint32_t sums = shared_address(region(warp) + layout::late_sums) +
-                               static_cast<std::uint32_t>(128 * length + 8 * row);
+    const bool swaps = (place.lane & 8) != 0;
+    const std::uint32_t first =
+        shared_address(region(warp) + layout::late_sums) +
+        static_cast<std::uint32_t>(128 * length + 8 * row + (swaps ? 4 : 0));
+    const std::uint32_t second = swaps ? first - 4 : first + 4;
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       const float2 ds = unpack<half>(gradients[word]);
       const float2 p = unpack<T>(weights[word]);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const std::uint32_t sum = place_of<1>(sums, places[word], c);
-        add_in_shared(sum, gradient_points_of(c == 0 ? ds.x : ds.y));
+        const int gradient = gradient_points_of(c == 0 ? ds.x : ds.y);
         // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
-        add_in_shared(sum + 4,
-                      __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base)));
+        const int weight = __float_as_int(fmaf(c == 0 ? p.x : p.y, weight_points, weight_base));
+        add_in_shared(place_of<1>(first, places[word], c), swaps ? weight : gradient);
+        add_in_shared(place_of<1>(second, places[word], c), swaps ? gradient : weight);
       }
     }
   }
