@@ -129,6 +129,9 @@ struct contextual_window_layout {
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
   static constexpr int magnitudes = 0;                    // uint32 [tiles]
+  /// Of the warp that plans short windows: which of its lanes are free, uint8 [32], and which windows come next, int2.
+  static constexpr int free_lanes = 16;
+  static constexpr int next_windows = free_lanes + 32;
   static constexpr int deltas = 64;                       // float [tiles][16]
   static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
   static constexpr int plans = radius + 4 * 16 * tiles;   // of turns: int4 [tiles],

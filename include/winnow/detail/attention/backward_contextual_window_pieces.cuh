@@ -109,7 +109,9 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
                                                  const std::uint32_t (&code)[2],
                                                  std::byte* target) const {
     target += place.g * layout::cell_bytes;
-#pragma unroll
+    // One copy of this code where instructions are short of room.
+    constexpr int axes_at_once = !Radial && !Long ? 1 : layout::cell_axes;
+#pragma unroll axes_at_once
     for (int axis = 0; axis < layout::cell_axes; ++axis) {
       std::uint32_t product[2][row_words];
       multiply_axis(left, which, axis, product);

@@ -194,9 +194,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       }
     }
   }
-  __device__ __forceinline__ void add_rows(int which, int block, float by,
+  /// \param target one table's part; null: not wanted
+  __device__ __forceinline__ void add_rows(float* target, int block, float by,
                                            const float (&product)[2][4]) const {
-    float* target = part_of(which);
     if (target == nullptr) return;
     const bool by_cell = linear(block / axis_blocks);
     const int between = rows_between(by_cell) * part_width;
@@ -231,7 +231,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
         multiply_part(which, from + first_block(which), used[which], right[which], product[which]);
 #pragma unroll
       for (int which = First; which < End; ++which)
-        add_rows(which, from + first_block(which), by[which], product[which]);
+        add_rows(part_of(which), from + first_block(which), by[which], product[which]);
     }
 #pragma unroll
     for (int which = First; which < End; ++which) {
@@ -239,20 +239,19 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       if (block >= blocks) continue;
       float product[2][4];
       multiply_part(which, block, used[which], right[which], product);
-      add_rows(which, block, by[which], product);
+      add_rows(part_of(which), block, by[which], product);
     }
   }
 
   /// The same of short windows, by a warp for each table: its right factors are loaded once, and three blocks of
   /// an axis do not wait for each other either.
-  template <class Release>
-  __device__ __forceinline__ void add_to_part(int used, float lower, const Release& release) const {
+  __device__ __forceinline__ void add_to_part(int used, float lower,
+                                              const part_factors& right) const {
     static_assert(part_warps == 3 || layout::tiles != 4);
     const int which = warp;
+    float* const target = part_of(which);
+    if (target == nullptr) return;
     const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
-    part_factors right;
-    load_part_factors(which, used, right);
-    release();
 #pragma unroll 1
     for (int block = 0; block < blocks; block += axis_blocks) {
       float product[axis_blocks][2][4];
@@ -260,10 +259,22 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       for (int i = 0; i < axis_blocks; ++i)
         multiply_part(which, block + i, used, right, product[i]);
 #pragma unroll
-      for (int i = 0; i < axis_blocks; ++i) add_rows(which, block + i, by, product[i]);
+      for (int i = 0; i < axis_blocks; ++i) add_rows(target, block + i, by, product[i]);
     }
   }
 
+  /// Adds what a row of a gradient has in this lane's columns, if it is wanted.
+  __device__ __forceinline__ void add_what_is_there(const T* row, bool wanted,
+                                                    float2 (&sum)[2]) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (!wanted || 8 * n >= problem.head_dim) continue;
+      const float2 old =
+          unpack<T>(*reinterpret_cast<const std::uint32_t*>(row + 8 * n + 2 * place.t));
+      sum[n].x += old.x;
+      sum[n].y += old.y;
+    }
+  }
   /// Writes rows of a gradient, sums times `by`, or adds to them; rows in `skip` are left to others.
   __device__ __forceinline__ void store(const row_view& view, const std::int32_t (&tokens)[2],
                                         float by, unsigned skip, const float (&sum)[2][4]) const {
@@ -273,37 +284,32 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     for (int i = 0; i < 2; ++i) {
       const bool wanted = tokens[i] >= 0 && (skip >> (place.g + 8 * i) & 1u) == 0;
       T* target = gradient_row<T>(view, max(tokens[i], 0), head);
-      if (problem.accumulate) {
-        if (!wanted) continue;
+      float2 own[2];
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
-          if (8 * n < problem.head_dim)
-#pragma unroll
-            for (int c = 0; c < 2; ++c)
-              store_gradient(target + 8 * n + 2 * place.t + c, sum[n][2 * i + c] * by, true);
-        continue;
-      }
+      for (int n = 0; n < 2; ++n) own[n] = {sum[n][2 * i] * by, sum[n][2 * i + 1] * by};
+      if (problem.accumulate) add_what_is_there(target, wanted, own);
       // Neighbouring lanes swap, so that each has four columns.
-      const std::uint32_t first = pack<T>(sum[0][2 * i] * by, sum[0][2 * i + 1] * by);
-      const std::uint32_t second = pack<T>(sum[1][2 * i] * by, sum[1][2 * i + 1] * by);
+      const std::uint32_t first = pack<T>(own[0].x, own[0].y);
+      const std::uint32_t second = pack<T>(own[1].x, own[1].y);
       const std::uint32_t other = __shfl_xor_sync(all_lanes, odd ? first : second, 1);
       const int column = (odd ? 8 : 0) + place.t / 2 * 4;
       if (wanted && column < problem.head_dim)
         *reinterpret_cast<uint2*>(target + column) = {odd ? other : first, odd ? second : other};
     }
   }
-  /// The tile's rows whose sums are not finite, as bits.
-  __device__ __forceinline__ unsigned broken_rows(const float (&first)[2][4],
-                                                  const float (&second)[2][4],
-                                                  const std::int32_t (&tokens)[2]) const {
+  /// The tile's rows of which one of some sums is not finite, as bits.
+  template <class... Sums>
+  __device__ __forceinline__ unsigned broken_rows(const std::int32_t (&tokens)[2],
+                                                  const Sums&... sums) const {
     bool broken[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float probe = 0.0f;  // becomes NaN with any NaN or infinity
+      const auto look_at = [&](const float (&sum)[2][4]) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
-        probe += (first[n][2 * i] + first[n][2 * i + 1]) * 0.0f +
-                 (second[n][2 * i] + second[n][2 * i + 1]) * 0.0f;
+        for (int n = 0; n < 2; ++n) probe += (sum[n][2 * i] + sum[n][2 * i + 1]) * 0.0f;
+      };
+      (look_at(sums), ...);
       broken[i] = !(probe == 0.0f) && tokens[i] >= 0;
     }
     if (!__any_sync(all_lanes, broken[0] || broken[1])) return 0;
@@ -311,10 +317,17 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const unsigned lanes = __ballot_sync(all_lanes, broken[i]);
+#pragma unroll 1
       for (int g = 0; g < 8; ++g)
         if ((lanes >> (4 * g) & 0xfu) != 0) rows |= 1u << (g + 8 * i);
     }
     return rows;
+  }
+  template <backward_side Side, class Tile>
+  __device__ __forceinline__ void differentiate_again(const Tile& tile, unsigned rows) const {
+    for (; rows != 0; rows &= rows - 1)
+      differentiate_row<T, Side>(whole, group, head,
+                                 slot_at(tile, __ffs(static_cast<int>(rows)) - 1), {});
   }
 
   /// Gradients of a tile's queries. Rows that are not finite are computed again.
@@ -322,22 +335,31 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <class Tile>
   __device__ __forceinline__ void store_queries(const Tile& tile, const tile_tokens& rows, float by,
                                                 const float (&dq)[2][4]) const {
-    const unsigned broken = broken_rows(dq, dq, rows.token);
+    const unsigned broken = broken_rows(rows.token, dq);
     store(problem.grad_q, rows.token, by, broken, dq);
-    for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::query>(
-          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
+    differentiate_again<backward_side::query>(tile, broken);
   }
   template <class Tile>
   __device__ __forceinline__ void store_keys(const Tile& tile, const tile_tokens& rows,
                                              float by_key, float by_value, const float (&dk)[2][4],
                                              const float (&dv)[2][4]) const {
-    const unsigned broken = broken_rows(dk, dv, rows.token);
+    const unsigned broken = broken_rows(rows.token, dk, dv);
     store(problem.grad_k, rows.token, by_key, broken, dk);
     store(problem.grad_v, rows.token, by_value, broken, dv);
-    for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::key>(
-          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
+    differentiate_again<backward_side::key>(tile, broken);
+  }
+  /// The same where a tile's queries are its keys.
+  template <class Tile>
+  __device__ __forceinline__ void store_tile(const Tile& tile, const tile_tokens& rows,
+                                             float by_query, float by_key, float by_value,
+                                             const float (&dq)[2][4], const float (&dk)[2][4],
+                                             const float (&dv)[2][4]) const {
+    const unsigned broken = broken_rows(rows.token, dq, dk, dv);
+    store(problem.grad_q, rows.token, by_query, broken, dq);
+    store(problem.grad_k, rows.token, by_key, broken, dk);
+    store(problem.grad_v, rows.token, by_value, broken, dv);
+    differentiate_again<backward_side::query>(tile, broken);
+    differentiate_again<backward_side::key>(tile, broken);
   }
 };
 

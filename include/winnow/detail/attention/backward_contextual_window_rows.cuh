@@ -103,16 +103,25 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::radial_sums);
     for (int i = from * vectors + place.lane; i < to * vectors; i += 32) sums[i] = {0, 0, 0, 0};
   }
-  /// What queries need that does not come with their rows.
-  __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+  /// LSE of rows g and g + 8; infinity where there is none.
+  __device__ __forceinline__ void load_lse(const tile_tokens& rows, float (&lse)[2]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      state.lse[i] = INFINITY;
+      lse[i] = INFINITY;
       if (rows.token[i] >= 0)
-        state.lse[i] =
+        lse[i] =
             problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
-      state.single[i] = rows.window[i] >> 16 == 1;
     }
+  }
+  /// What queries need that does not come with their rows.
+  __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+    load_lse(rows, state.lse);
+    mark_queries(rows, state);
+  }
+  /// The same but for LSE.
+  __device__ __forceinline__ void mark_queries(const tile_tokens& rows, query_state& state) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) state.single[i] = rows.window[i] >> 16 == 1;
     if constexpr (Long) {
       clear_radial_sums(0, 2);
       mark_cells(rows.code, state.hot);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Which short windows a block of backward_contextual_window.cuh has: neighbouring slots that cost all blocks of
+/// Which short windows a block of backward_contextual_window.cuh has: neighbouring ones that cost all blocks of
 /// a head the same, as scans are dense in places.
 ///
-/// A token costs its share of its window's price. A kernel before the others sums prices up over 1,024 ranges of
-/// neighbouring slots, a warp a range. Then a block finds its first slot and its last one: two of its warps look
-/// for the range in which the sum of prices reaches the block's share, and then for the slot.
+/// A kernel before the others sums prices up over 1,024 ranges of neighbouring windows, a warp a range. Then a block
+/// finds its first window and its last one: two of its warps look for the range in which the sum of prices reaches
+/// the block's share, and then for the window.
 ///
 /// Bound by latency: three loads, one behind the other.
 #pragma once
@@ -17,38 +17,33 @@
 
 namespace winnow::detail {
 
-/// Slots of a range whose prices are summed up.
-__device__ __forceinline__ int slots_of_priced_range(int assigned) {
-  return max(divide_up(divide_up(assigned, contextual_priced_ranges), 32) * 32, 32);
+/// Windows of a range whose prices are summed up.
+__device__ __forceinline__ int windows_of_priced_range(int windows) {
+  return max(divide_up(divide_up(windows, contextual_priced_ranges), 32) * 32, 32);
 }
-/// A token's share of what its short window takes: instructions of a warp.
+/// What a short window takes: instructions of a warp.
 template <bool Radial>
-__device__ __forceinline__ std::uint32_t price_of_token(const int2& window) {
-  const int length = window.y - window.x;
+__device__ __forceinline__ std::uint32_t price_of_window(int length) {
   const int tiles_of_window = (length + 15) / 16;
   if (length > contextual_short_capacity) return 4;
   if (!Radial && length == 1) return 3;
-  if (tiles_of_window == 1) return Radial ? 59 : 43;
-  const int price = tiles_of_window == 2   ? (Radial ? 1860 : 1200)
-                    : tiles_of_window == 3 ? (Radial ? 3800 : 2800)
-                                           : (Radial ? 4840 : 3500);
-  return static_cast<std::uint32_t>(
-      __fdividef(static_cast<float>(price), static_cast<float>(length)));
+  if (tiles_of_window <= 1) return (Radial ? 59 : 43) * length;
+  return tiles_of_window == 2   ? (Radial ? 1860 : 1200)
+         : tiles_of_window == 3 ? (Radial ? 3800 : 2800)
+                                : (Radial ? 4840 : 3500);
 }
-/// Of one warp: loads `Count` times 32 slots at a time.
+/// Of one warp: loads `Count` times 32 windows at a time.
 template <bool Radial, int Count>
 __device__ __forceinline__ void load_prices(const group_problem& group, int first, int end,
                                             std::uint32_t (&prices)[Count]) {
-  const int2* bounds = reinterpret_cast<const int2*>(group.bounds);
-  int2 windows[Count];
+  int lengths[Count];
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
-    const int slot = first + 32 * i + lane_id();
-    windows[i] = slot < end ? bounds[slot] : int2{0, 0};
+    const int window = first + 32 * i + lane_id();
+    lengths[i] = window < end ? group.offsets[window + 1] - group.offsets[window] : 0;
   }
 #pragma unroll
-  for (int i = 0; i < Count; ++i)
-    prices[i] = windows[i].y > 0 ? price_of_token<Radial>(windows[i]) : 0;
+  for (int i = 0; i < Count; ++i) prices[i] = price_of_window<Radial>(lengths[i]);
 }
 
 inline constexpr int pricing_threads = 256;
@@ -64,14 +59,15 @@ __global__ void __launch_bounds__(pricing_threads)
   const int index = block / pricing_blocks_of_group;
   const int range = block % pricing_blocks_of_group * (pricing_threads / 32) + warp_id();
   const group_problem& group = problem.groups[index].problem;
-  const int assigned = group.counts->assigned;
-  const int size = slots_of_priced_range(assigned);
-  const int first = static_cast<int>(min(std::int64_t{range} * size, std::int64_t{assigned}));
-  const int end = static_cast<int>(min(std::int64_t{first} + size, std::int64_t{assigned}));
+  const int windows = group.counts->windows;
+  const int size = windows_of_priced_range(windows);
+  const int first = static_cast<int>(min(std::int64_t{range} * size, std::int64_t{windows}));
+  const int end = static_cast<int>(min(std::int64_t{first} + size, std::int64_t{windows}));
   std::uint32_t sum = 0;
-  for (int slot = first; slot < end; slot += 32 * 12) {
-    std::uint32_t prices[12];
-    load_prices<Radial>(group, slot, end, prices);
+  constexpr int at_once = 4;
+  for (int window = first; window < end; window += 32 * at_once) {
+    std::uint32_t prices[at_once];
+    load_prices<Radial>(group, window, end, prices);
     for (const std::uint32_t price : prices) sum += price;
   }
   sum = __reduce_add_sync(all_lanes, sum);
@@ -82,16 +78,13 @@ template <class T, bool Radial, bool Long>
 struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
   using base = contextual_window_packing<T, Radial, Long>;
   using base::all_lanes;
-  using base::assigned;
-  using base::bounds;
   using base::group;
   using base::group_index;
-  using base::part;
   using base::place;
   using base::problem;
 
-  /// The slot before which prices add up to `number` shares of `shares`, by one warp.
-  [[nodiscard]] __device__ __forceinline__ int begin_of_share(int number, int shares) const {
+  /// The window before which prices add up to `number` shares of `shares`, by one warp.
+  [[nodiscard]] __device__ __forceinline__ int find_share(int number, int shares) const {
     constexpr int own_ranges = contextual_priced_ranges / 32;
     const auto* prices = reinterpret_cast<const uint4*>(
         problem.prices + group_index * contextual_priced_ranges + place.lane * own_ranges);
@@ -125,12 +118,13 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
     }
     range = __shfl_sync(all_lanes, range, lane) + lane * own_ranges;
     const std::uint64_t left = wanted - __shfl_sync(all_lanes, before_range, lane);
-    const int size = slots_of_priced_range(assigned);
-    int slot = static_cast<int>(min(std::int64_t{range} * size, std::int64_t{assigned}));
-    const int end = static_cast<int>(min(std::int64_t{slot} + size, std::int64_t{assigned}));
+    const int windows = group.counts->windows;
+    const int size = windows_of_priced_range(windows);
+    int window = static_cast<int>(min(std::int64_t{range} * size, std::int64_t{windows}));
+    const int end = static_cast<int>(min(std::int64_t{window} + size, std::int64_t{windows}));
     std::uint32_t sum = 0;
-    constexpr int at_once = 10;
-    for (int first = slot; first < end; first += 32 * at_once) {
+    constexpr int at_once = 3;
+    for (int first = window; first < end; first += 32 * at_once) {
       std::uint32_t own_prices[at_once];
       load_prices<Radial>(group, first, end, own_prices);
       std::uint32_t sums[at_once];
@@ -139,19 +133,11 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
         const bool is_before = first + 32 * i + place.lane < end && sum + sums[i] <= left;
-        slot += __popc(__ballot_sync(all_lanes, is_before));
+        window += __popc(__ballot_sync(all_lanes, is_before));
         sum += __shfl_sync(all_lanes, sums[i], 31);
       }
     }
-    return slot;
-  }
-  /// The first slot of a window that starts in the block's share, and behind the last one. By one warp.
-  /// \param side 0: the first; 1: behind the last
-  [[nodiscard]] __device__ __forceinline__ int find_share(int side, int shares) const {
-    const int slot = begin_of_share(part + side, shares);
-    if (side == 1 || slot >= assigned) return slot;
-    const int2 window = bounds[slot];
-    return window.x < slot ? window.y : slot;
+    return window;
   }
 };
 

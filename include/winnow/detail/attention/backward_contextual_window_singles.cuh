@@ -26,7 +26,6 @@ template <class T, bool Radial, bool Long>
 struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
   using base = contextual_window_rows<T, Radial, Long>;
   using base::all_lanes;
-  using base::bounds;
   using base::group;
   using base::head;
   using base::length;
@@ -63,15 +62,15 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (problem.accumulate) {
-        if (problem.grad_v.data == nullptr || half * width >= problem.head_dim) continue;
-        T* target = gradient_row<T>(problem.grad_v, token, head) + half * width;
-        const std::uint32_t pairs[] = {grad[half].x, grad[half].y, grad[half].z, grad[half].w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const float2 more = unpack<T>(pairs[w]);
-          store_gradient(target + 2 * w, more.x, true);
-          store_gradient(target + 2 * w + 1, more.y, true);
-        }
+        if (problem.grad_v.data == nullptr) continue;
+        const uint4 old = load_half(problem.grad_v, token, half);
+        const auto sum = [](std::uint32_t x, std::uint32_t y) {
+          const float2 first = unpack<T>(x), second = unpack<T>(y);
+          return pack<T>(first.x + second.x, first.y + second.y);
+        };
+        store_half(problem.grad_v, token, half,
+                   {sum(old.x, grad[half].x), sum(old.y, grad[half].y), sum(old.z, grad[half].z),
+                    sum(old.w, grad[half].w)});
         continue;
       }
       store_half(problem.grad_q, token, half, {0, 0, 0, 0});
@@ -138,33 +137,48 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
       }
     }
   }
-  /// Slots that a warp looks at, at a time.
-  static constexpr int seen_at_once = 12;
-  static constexpr int lists = layout::regions + 1024;  // int32 [tiles][32 · seen_at_once]
-  static_assert(4 * tiles * sums_of_warp <= 1024);
-  static_assert(lists + 4 * tiles * 32 * seen_at_once <= layout::bytes);
+  /// Half of the lanes sum up half of the columns, and so on: in the end lanes 2d and 2d + 1 have column d.
+  template <int Columns>
+  __device__ __forceinline__ void fold(float (&sums)[part_width]) const {
+    const bool upper = (place.lane & 2 * Columns) != 0;
+#pragma unroll
+    for (int d = 0; d < Columns; ++d) {
+      const float other =
+          __shfl_xor_sync(all_lanes, upper ? sums[d] : sums[d + Columns], 2 * Columns);
+      sums[d] = (upper ? sums[d + Columns] : sums[d]) + other;
+    }
+    if constexpr (Columns > 1) fold<Columns / 2>(sums);
+  }
+  /// The warp that plans does so meanwhile.
+  static constexpr int single_warps = tiles - 1;
+  /// Windows that a warp looks at, at a time, over 32.
+  static constexpr int seen_at_once = 5;
+  static constexpr int lists = layout::regions + 1024;  // int32 [single_warps][32 · seen_at_once]
+  static_assert(4 * single_warps * sums_of_warp <= 1024);
+  static_assert(lists + 4 * single_warps * 32 * seen_at_once <= layout::bytes);
 
-  /// Windows of one token, of those in slots [from, until) a warp's share. Ends before a barrier that
+  /// Those of windows [from, until) that have one token, a warp's share of them. Ends before a barrier that
   /// `give_singles` waits for.
-  __device__ __forceinline__ void differentiate_singles(int from, int until) const {
+  __device__ __forceinline__ void differentiate_singles(const int2& windows) const {
     float sums[part_width] = {};
     float poison = 0.0f;
-    int* list = at<int>(lists) + warp * 32 * seen_at_once;
     constexpr int step = 32 * seen_at_once;
+    int* list = at<int>(lists) + warp * step;
 #pragma unroll 1
-    for (int first = from + warp * step; first < until; first += tiles * step) {
-      int2 windows[seen_at_once];
+    for (int first = windows.x + warp * step; first < windows.y; first += single_warps * step) {
+      int2 slots[seen_at_once];
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
-        const int slot = first + 32 * i + place.lane;
-        windows[i] = slot < until ? bounds[slot] : int2{0, 0};
+        const int window = first + 32 * i + place.lane;
+        slots[i] =
+            window < windows.y ? int2{group.offsets[window], group.offsets[window + 1]} : int2{0, 0};
       }
       int found = 0;
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
-        const bool single = windows[i].y - windows[i].x == 1;
+        const bool single = slots[i].y - slots[i].x == 1;
         const unsigned lanes = __ballot_sync(all_lanes, single);
-        if (single) list[found + __popc(lanes & ((1u << place.lane) - 1))] = windows[i].x;
+        if (single) list[found + __popc(lanes & ((1u << place.lane) - 1))] = slots[i].x;
         found += __popc(lanes);
       }
       __syncwarp();
@@ -173,14 +187,10 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
         differentiate_listed(list + next, found - next, sums, poison);
       __syncwarp();
     }
+    fold<part_width / 2>(sums);
+    sums[0] += __shfl_xor_sync(all_lanes, sums[0], 1);
     float* target = at<float>(layout::regions) + warp * sums_of_warp;
-#pragma unroll
-    for (int d = 0; d < part_width; ++d) {
-      float sum = sums[d];
-#pragma unroll
-      for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(all_lanes, sum, lanes);
-      if (place.lane == 0) target[d] = sum;
-    }
+    target[place.lane / 2] = sums[0];
     if (place.lane == 0) target[part_width] = poison;
   }
   /// Begins the block's parts, which are empty, with what windows of one token add.
@@ -191,7 +201,7 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     const float* sums = at<float>(layout::regions);
     float of_weights = 0.0f, poison = 0.0f;
 #pragma unroll
-    for (int w = 0; w < tiles; ++w) {
+    for (int w = 0; w < single_warps; ++w) {
       of_weights += sums[w * sums_of_warp + d];
       poison += sums[w * sums_of_warp + part_width];
     }
