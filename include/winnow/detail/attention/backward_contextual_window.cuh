@@ -263,7 +263,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     admit_successor();
     auto* share = at<int>(layout::deltas);
     if (warp < 2) {
-      const int window = find_share(warp, problem.short_parts);
+      const int window = find_share(part + warp, problem.short_parts);
       if (place.lane == 0) share[warp] = window;
     }
     __syncthreads();
