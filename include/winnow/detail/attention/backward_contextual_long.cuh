@@ -114,13 +114,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   /// The pieces of steps [from, to) as queries: each tile of queries begins with other keys, so that all keys have
   /// work.
   __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows, int from,
-                                              int to, float lower, query_state& state,
-                                              query_sums& sums) const {
+                                              int to, query_state& state, query_sums& sums) const {
     const auto wrap = [&](int tile) { return tile < now.width ? tile : tile - now.width; };
     int j = wrap(wrap(warp + from));
 #pragma unroll 1
     for (int held = 0; held < to - from; ++held) {
-      differentiate_piece(now, rows, j, held, lower, state, sums);
+      differentiate_piece(now, rows, j, held, state, sums);
       j = wrap(j + 1);
     }
   }
@@ -222,7 +221,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
 #pragma unroll 1
     for (int from = 0; from < now.width; from += step) {
       const int to = min(from + step, now.width);
-      if (warp < now.used) take_pieces(now, rows, from, to, scale.down, state, of_queries);
+      if (warp < now.used) take_pieces(now, rows, from, to, state, of_queries);
       meet();
       if (warp < now.width) answer_pieces(now, from, to, of_keys);
       meet();
@@ -264,6 +263,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     {
       const cursor next = share_of_block();
       begin_block();
+      base::await_tables();
       if (warp == planner) {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
         __syncwarp();

@@ -63,6 +63,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::add_table_term;
   using base::add_to_part;
   using base::await_rows;
+  using base::await_tables;
   using base::await_values;
   using base::begin_block;
   using base::begin_keys;
@@ -211,8 +212,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       clear_queries(sums);
       const int last = now.base + now.width - 1;
 #pragma unroll 1
-      for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j, scale.down, state, sums);
+      for (int j = now.base; j <= last; ++j) differentiate_piece(now, rows, j, j, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);
@@ -266,6 +266,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       const int window = find_share(part + warp, problem.short_parts);
       if (place.lane == 0) share[warp] = window;
     }
+    await_tables();
     __syncthreads();
     const int2 windows = *reinterpret_cast<const int2*>(share);
     if (warp == planner) {

@@ -63,8 +63,7 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
                                              int2& waits) const {
     const unsigned lower_lanes = (1u << place.lane) - 1;
     const int count = bounds_of_window.y - bounds_of_window.x;
-    const bool is_short =
-        count > (takes_singles_out ? 1 : 0) && count <= contextual_short_capacity;
+    const bool is_short = count > (takes_singles_out ? 1 : 0) && count <= contextual_short_capacity;
     const unsigned found = __ballot_sync(all_lanes, is_short);
     const unsigned free = __ballot_sync(all_lanes, waits.y == 0);
     // Free lanes say which they are, one behind the other, and windows take the lane of the same number.
@@ -114,7 +113,9 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
     constexpr int nowhere = 16 * tiles;
     int first_row = nowhere;
     int used = 0, widest = 0;
-    int4 tile = {0, 0, 0, 0};  // what this lane writes down: rows, the first tile with keys, how many there are
+    int4 tile = {
+        0, 0, 0,
+        0};  // what this lane writes down: rows, the first tile with keys, how many there are
     // Takes the largest window of fewer than `room` / one_row rows, which begin with `row`. \return its size; 0: none
     const auto take = [&](unsigned room, int row) {
       const unsigned own = size < room ? size : 0;
@@ -163,9 +164,8 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
     const unsigned until_lane = 0xffffffffu >> (31 - place.lane);
     const int last_of_low = 31 - __clz(static_cast<int>(low | 1u));
     const int of_low = 31 - __clz(static_cast<int>(low & until_lane | 1u));
-    const int of_high = (high & until_lane) != 0
-                            ? 63 - __clz(static_cast<int>(high & until_lane))
-                            : last_of_low;
+    const int of_high =
+        (high & until_lane) != 0 ? 63 - __clz(static_cast<int>(high & until_lane)) : last_of_low;
     const int slot_low = slots[of_low] + place.lane;
     const int slot_high = slots[of_high] + place.lane + 32;
     __syncwarp();

@@ -284,8 +284,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 
   /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int held, float lower,
-                                                      query_state& state, query_sums& sums) const {
+                                                      int j, int held, query_state& state,
+                                                      query_sums& sums) const {
     const std::byte* other = region(j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
@@ -404,8 +404,6 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         }
         const bool lies_here = static_cast<std::int16_t>(rows.window[i]) >= 16 * (now.width - 1);
         const float delta = __fdividef(sum, weights);
-        if (lies_here && rows.token[i] >= 0 && place.t == 0)
-          problem.delta[head * problem.max_tokens + slot_at(now, place.g + 8 * i)] = delta * lower;
         // A row that is alone has dP = delta, whatever the rounding says.
         if (state.single[i]) unit = 0.0f;
         if (lies_here) state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;

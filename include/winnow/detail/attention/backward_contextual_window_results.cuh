@@ -305,7 +305,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float probe = 0.0f;  // becomes NaN with any NaN or infinity
-      const auto look_at = [&](const float (&sum)[2][4]) {
+      const auto look_at = [&](const float(&sum)[2][4]) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) probe += (sum[n][2 * i] + sum[n][2 * i + 1]) * 0.0f;
       };
@@ -358,8 +358,10 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     store(problem.grad_q, rows.token, by_query, broken, dq);
     store(problem.grad_k, rows.token, by_key, broken, dk);
     store(problem.grad_v, rows.token, by_value, broken, dv);
-    differentiate_again<backward_side::query>(tile, broken);
-    differentiate_again<backward_side::key>(tile, broken);
+#pragma unroll 1
+    for (unsigned left = broken; left != 0; left &= left - 1)
+      differentiate_whole_row<T>(whole, group, head,
+                                 slot_at(tile, __ffs(static_cast<int>(left)) - 1));
   }
 };
 

@@ -79,7 +79,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
       at<float>(layout::deltas)[16 * warp + row] = dot;
-      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
+      if (Long && rows.copied >= 0)
+        problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
 

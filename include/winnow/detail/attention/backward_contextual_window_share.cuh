@@ -83,41 +83,45 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
   using base::place;
   using base::problem;
 
+  /// A value's sum in all lanes up to this one.
+  [[nodiscard]] __device__ __forceinline__ std::uint64_t sum_through(std::uint64_t value) const {
+#pragma unroll 1
+    for (int step = 1; step < 32; step *= 2) {
+      const std::uint64_t below = __shfl_up_sync(all_lanes, value, step);
+      if (place.lane >= step) value += below;
+    }
+    return value;
+  }
+  /// Of lanes where it is so.
+  static __device__ __forceinline__ int last_lane(bool is_so) {
+    return 31 - __clz(static_cast<int>(__ballot_sync(all_lanes, is_so)));
+  }
   /// The window before which prices add up to `number` shares of `shares`, by one warp.
   [[nodiscard]] __device__ __forceinline__ int find_share(int number, int shares) const {
     constexpr int own_ranges = contextual_priced_ranges / 32;
-    const auto* prices = reinterpret_cast<const uint4*>(
-        problem.prices + group_index * contextual_priced_ranges + place.lane * own_ranges);
-    std::uint32_t own[own_ranges];
-    std::uint64_t through = 0;
+    const std::uint32_t* prices = problem.prices + group_index * contextual_priced_ranges;
+    // A lane sums up 32 ranges; then each has one of those among which the share begins.
+    std::uint64_t own = 0;
 #pragma unroll
     for (int i = 0; i < own_ranges / 4; ++i) {
-      const uint4 four = prices[i];
-      own[4 * i] = four.x, own[4 * i + 1] = four.y;
-      own[4 * i + 2] = four.z, own[4 * i + 3] = four.w;
+      const uint4 four = reinterpret_cast<const uint4*>(prices + place.lane * own_ranges)[i];
+      own += (std::uint64_t{four.x} + four.y) + (std::uint64_t{four.z} + four.w);
     }
-#pragma unroll
-    for (const std::uint32_t price : own) through += price;
-    std::uint64_t before = through;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const std::uint64_t below = __shfl_up_sync(all_lanes, through, step);
-      if (place.lane >= step) through += below;
-    }
-    before = through - before;
-    const std::uint64_t all = __shfl_sync(all_lanes, through, 31);
+    // Sums times `shares` and the sum of all times `number` compare without a division.
+    const auto weighted = [&](std::uint64_t price) {
+      return price * static_cast<unsigned>(shares);
+    };
+    std::uint64_t through = sum_through(own);
     const std::uint64_t wanted =
-        all * static_cast<unsigned>(number) / static_cast<unsigned>(shares);
-    const int lane = 31 - __clz(static_cast<int>(__ballot_sync(all_lanes, before <= wanted)));
-    int range = 0;
-    std::uint64_t before_range = before;
-#pragma unroll
-    for (int i = 0; i < own_ranges; ++i) {
-      if (before <= wanted) range = i, before_range = before;
-      before += own[i];
-    }
-    range = __shfl_sync(all_lanes, range, lane) + lane * own_ranges;
-    const std::uint64_t left = wanted - __shfl_sync(all_lanes, before_range, lane);
+        __shfl_sync(all_lanes, through, 31) * static_cast<unsigned>(number);
+    const int lane = last_lane(weighted(through - own) <= wanted);
+    std::uint64_t before = __shfl_sync(all_lanes, through - own, lane);
+    own = prices[lane * own_ranges + place.lane];
+    through = sum_through(own);
+    before += through - own;
+    const int range_of_lane = last_lane(weighted(before) <= wanted);
+    const std::uint64_t left = wanted - weighted(__shfl_sync(all_lanes, before, range_of_lane));
+    const int range = lane * own_ranges + range_of_lane;
     const int windows = group.counts->windows;
     const int size = windows_of_priced_range(windows);
     int window = static_cast<int>(min(std::int64_t{range} * size, std::int64_t{windows}));
@@ -132,7 +136,7 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
       for (int i = 0; i < at_once; ++i) sums[i] = warp_inclusive_sum(own_prices[i]);
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
-        const bool is_before = first + 32 * i + place.lane < end && sum + sums[i] <= left;
+        const bool is_before = first + 32 * i + place.lane < end && weighted(sum + sums[i]) <= left;
         window += __popc(__ballot_sync(all_lanes, is_before));
         sum += __shfl_sync(all_lanes, sums[i], 31);
       }

@@ -10,10 +10,11 @@
 /// the tables' row NaN.
 ///
 /// A warp lists them first: so three loads, one behind the other, serve a lane's two tokens. Bound by their
-/// latency.
+/// latency, and by instructions that come from far, as each block runs this once.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/backward_contextual_window_rows.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
@@ -79,21 +80,19 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     }
   }
 
-  /// Up to 64 windows of one token, by one warp.
-  __device__ __forceinline__ void differentiate_listed(const int* slots, int count,
+  /// Up to 64 windows of one token, by one warp. \param listed their slots and tokens.
+  __device__ __forceinline__ void differentiate_listed(const int2* listed, int count,
                                                        float (&sums)[part_width],
                                                        float& poison) const {
     constexpr int at_once = 2;
+    constexpr unsigned infinite = std::is_same_v<T, half> ? 0x7c00u : 0x7f80u;
     std::int32_t token[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int number = 32 * i + place.lane;
-      token[i] = number < count ? order[slots[number]] : -1;
-    }
     uint4 grad[at_once][2], out[at_once][2];
     float lse[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
+      const int number = 32 * i + place.lane;
+      token[i] = number < count ? listed[number].y : -1;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         grad[i][half] = load_half(problem.grad_out, token[i], half);
@@ -104,36 +103,33 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     }
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
-      float probe = lse[i] * 0.0f;  // becomes NaN with any NaN or infinity
-      float2 x[part_width / 2];
+      unsigned largest = 0;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t of_grad[] = {grad[i][half].x, grad[i][half].y, grad[i][half].z,
-                                         grad[i][half].w};
-        const std::uint32_t of_out[] = {out[i][half].x, out[i][half].y, out[i][half].z,
-                                        out[i][half].w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const float2 o = unpack<T>(of_out[w]);
-          x[4 * half + w] = unpack<T>(of_grad[w]);
-          probe += (o.x + o.y) * 0.0f + (x[4 * half + w].x + x[4 * half + w].y) * 0.0f;
-        }
-      }
-      const bool finite = probe == 0.0f;
+      for (int half = 0; half < 2; ++half)
+        for (const uint4& bits : {grad[i][half], out[i][half]})
+          for (const unsigned pair : {bits.x, bits.y, bits.z, bits.w})
+            largest = __vmaxu2(largest, pair & 0x7fff7fffu);
+      const bool finite = max(largest & 0xffffu, largest >> 16) < infinite && lse[i] * 0.0f == 0.0f;
       if (token[i] >= 0 && finite) {
 #pragma unroll
-        for (int w = 0; w < part_width / 2; ++w) {
-          sums[2 * w] += x[w].x;
-          sums[2 * w + 1] += x[w].y;
+        for (int half = 0; half < 2; ++half) {
+          const unsigned pairs[] = {grad[i][half].x, grad[i][half].y, grad[i][half].z,
+                                    grad[i][half].w};
+#pragma unroll
+          for (int w = 0; w < 4; ++w) {
+            const float2 x = unpack<T>(pairs[w]);
+            sums[8 * half + 2 * w] += x.x;
+            sums[8 * half + 2 * w + 1] += x.y;
+          }
         }
         store_single(token[i], grad[i]);
       }
       unsigned broken = __ballot_sync(all_lanes, token[i] >= 0 && !finite);
       if (broken != 0) poison = NAN;
+#pragma unroll 1
       for (; broken != 0; broken &= broken - 1) {
-        const int slot = slots[32 * i + __ffs(static_cast<int>(broken)) - 1];
-        differentiate_row<T, backward_side::query>(whole, group, head, slot, {});
-        differentiate_row<T, backward_side::key>(whole, group, head, slot, {});
+        const int slot = listed[32 * i + __ffs(static_cast<int>(broken)) - 1].x;
+        differentiate_whole_row<T>(whole, group, head, slot);
       }
     }
   }
@@ -153,9 +149,9 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
   static constexpr int single_warps = tiles - 1;
   /// Windows that a warp looks at, at a time, over 32.
   static constexpr int seen_at_once = 5;
-  static constexpr int lists = layout::regions + 1024;  // int32 [single_warps][32 · seen_at_once]
+  static constexpr int lists = layout::regions + 1024;  // int2 [single_warps][32 · seen_at_once]
   static_assert(4 * single_warps * sums_of_warp <= 1024);
-  static_assert(lists + 4 * single_warps * 32 * seen_at_once <= layout::bytes);
+  static_assert(lists + 8 * single_warps * 32 * seen_at_once <= layout::bytes);
 
   /// Those of windows [from, until) that have one token, a warp's share of them. Ends before a barrier that
   /// `give_singles` waits for.
@@ -163,22 +159,24 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     float sums[part_width] = {};
     float poison = 0.0f;
     constexpr int step = 32 * seen_at_once;
-    int* list = at<int>(lists) + warp * step;
+    int2* list = at<int2>(lists) + warp * step;
 #pragma unroll 1
     for (int first = windows.x + warp * step; first < windows.y; first += single_warps * step) {
-      int2 slots[seen_at_once];
+      int2 own[seen_at_once];  // slot and token; none: a negative one
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
         const int window = first + 32 * i + place.lane;
-        slots[i] =
-            window < windows.y ? int2{group.offsets[window], group.offsets[window + 1]} : int2{0, 0};
+        const bool there = window < windows.y;
+        own[i] = {there ? group.offsets[window] : 0, there ? group.offsets[window + 1] : 0};
       }
+#pragma unroll
+      for (int i = 0; i < seen_at_once; ++i)
+        own[i].y = own[i].y - own[i].x == 1 ? order[own[i].x] : -1;
       int found = 0;
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
-        const bool single = slots[i].y - slots[i].x == 1;
-        const unsigned lanes = __ballot_sync(all_lanes, single);
-        if (single) list[found + __popc(lanes & ((1u << place.lane) - 1))] = slots[i].x;
+        const unsigned lanes = __ballot_sync(all_lanes, own[i].y >= 0);
+        if (own[i].y >= 0) list[found + __popc(lanes & ((1u << place.lane) - 1))] = own[i];
         found += __popc(lanes);
       }
       __syncwarp();
