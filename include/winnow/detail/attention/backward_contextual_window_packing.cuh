@@ -83,13 +83,15 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
     waits = waiting[place.lane];
     return 32 - room + min(room, __popc(found));
   }
-  /// Adds the next windows until enough wait. \param windows the first ones.
+  /// Adds the next windows until enough wait: so many that there is a choice, and that they fill a turn, if lanes
+  /// are enough for that. \param windows the first ones.
   __device__ __forceinline__ void await_enough(int2 windows, int2 next, int2 waits) const {
-    constexpr int enough = 20;
+    constexpr int enough = 20, enough_rows = 20 * tiles;
 #pragma unroll 1
     while (true) {
       const int count = add_waiting(windows, next, waits);
-      if (count > enough || next.x >= next.y) break;
+      if (next.x >= next.y || count == 32) break;
+      if (count > enough && __reduce_add_sync(all_lanes, waits.y) >= enough_rows) break;
       windows = load_windows(next);
     }
     if (place.lane == 0) *at<int2>(layout::next_windows) = next;

@@ -26,7 +26,7 @@ template <bool Radial>
 __device__ __forceinline__ std::uint32_t price_of_window(int length) {
   const int tiles_of_window = (length + 15) / 16;
   if (length > contextual_short_capacity) return 4;
-  if (!Radial && length == 1) return 3;
+  if (!Radial && length == 1) return 10;
   if (tiles_of_window <= 1) return (Radial ? 59 : 43) * length;
   return tiles_of_window == 2   ? (Radial ? 1860 : 1200)
          : tiles_of_window == 3 ? (Radial ? 3800 : 2800)
