@@ -121,8 +121,14 @@ struct contextual_window_layout {
   static constexpr int tile_bytes = 16 * row_bytes;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
   static constexpr int cell_axes = Radial ? 2 : 3;
-  /// One-hot cells and products by cell, in half: eight rows in different banks.
-  static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
+  /// Of a token's one-hot cells, or of its products by cell, in half.
+  static constexpr int axes_bytes = cell_axes * tile_cells * 2;
+  /// With the radial axis a long window's keys have all that pieces load in one row: one-hot cells, products, k and
+  /// v. So a piece computes fewer addresses, for which there are no registers.
+  static constexpr bool keys_together = Radial && Long;
+  /// From row to row: eight rows lie in different banks.
+  static constexpr int cell_bytes =
+      keys_together ? 2 * axes_bytes + 2 * row_bytes + 16 : axes_bytes + (Radial ? 16 : 0);
   static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
   static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
   static constexpr int radial_stride = tile_rows + 2;        ///< int32
@@ -146,7 +152,8 @@ struct contextual_window_layout {
   static constexpr int probes = next_window + 48;
   static constexpr int tables = waiting + (Long ? 64 : 0) + 8 * 32;  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
-  static constexpr int regions = rows + 3 * tiles * tile_bytes;      // of each tile:
+  static constexpr int regions =  // of each tile:
+      rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
 
   static constexpr int cells_bytes = 16 * cell_bytes;
   static constexpr int piece_bytes = 512;
@@ -160,18 +167,26 @@ struct contextual_window_layout {
   static constexpr int query_bytes =
       pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes + radial_bytes / 3 * 2;
 
-  static constexpr int values = Long ? query_bytes + radial_bytes / 3 : 0;  // T [16]: v
-  static constexpr int hot = values + tile_bytes;      // half [16][cell_bytes]: one-hot cells
-  static constexpr int key_cells = hot + cells_bytes;  // half [16][cell_bytes]: Gk
-  static constexpr int keys_end = key_cells + cells_bytes;
+  static constexpr int key_rows =  // [16][cell_bytes]: one-hot cells, Gk, k and v
+      keys_together ? query_bytes + radial_bytes / 3 + key_radial_bytes : 0;
+  static constexpr int k = key_rows + 2 * axes_bytes;
+  static constexpr int values =  // T [16]: v
+      keys_together ? k + row_bytes : Long ? query_bytes : 0;
+  static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
+      keys_together ? key_rows : values + tile_bytes;
+  static constexpr int key_cells =  // half [16][cell_bytes]: Gk
+      keys_together ? key_rows + axes_bytes : hot + cells_bytes;
+  static constexpr int keys_end = keys_together ? key_rows : key_cells + cells_bytes;
   static constexpr int pieces = Long ? 0 : keys_end;  // [held_pieces][dS, P][piece_bytes]
   static constexpr int query_cells = pieces + pieces_bytes;
   static constexpr int value_cells = query_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_radial =  // half2 [16][query_radial_stride]
       value_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_end = query_radial + query_radial_bytes;
-  static constexpr int key_radial = Long ? keys_end : query_end;  // half [16][…]
-  static constexpr int key_end = key_radial + key_radial_bytes;
+  static constexpr int key_radial =  // half [16][…]
+      keys_together ? query_bytes + radial_bytes / 3 : Long ? keys_end : query_end;
+  static constexpr int key_end =
+      keys_together ? key_rows + cells_bytes : key_radial + key_radial_bytes;
   static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
       Long ? query_end : key_end;
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
@@ -190,6 +205,7 @@ struct contextual_window_layout {
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
   static_assert(!Long || 2 * sums_bytes <= query_bytes);
+  static_assert(!keys_together || sums_of_keys + sums_bytes <= key_rows, "k is needed beside sums");
 };
 
 constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {

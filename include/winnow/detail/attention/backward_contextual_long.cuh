@@ -74,6 +74,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::weight_unit;
   using typename base::axis_rows;
   using typename base::cursor;
+  using typename base::key_places;
   using typename base::key_sums;
   using typename base::layout;
   using typename base::packed_cells;
@@ -111,16 +112,24 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   [[nodiscard]] static __device__ __forceinline__ bool in_one_go(const turn& now) {
     return now.width <= layout::held_pieces;
   }
+  /// Keeps the compiler from computing places again for each piece.
+  static __device__ __forceinline__ void keep(key_places& places) {
+    for (std::uint32_t* place_of_key : {&places.right, &places.turned, &places.radius,
+                                        &places.products, &places.sums})
+      *place_of_key = static_cast<std::uint32_t>(in_register(static_cast<int>(*place_of_key)));
+  }
   /// The pieces of steps [from, to) as queries: each tile of queries begins with other keys, so that all keys have
   /// work.
   __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows, int from,
                                               int to, float lower, query_state& state,
                                               query_sums& sums) const {
     const auto wrap = [&](int tile) { return tile < now.width ? tile : tile - now.width; };
+    key_places places = base::places_of_keys();
+    keep(places);
     int j = wrap(wrap(warp + from));
 #pragma unroll 1
     for (int held = 0; held < to - from; ++held) {
-      differentiate_piece(now, rows, j, held, lower, state, sums);
+      differentiate_piece(now, rows, j, held, lower, places, state, sums);
       j = wrap(j + 1);
     }
   }
@@ -176,7 +185,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       radial_units(sums.total, unit);
       take_radial(0, unit, of_gradients);
       const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-      take_radial(1, weight_units, of_weights);
+      base::template take_radial<base::weight_mask>(1, weight_units, of_weights);
       __syncwarp();
       add_table_term(of_gradients, base::of_queries, 2, sums.dq);
       store_sums(of_gradients, 0, 2);

@@ -60,7 +60,7 @@ struct contextual_window_block {
       place.lane % 16 * layout::row_bytes + (place.lane / 16 ^ (place.lane >> 2 & 1)) * 16;
   int right_offset = (place.lane / 16 * 8 + place.lane % 8) * layout::row_bytes +
                      ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-  /// The same of rows of cells, two words at a time.
+  /// The same of rows of cells, two words at a time, and of what lies with them.
   int turned_cells = place.lane % 16 * layout::cell_bytes + place.lane / 16 * 16;
   int right_cells =
       (place.lane / 16 * 8 + place.lane % 8) * layout::cell_bytes + (place.lane >> 3 & 1) * 16;
@@ -92,7 +92,18 @@ struct contextual_window_block {
   }
   /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
-    return memory + layout::rows + (which * tiles + tile) * layout::tile_bytes;
+    if (layout::keys_together && which == keys)
+      return region(tile) + layout::k;
+    const int number = layout::keys_together ? which / 2 : which;
+    return memory + layout::rows + (number * tiles + tile) * layout::tile_bytes;
+  }
+  /// From a tile's rows to the next one's.
+  static __device__ __forceinline__ constexpr int tile_pitch(int which) {
+    return layout::keys_together && which == keys ? layout::region_bytes : layout::tile_bytes;
+  }
+  /// For `ldmatrix` of k.
+  [[nodiscard]] __device__ __forceinline__ int left_of_keys() const {
+    return layout::keys_together ? turned_cells : left_offset;
   }
   /// Everything else of a tile.
   __device__ __forceinline__ std::byte* region(int tile) const {

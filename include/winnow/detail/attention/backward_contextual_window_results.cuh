@@ -28,6 +28,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::head;
   using base::keys;
   using base::largest_sum;
+  using base::left_of_keys;
   using base::left_offset;
   using base::linear;
   using base::of_keys;
@@ -46,6 +47,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::slot_at;
   using base::sums;
   using base::table;
+  using base::tile_pitch;
   using base::tiles;
   using base::warp;
   using base::weight_unit;
@@ -159,14 +161,11 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <int Tiles>
   __device__ __forceinline__ void load_part_factors(int which, int used,
                                                     std::uint32_t (&right)[Tiles][4]) const {
-    const std::byte* rows = rows_of_tile(which == 0   ? queries
-                                         : which == 1 ? grads
-                                                      : keys,
-                                         0) +
-                            left_offset;
+    const int of = which == 0 ? queries : which == 1 ? grads : keys;
+    const std::byte* rows = rows_of_tile(of, 0) + (of == keys ? left_of_keys() : left_offset);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
-      load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
+      load_matrices_transposed(right[tile], rows + tile * tile_pitch(of));
       if (tile > 0)
 #pragma unroll
         for (std::uint32_t& pair : right[tile]) pair = tile < used ? pair : 0;

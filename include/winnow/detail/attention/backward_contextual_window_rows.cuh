@@ -21,6 +21,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::grads;
   using base::head;
   using base::keys;
+  using base::left_of_keys;
   using base::left_offset;
   using base::magnitude_of;
   using base::multiply_axis;
@@ -149,6 +150,11 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void take_rows(const turn& now, const tile_tokens& rows,
                                             const uint4& out, query_state& state) const {
     load_matrices(state.q, rows_of_tile(queries, warp) + left_offset);
+#pragma unroll
+    for (std::uint32_t& pair : state.q) {
+      const float2 x = unpack<T>(pair);
+      pair = pack<T>(x.x * problem.scale, x.y * problem.scale);
+    }
     load_matrices(state.grad_out, rows_of_tile(grads, warp) + left_offset);
     const unsigned magnitude = magnitude_of(state.grad_out);
     if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = magnitude;
@@ -159,7 +165,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void multiply_keys(const std::uint32_t (&code)[2]) const {
     std::byte* own = region(warp);
     std::uint32_t k[4];
-    load_matrices(k, rows_of_tile(keys, warp) + left_offset);
+    load_matrices(k, rows_of_tile(keys, warp) + left_of_keys());
     store_products(k, of_keys, code, own + layout::key_cells);
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];

@@ -267,13 +267,13 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows, const tile_tokens& others,
                                             bool with_queries = true) const {
     if (with_queries) copy(rows_of_tile(queries, warp), problem.q, rows.copied);
-    copy(rows_of_tile(keys, warp), problem.k, others.copied);
+    copy_keys(rows_of_tile(keys, warp), problem.k, others.copied);
     if (with_queries) copy(rows_of_tile(grads, warp), problem.grad_out, rows.copied);
     commit_copies();
   }
   /// And v, whose place may have held sums.
   __device__ __forceinline__ void copy_values(const tile_tokens& others) const {
-    copy(region(warp) + layout::values, problem.v, others.copied);
+    copy_keys(region(warp) + layout::values, problem.v, others.copied);
     commit_copies();
   }
 
@@ -281,10 +281,21 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   __device__ __forceinline__ void copy(std::byte* tile, const row_view& view,
                                        std::int32_t token) const {
     const int row = place.lane / 2;
+    copy_half(tile + row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16, view,
+              token);
+  }
+  __device__ __forceinline__ void copy_keys(std::byte* tile, const row_view& view,
+                                            std::int32_t token) const {
+    if constexpr (layout::keys_together)
+      copy_half(tile + place.lane / 2 * layout::cell_bytes + place.lane % 2 * 16, view, token);
+    else
+      copy(tile, view, token);
+  }
+  __device__ __forceinline__ void copy_half(std::byte* target, const row_view& view,
+                                            std::int32_t token) const {
     const int column = place.lane % 2 * width;
-    const int target = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
     const bool there = token >= 0 && column < problem.head_dim;
-    copy_async(tile + target,
+    copy_async(target,
                row_of<T>(view, std::int64_t{max(token, 0)}, head) + (there ? column : 0), there);
   }
 };
