@@ -81,16 +81,18 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     __syncwarp();
     const bool found = next_queries(next);
     if (place.lane == 0) {
-      *at<int4>(plan_of(number)) = {next.window, found ? next.length : 0, next.tile, 0};
+      const chunks parts = chunks_of(next.length);
+      *at<int4>(plan_of(number)) = {next.window, found ? next.length : 0, next.tile,
+                                    parts.count << 16 | parts.tiles};
       *at<cursor>(layout::next_window) = next;
     }
   }
   /// A chunk of queries with one of keys.
   [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number, int chunk) const {
-    const auto [window, length, first_tile, unused] = *at<int4>(plan_of(number));
+    const auto [window, length, first_tile, of_chunks] = *at<int4>(plan_of(number));
     turn result;
     if (length == 0) return result;
-    const chunks parts = chunks_of(length);
+    const chunks parts{of_chunks >> 16, of_chunks & 0xffff};
     const int end = window + length;
     const int keys_from = window + 16 * parts.tiles * chunk;
     const int queries_from = window + 16 * first_tile;

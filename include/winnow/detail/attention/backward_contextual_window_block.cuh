@@ -109,6 +109,13 @@ struct contextual_window_block {
   __device__ __forceinline__ std::byte* region(int tile) const {
     return memory + layout::regions + tile * layout::region_bytes;
   }
+  /// A row of this head. One pass asks for views whose rows start on 16 bytes and whose steps fit 32 bits in bytes.
+  [[nodiscard]] __device__ __forceinline__ T* row_of_head(const row_view& view, int token) const {
+    const auto step = static_cast<std::int32_t>(view.token_stride) * static_cast<int>(sizeof(T));
+    const T* first = static_cast<const T*>(view.data) + head * view.head_stride;
+    return reinterpret_cast<T*>(
+        const_cast<char*>(reinterpret_cast<const char*>(first) + std::int64_t{step} * token));
+  }
   static constexpr int of_queries = 0, of_keys = 1, of_values = 2;
   __device__ __forceinline__ std::byte* table(int which) const {
     return memory + layout::tables + which * layout::table_bytes;

@@ -33,6 +33,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::problem;
   using base::queries;
   using base::region;
+  using base::row_of_head;
   using base::rows_of_tile;
   using base::slot_at;
   using base::store_cells;
@@ -59,7 +60,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     const int column = place.lane % 2 * width;
     if (!(Long || now.width > 1) || rows.copied < 0 || column >= problem.head_dim)
       return {0, 0, 0, 0};
-    return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
+    return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
   __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,

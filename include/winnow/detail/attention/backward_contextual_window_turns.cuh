@@ -31,6 +31,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::problem;
   using base::queries;
   using base::region;
+  using base::row_of_head;
   using base::rows_of_tile;
   using base::threads;
   using base::tiles;
@@ -296,7 +297,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     const int column = place.lane % 2 * width;
     const bool there = token >= 0 && column < problem.head_dim;
     copy_async(target,
-               row_of<T>(view, std::int64_t{max(token, 0)}, head) + (there ? column : 0), there);
+               row_of_head(view, max(token, 0)) + (there ? column : 0), there);
   }
 };
 
