@@ -299,17 +299,14 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     const std::uint32_t right = of_tile(keys_of_lane.right, j);
     const std::uint32_t turned = of_tile(keys_of_lane.turned, j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
-    float p[2][4], more[2][4], ds[2][4];
-    // Radial look-ups hide a longer chain of products.
-    auto& sides = Radial ? p : more;
+    float p[2][4], sides[2][4], ds[2][4];
     piece_factors factors;
     load_factors(j, right, factors);
     [[maybe_unused]] radial_places places;
-    [[maybe_unused]] float looked_up[2][4];
     if constexpr (Radial) {
-      look_up_radial(rows, j, keys_of_lane, places, looked_up, ds);
+      look_up_radial(rows, j, keys_of_lane, places, sides, ds);
     } else {
-      clear(more);
+      clear(sides);
       clear(ds);
     }
     multiply_16<T>(p[0], state.q, factors.k[0], factors.k[1]);
@@ -380,7 +377,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        p[n][e] = fmaf(p[n][e] + (Radial ? looked_up : more)[n][e], log2_e, state.lse[e / 2]);
+        p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
     // their LSE. The last tile of a short window may have others in its other rows.
     const int last = now.base + now.width - 1;
