@@ -104,10 +104,8 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     result.first_key = keys_from + 16 * warp;
     result.key_count = min(max(end - result.first_key, 0), warp < result.width ? 16 : 0);
     result.chunk = chunk;
-    result.first_of_queries = chunk == 0;
-    result.last_of_queries = chunk == parts.count - 1;
-    result.first_of_keys = first_tile == 0;
-    result.last_of_keys = queries_from + 16 * parts.tiles >= end;
+    result.ends = (chunk == 0 ? 1 : 0) | (chunk == parts.count - 1 ? 2 : 0) |
+                  (first_tile == 0 ? 4 : 0) | (queries_from + 16 * parts.tiles >= end ? 8 : 0);
     return result;
   }
   /// Are a turn's keys its queries?
@@ -128,7 +126,7 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
           copy_async_if<4>(true, target + 8 * 16 * tiles, group.radius + slot, true);
       }
     };
-    if (next.first_of_queries) copy(0, next.first - 16 * warp, next.used);
+    if (next.first_of_queries()) copy(0, next.first - 16 * warp, next.used);
     if (!meets_itself(next)) copy(1, next.first_key - 16 * warp, next.width);
     commit_copies();
   }

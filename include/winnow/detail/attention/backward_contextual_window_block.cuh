@@ -33,6 +33,8 @@ struct contextual_window_block {
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;
   static constexpr int weight_mask = 0xffffff;
+  /// In 16 bits: sums are at most 2^15, about.
+  static constexpr float short_weight_points = 0x1p5f;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;
@@ -131,10 +133,10 @@ struct contextual_window_block {
   // --- Tables ----------------------------------------------------------------------------------
 
   /// Table row of `place_of` an axis in shared memory: linear axes in the order of row_shift, and
-  /// backwards in Tq and Tv, so that cells ascend with rows.
+  /// backwards in Tq and Tv, so that cells ascend with rows. The radial axis has that order in long windows.
   [[nodiscard]] __device__ __forceinline__ int row_at(int which, int axis, int place_of) const {
-    if (!linear(axis)) return place_of;
     const int row = (place_of & ~7) + spread(place_of & 7);
+    if (!linear(axis)) return layout::by_radial_row ? row : place_of;
     return which == of_keys ? row : 2 * (length - 1) - row;
   }
   __device__ __forceinline__ void stage_table(int which, const table_view& view) const {

@@ -91,6 +91,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
+    static_assert(!layout::by_radial_row);
     const int* sums = reinterpret_cast<const int*>(region(warp) + layout::radial_sums) +
                       (16 * which + place.g) * layout::radial_stride + 2 * place.t;
 #pragma unroll
@@ -102,6 +103,47 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
         rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
                              static_cast<float>(pair.y & Mask) * unit[i]);
       }
+  }
+  /// The same where sums lie by radial row: those of dS from `sums` on, this lane's first row's and from that the
+  /// other one's.
+  __device__ __forceinline__ void take_gradients(const std::byte* sums, int to_other,
+                                                 const float (&unit)[2], axis_rows& rows) const {
+    sums += place.t * layout::radial_step;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        const std::byte* sum = sums + i * to_other + 8 * w * layout::radial_step;
+        const int low = *reinterpret_cast<const int*>(sum);
+        const int high = *reinterpret_cast<const int*>(sum + 4 * layout::radial_step);
+        rows[i][w] = pack<T>(static_cast<float>(low) * unit[i], static_cast<float>(high) * unit[i]);
+      }
+  }
+  __device__ __forceinline__ void take_query_gradients(const float (&unit)[2],
+                                                       axis_rows& rows) const {
+    take_gradients(region(warp) + layout::radial_sums + place.g * layout::query_step,
+                   layout::half_step, unit, rows);
+  }
+  __device__ __forceinline__ void take_key_gradients(const float (&unit)[2],
+                                                     axis_rows& rows) const {
+    take_gradients(region(warp) + layout::column_sums + place.g / 2 * layout::sum_of_t +
+                       place.g % 2 * layout::sum_of_c,
+                   layout::sum_of_n, unit, rows);
+  }
+  __device__ __forceinline__ void take_weights(axis_rows& rows) const {
+    const std::byte* sums = region(warp) + layout::weight_sums + place.g * layout::query_step +
+                            place.t * layout::radial_step;
+    constexpr float unit = 1.0f / base::short_weight_points;
+#pragma unroll
+    for (int w = 0; w < row_words; ++w) {
+      const auto* sum = sums + 8 * w * layout::radial_step;
+      const auto low = *reinterpret_cast<const std::uint32_t*>(sum);
+      const auto high = *reinterpret_cast<const std::uint32_t*>(sum + 4 * layout::radial_step);
+      rows[0][w] = pack<T>(static_cast<float>(low & 0xffffu) * unit,
+                           static_cast<float>(high & 0xffffu) * unit);
+      rows[1][w] = pack<T>(static_cast<float>(low >> 16) * unit,
+                           static_cast<float>(high >> 16) * unit);
+    }
   }
   /// sum += rows · table.
   __device__ __forceinline__ void add_table_term(const axis_rows& rows, int which, int axis,
@@ -210,7 +252,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                            const float (&product)[2][4]) const {
     float* target = part_of(which);
     if (target == nullptr) return;
-    const bool by_cell = linear(block / axis_blocks);
+    const bool by_cell = layout::by_radial_row || linear(block / axis_blocks);
     const int between = rows_between(by_cell) * part_width;
     float* sum = target + (16 * block + row_of_product(by_cell)) * part_width + 2 * place.t;
 #pragma unroll

@@ -99,11 +99,11 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
               one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
       }
   }
-  /// Of rows' dS, their P and columns' dS those in [from, to).
-  __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
-    constexpr int vectors = layout::radial_bytes / 16 / 3;
-    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::radial_sums);
-    for (int i = from * vectors + place.lane; i < to * vectors; i += 32) sums[i] = {0, 0, 0, 0};
+  template <int From, int To>
+  __device__ __forceinline__ void clear_sums() const {
+    auto* sums = reinterpret_cast<uint4*>(region(warp) + From);
+#pragma unroll
+    for (int i = place.lane; i < (To - From) / 16; i += 32) sums[i] = {0, 0, 0, 0};
   }
   /// What queries need that does not come with their rows.
   __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
@@ -116,7 +116,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       state.single[i] = rows.window[i] >> 16 == 1;
     }
     if constexpr (Long) {
-      clear_radial_sums(0, 2);
+      clear_sums<layout::radial_sums, layout::column_sums>();
       mark_cells(rows.code, state.hot);
       if (place.t == 0)
 #pragma unroll
@@ -130,7 +130,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::uint32_t hot[2][words];
     mark_cells(rows.code, hot);
     store_cells(own + layout::hot, hot);
-    clear_radial_sums(Long ? 2 : 0, 3);
+    clear_sums<Long ? layout::column_sums : layout::radial_sums,
+               layout::column_sums + layout::gradient_sum_bytes>();
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
@@ -171,14 +172,23 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target =
-          own + layout::key_radial + place.g * layout::key_radial_stride * 2 + 4 * place.t;
+      std::byte* target = own + layout::key_radial +
+                          (layout::by_radial_row
+                               ? place.t * layout::key_radial_step + 2 * place.g
+                               : place.g * layout::product_of_c + 2 * place.t * 2);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<std::uint32_t*>(target + i * 8 * layout::key_radial_stride * 2 +
-                                            16 * w) = product[i][w];
+        for (int w = 0; w < row_words; ++w) {
+          std::byte* word = target + i * layout::product_of_n + 8 * w * layout::key_radial_step;
+          if constexpr (layout::by_radial_row) {
+            *reinterpret_cast<std::uint16_t*>(word) = static_cast<std::uint16_t>(product[i][w]);
+            *reinterpret_cast<std::uint16_t*>(word + 4 * layout::key_radial_step) =
+                static_cast<std::uint16_t>(product[i][w] >> 16);
+          } else {
+            *reinterpret_cast<std::uint32_t*>(word) = product[i][w];
+          }
+        }
     }
   }
   /// Products of queries by radial row, which wait for those of dO.
@@ -210,15 +220,22 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       radial_products of_v;
       multiply_axis(state.grad_out, of_values, 2, of_v);
-      std::byte* target = region(warp) + layout::query_radial +
-                          place.g * layout::query_radial_stride * 4 + 8 * place.t;
+      std::byte* target = region(warp) + layout::query_radial + place.g * layout::query_step +
+                          (layout::by_radial_row ? place.t * layout::radial_step : 8 * place.t);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<uint2*>(target + i * 8 * layout::query_radial_stride * 4 + 32 * w) = {
-              __byte_perm(radial[i][w], of_v[i][w], 0x5410u),
-              __byte_perm(radial[i][w], of_v[i][w], 0x7632u)};
+        for (int w = 0; w < row_words; ++w) {
+          std::byte* word = target + i * layout::half_step + 8 * w * layout::radial_step;
+          const uint2 pair = {__byte_perm(radial[i][w], of_v[i][w], 0x5410u),
+                              __byte_perm(radial[i][w], of_v[i][w], 0x7632u)};
+          if constexpr (layout::by_radial_row) {
+            *reinterpret_cast<std::uint32_t*>(word) = pair.x;
+            *reinterpret_cast<std::uint32_t*>(word + 4 * layout::radial_step) = pair.y;
+          } else {
+            *reinterpret_cast<uint2*>(word) = pair;
+          }
+        }
     }
     __syncwarp();
     if (Long || now.width > 1) {

@@ -59,8 +59,12 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     int key_rows = 0;                                      ///< of all tiles of keys
     int first_key = 0, key_count = 0;                      ///< this warp's keys
     int chunk = 0;                                         ///< of keys
-    bool first_of_queries = true, last_of_queries = true;  ///< among the turns of these queries
-    bool first_of_keys = true, last_of_keys = true;
+    unsigned ends = 15;                                    ///< in one register:
+    /// Among the turns of these queries, or keys.
+    [[nodiscard]] __device__ __forceinline__ bool first_of_queries() const { return (ends & 1) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool last_of_queries() const { return (ends & 2) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool first_of_keys() const { return (ends & 4) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool last_of_keys() const { return (ends & 8) != 0; }
   };
   /// Does a long window take several turns?
   static __device__ __forceinline__ bool is_cut(const int2& window) {
