@@ -113,10 +113,13 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
                                               query_state& state, query_sums& sums) const {
     const key_places places = base::places_of_keys();
     int j = warp < now.width ? warp : warp - now.width;
+    float2 radii[2];
+    if constexpr (Radial) base::load_radii(places, j, radii);
 #pragma unroll 1
     for (int held = 0; held < now.width; ++held) {
-      differentiate_piece(now, rows, j, held, lower, places, state, sums);
-      j = j + 1 < now.width ? j + 1 : 0;
+      const int next = j + 1 < now.width ? j + 1 : 0;
+      differentiate_piece(now, rows, j, next, held, lower, places, radii, state, sums);
+      j = next;
     }
   }
   /// The same pieces as keys, two at a time. Of chunks of more queries than keys, two tiles may go with the same

@@ -292,8 +292,9 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 
   /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int held, float lower,
+                                                      int j, int next, int held, float lower,
                                                       const key_places& keys_of_lane,
+                                                      float2 (&radii)[2],
                                                       query_state& state, query_sums& sums) const {
     const std::byte* other = region(j);
     const std::uint32_t right = of_tile(keys_of_lane.right, j);
@@ -304,7 +305,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     load_factors(j, right, factors);
     [[maybe_unused]] radial_places places;
     if constexpr (Radial) {
-      look_up_radial(rows, j, keys_of_lane, places, sides, ds);
+      if constexpr (!Long) base::load_radii(keys_of_lane, j, radii);
+      look_up_radial(rows, j, keys_of_lane, radii, places, sides, ds);
     } else {
       clear(sides);
       clear(ds);
@@ -378,6 +380,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
+    if constexpr (Radial && Long) base::load_radii(keys_of_lane, next, radii);
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
     // their LSE. The last tile of a short window may have others in its other rows.
     const int last = now.base + now.width - 1;

@@ -68,6 +68,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     std::uint32_t right, turned;  ///< its rows of cells, as right factors and as transposed ones
     /// Of its first key: the radius, products by radial row, and sums, less where those of its row's products lie.
     std::uint32_t radius, products, sums;
+    float inverse_a;
   };
   [[nodiscard]] __device__ __forceinline__ key_places places_of_keys() const {
     const std::uint32_t tile = shared_address(region(0));
@@ -78,13 +79,21 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
                     length * layout::key_radial_step),
             in_tile(layout::column_sums + place.t * layout::sum_of_t -
                     place.g * layout::query_step) -
-                shared_address(region(warp) + layout::query_radial)};
+                shared_address(region(warp) + layout::query_radial),
+            __int_as_float(in_register(__float_as_int(group.inverse_a)))};
   }
   [[nodiscard]] static __device__ __forceinline__ std::uint32_t of_tile(std::uint32_t place_of_key,
                                                                         int j) {
     return place_of_key + static_cast<std::uint32_t>(j * layout::region_bytes);
   }
 
+  /// Of a lane's keys of tile `j`.
+  static __device__ __forceinline__ void load_radii(const key_places& keys_of_lane, int j,
+                                                    float2 (&radii)[2]) {
+    const std::uint32_t first = keys_of_lane.radius + static_cast<std::uint32_t>(64 * j);
+    radii[0] = load_floats(first);
+    radii[1] = load_floats(first + 32);
+  }
   /// A `radial_step` in bytes.
   template <int Bytes>
   [[nodiscard]] static __device__ __forceinline__ std::uint32_t bytes_of(int step) {
@@ -94,21 +103,20 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// What the radial axis adds to a piece.
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
                                                  const key_places& keys_of_lane,
-                                                 radial_places& places, float (&p)[2][4],
+                                                 const float2 (&radii)[2], radial_places& places,
+                                                 float (&p)[2][4],
                                                  float (&ds)[2][4]) const {
     const std::uint32_t of_rows =
         shared_address(region(warp) + layout::query_radial) +
         static_cast<std::uint32_t>(place.g * layout::query_step + length * layout::radial_step);
     const std::uint32_t of_columns = of_tile(keys_of_lane.products, j);
-    const std::uint32_t other_radius = keys_of_lane.radius + static_cast<std::uint32_t>(64 * j);
-    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
+    const float inverse_a = keys_of_lane.inverse_a;
     const int most_steps = in_register((length << 22) - 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const float2 others = load_floats(other_radius + 32 * n);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float other = c == 0 ? others.x : others.y;
+        const float other = c == 0 ? radii[n].x : radii[n].y;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
