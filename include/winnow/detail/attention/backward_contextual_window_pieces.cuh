@@ -209,7 +209,16 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
-  /// The same of two weights.
+  /// The same of two weights, words w and w + 1.
+  static __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
+                                                   const std::uint32_t (&second)[4],
+                                                   const std::uint32_t (&hot)[4],
+                                                   float (&sums)[2][words][4], int w) {
+    multiply_add_16<half>(sums[0][w], first, hot[0], hot[1]);
+    multiply_add_16<half>(sums[1][w], second, hot[0], hot[1]);
+    multiply_add_16<half>(sums[0][w + 1], first, hot[2], hot[3]);
+    multiply_add_16<half>(sums[1][w + 1], second, hot[2], hot[3]);
+  }
   __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
                                             const std::uint32_t (&second)[4], std::uint32_t hot,
                                             float (&sums)[2][words][4]) const {
@@ -217,10 +226,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     for (int w = 0; w + 1 < words; w += 2) {
       std::uint32_t e[4];
       load_matrices_transposed(e, hot + 16 * w);
-      multiply_add_16<half>(sums[0][w], first, e[0], e[1]);
-      multiply_add_16<half>(sums[1][w], second, e[0], e[1]);
-      multiply_add_16<half>(sums[0][w + 1], first, e[2], e[3]);
-      multiply_add_16<half>(sums[1][w + 1], second, e[2], e[3]);
+      add_cells(first, second, e, sums, w);
     }
     if constexpr (words % 2 == 1) {
       std::uint32_t e[2];
@@ -380,7 +386,15 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
-    if constexpr (Radial && Long) base::load_radii(keys_of_lane, next, radii);
+    [[maybe_unused]] std::uint32_t turned_k[4], turned_hot[words / 2][4];
+    if constexpr (layout::keys_together) {
+      // Before additions to sums by radial row are in the queue of shared memory.
+      base::load_radii(keys_of_lane, next, radii);
+      load_matrices_transposed(turned_k, turned + layout::k);
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        load_matrices_transposed(turned_hot[w], turned + layout::hot + 32 * w);
+    }
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
     // their LSE. The last tile of a short window may have others in its other rows.
     const int last = now.base + now.width - 1;
@@ -437,16 +451,19 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
     {
-      std::uint32_t b[4];
-      if constexpr (layout::keys_together)
-        load_matrices_transposed(b, turned + layout::k);
-      else
-        load_matrices_transposed(b, rows_of_tile(keys, j) + left_offset);
+      if constexpr (!layout::keys_together)
+        load_matrices_transposed(turned_k, rows_of_tile(keys, j) + left_offset);
       const weight_fragment<T> left(ds);
-      multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
-      multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
+      multiply_add_16<T>(sums.dq[0], left.a, turned_k[0], turned_k[1]);
+      multiply_add_16<T>(sums.dq[1], left.a, turned_k[2], turned_k[3]);
     }
-    add_cells(gradients.a, weights.a, turned + layout::hot, sums.cells);
+    if constexpr (layout::keys_together) {
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        add_cells(gradients.a, weights.a, turned_hot[w], sums.cells, 2 * w);
+    } else {
+      add_cells(gradients.a, weights.a, turned + layout::hot, sums.cells);
+    }
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
                                                    2 * held * layout::piece_bytes) +
