@@ -163,7 +163,8 @@ struct contextual_window_layout {
   static constexpr int whole_windows = waiting;
   static constexpr int next_window = whole_windows + 16;
   static constexpr int probes = next_window + 48;
-  static constexpr int tables = waiting + (Long ? 64 : 0) + 8 * 32;  // T [q, k, v][3 · tile_rows]
+  static constexpr int next_turn = probes + 8 * 32;  // 32 bytes
+  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
   static constexpr int regions =  // of each tile:
       rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
@@ -218,7 +219,8 @@ struct contextual_window_layout {
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
+  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
+  static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);

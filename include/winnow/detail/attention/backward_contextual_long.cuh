@@ -44,7 +44,6 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::load_out;
   using base::meet;
   using base::multiply_gradients;
   using base::multiply_keys;
@@ -191,14 +190,10 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
                                                 const tile_tokens& others, query_state& state,
                                                 query_sums& of_queries, key_gradients& kept) const {
-    uint4 out = {};
-    if (now.first_of_queries()) {
-      out = load_out(now, rows);
-      begin_queries(rows, state);
-    }
+    if (now.first_of_queries()) begin_queries(rows, state);
     begin_keys(others);
     await_rows();
-    if (now.first_of_queries()) take_rows(now, rows, out, state);
+    if (now.first_of_queries()) take_rows(now, rows, {}, state);
     multiply_keys(others.code);
     await_values();
     meet();
@@ -243,6 +238,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   }
   /// Most turns have so many tiles at most, which give less to add to parts.
   static constexpr int few_tiles = 6;
+  /// Plans the next turn and loads its tokens.
+  __device__ __forceinline__ void begin_turn(int number, int chunk) const {
+    const auto plan = base::plan_keys(number, chunk);
+    base::give_plan(plan);
+    copy_tokens(plan);
+  }
   /// Plans turns: the warp that most often has no rows in one.
   static constexpr int planner = tiles - 1;
 
@@ -259,13 +260,13 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
         __syncwarp();
         plan_queries(0);
         __syncwarp();
-        copy_tokens(planned_turn(0, 0));
+        begin_turn(0, 0);
         await_values();
       }
     }
     __syncthreads();
     int number = 0;
-    turn now = planned_turn(0, 0);
+    turn now = planned_turn();
     tile_tokens rows = take_tokens(0, now.count);
     tile_tokens others = take_keys(now, rows);
     __syncthreads();  // the planner goes on to the next turn's
@@ -280,8 +281,10 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       if (warp == planner) {
         if (now.first_of_queries()) plan_queries(number + 1);
         __syncwarp();
-        copy_tokens(now.last_of_queries() ? planned_turn(number + 1, 0)
-                                        : planned_turn(number, now.chunk + 1));
+        if (now.last_of_queries())
+          begin_turn(number + 1, 0);
+        else
+          begin_turn(number, now.chunk + 1);
       }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);
@@ -291,7 +294,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       const int used_by_keys = now.width;
       const bool queries_end = now.last_of_queries();
       if (queries_end) ++number;
-      now = planned_turn(number, queries_end ? 0 : now.chunk + 1);
+      now = planned_turn();
       if (queries_end) rows = take_tokens(0, now.count);
       others = take_keys(now, rows);
       const float lower = scale_of_block().down;

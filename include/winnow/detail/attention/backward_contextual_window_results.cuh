@@ -50,6 +50,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::table;
   using base::tile_pitch;
   using base::tiles;
+  using base::tokens_of;
   using base::warp;
   using base::weight_unit;
   using base::whole;
@@ -223,8 +224,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     const std::byte* left = sums(0, which) + block * 32 +
                             (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                             ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-    // Two chains of products where there are many tiles.
-    constexpr int chains = Tiles > 4 ? 2 : 1;
+    // Two chains of products where there are many tiles, and registers for them.
+    constexpr int chains = Radial && Tiles > 4 ? 2 : 1;
     float sums_of_chains[chains][2][4];
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
@@ -407,13 +408,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <class Tile>
   __device__ __forceinline__ void store_queries(const Tile& tile, const tile_tokens& rows, float by,
                                                 const float (&dq)[2][4]) const {
-    const unsigned broken = broken_rows(dq, rows.token);
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
+    const unsigned broken = broken_rows(dq, tokens);
     if (layout::keys_together && !problem.accumulate) {
       stage_rows(0, by, dq);
       __syncwarp();
       write_rows(problem.grad_q, 0, rows.copied, broken);
     } else {
-      store(problem.grad_q, rows.token, by, broken, dq);
+      store(problem.grad_q, tokens, by, broken, dq);
     }
     for (unsigned left = broken; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::query>(
@@ -427,7 +430,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                dk[0][3] + dv[0][3]},
                               {dk[1][0] + dv[1][0], dk[1][1] + dv[1][1], dk[1][2] + dv[1][2],
                                dk[1][3] + dv[1][3]}};
-    const unsigned broken = broken_rows(both, rows.token);
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
+    const unsigned broken = broken_rows(both, tokens);
     if (layout::keys_together && !problem.accumulate) {
       stage_rows(1, by_key, dk);
       stage_rows(2, by_value, dv);
@@ -435,8 +440,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       write_rows(problem.grad_k, 1, rows.copied, broken);
       write_rows(problem.grad_v, 2, rows.copied, broken);
     } else {
-      store(problem.grad_k, rows.token, by_key, broken, dk);
-      store(problem.grad_v, rows.token, by_value, broken, dv);
+      store(problem.grad_k, tokens, by_key, broken, dk);
+      store(problem.grad_v, tokens, by_value, broken, dv);
     }
     for (unsigned left = broken; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::key>(

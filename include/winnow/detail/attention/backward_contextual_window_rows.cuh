@@ -24,6 +24,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::left_of_keys;
   using base::left_offset;
   using base::magnitude_of;
+  using base::memory;
   using base::multiply_axis;
   using base::multiply_cells;
   using base::of_keys;
@@ -39,6 +40,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::store_cells;
   using base::store_products;
   using base::sums;
+  using base::tokens_of;
   using base::warp;
   using base::weight_shift;
   using base::weight_unit;
@@ -54,21 +56,24 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     return base::template at<U>(offset);
   }
 
-  /// This lane's half of a row of O, for windows of several pieces; zeros where there is none.
+  /// This lane's half of a row of O, for short windows of several pieces; zeros where there is none.
   [[nodiscard]] __device__ __forceinline__ uint4 load_out(const turn& now,
                                                           const tile_tokens& rows) const {
     const int column = place.lane % 2 * width;
-    if (!(Long || now.width > 1) || rows.copied < 0 || column >= problem.head_dim)
+    static_assert(!Long);
+    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim)
       return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
   __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,
-                                                const uint4& out) const {
+                                                uint4 out) const {
     const int row = place.lane / 2;
-    const uint4 grad =
-        *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + row * layout::row_bytes +
-                                        ((place.lane & 1) ^ (row >> 2 & 1)) * 16);
+    const int half_row = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
+    const uint4 grad = *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + half_row);
+    if constexpr (Long)
+      out = *reinterpret_cast<const uint4*>(memory + layout::outs + warp * layout::tile_bytes +
+                                            half_row);
     const std::uint32_t x[4] = {out.x, out.y, out.z, out.w};
     const std::uint32_t y[4] = {grad.x, grad.y, grad.z, grad.w};
     float dot = 0.0f;
@@ -107,12 +112,14 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   }
   /// What queries need that does not come with their rows.
   __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       state.lse[i] = INFINITY;
-      if (rows.token[i] >= 0)
+      if (tokens[i] >= 0)
         state.lse[i] =
-            problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
+            problem.lse[tokens[i] * problem.lse_token_stride + head * problem.lse_head_stride];
       state.single[i] = rows.window[i] >> 16 == 1;
     }
     if constexpr (Long) {

@@ -24,6 +24,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::group;
   using base::head;
   using base::keys;
+  using base::memory;
   using base::order;
   using base::part;
   using base::place;
@@ -228,13 +229,25 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   /// What a warp knows of its rows before they are there.
   struct tile_tokens {
     std::int32_t copied;    ///< the token whose row this lane copies half of; -1: none
-    std::int32_t token[2];  ///< of rows g and g + 8
-    std::uint32_t code[2];
+    std::int32_t token[Long ? 1 : 2];  ///< of short windows' rows g and g + 8; see `tokens_of`
+    std::uint32_t code[2];             ///< of rows g and g + 8
     /// Columns of their windows, from the first row of tile `base` on: the first in the lower half, how many
     /// in the upper.
     std::uint32_t window[2];
     float radius[2];
   };
+  /// The tokens of rows g and g + 8. In long windows, which have few registers, other lanes have them.
+  static __device__ __forceinline__ void tokens_of(const tile_tokens& rows,
+                                                   std::int32_t (&tokens)[2]) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (Long)
+        tokens[i] = __shfl_sync(all_lanes, rows.copied, 2 * (lane / 4 + 8 * i));
+      else
+        tokens[i] = rows.token[i];
+    }
+  }
   /// The slot of a row of this warp's tile, of a turn or from the tile's first slot on.
   [[nodiscard]] __device__ __forceinline__ int slot_at(const turn& now, int row) const {
     if constexpr (Long)
@@ -268,12 +281,14 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     }
     return result;
   }
-  /// Starts loading the rows of queries and keys, which may be the same: q, k and dO.
+  /// Starts loading the rows of queries and keys, which may be the same: q, k and dO, and O of long windows.
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows, const tile_tokens& others,
                                             bool with_queries = true) const {
     if (with_queries) copy(rows_of_tile(queries, warp), problem.q, rows.copied);
     copy_keys(rows_of_tile(keys, warp), problem.k, others.copied);
     if (with_queries) copy(rows_of_tile(grads, warp), problem.grad_out, rows.copied);
+    if (Long && with_queries)
+      copy(memory + layout::outs + warp * layout::tile_bytes, problem.out, rows.copied);
     commit_copies();
   }
   /// And v, whose place may have held sums.
