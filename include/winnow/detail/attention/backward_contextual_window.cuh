@@ -194,9 +194,11 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       query_sums sums;
       clear_queries(sums);
       const int last = now.base + now.width - 1;
+      const auto places = base::places_of_keys();
+      float2 radii[2];
 #pragma unroll 1
       for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j, scale.down, state, sums);
+        differentiate_piece(now, rows, j, j, j, scale.down, places, radii, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);

@@ -28,6 +28,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::head;
   using base::keys;
   using base::largest_sum;
+  using base::left_of_keys;
   using base::left_offset;
   using base::linear;
   using base::of_keys;
@@ -39,6 +40,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::problem;
   using base::queries;
   using base::region;
+  using base::row_of_head;
   using base::row_of_product;
   using base::rows_between;
   using base::rows_of_tile;
@@ -46,10 +48,13 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::slot_at;
   using base::sums;
   using base::table;
+  using base::tile_pitch;
   using base::tiles;
+  using base::tokens_of;
   using base::warp;
   using base::weight_unit;
   using base::whole;
+  using base::width;
   using base::words;
   using typename base::layout;
   using typename base::tile_tokens;
@@ -87,6 +92,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
+    static_assert(!layout::by_radial_row);
     const int* sums = reinterpret_cast<const int*>(region(warp) + layout::radial_sums) +
                       (16 * which + place.g) * layout::radial_stride + 2 * place.t;
 #pragma unroll
@@ -98,6 +104,47 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
         rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
                              static_cast<float>(pair.y & Mask) * unit[i]);
       }
+  }
+  /// The same where sums lie by radial row: those of dS from `sums` on, this lane's first row's and from that the
+  /// other one's.
+  __device__ __forceinline__ void take_gradients(const std::byte* sums, int to_other,
+                                                 const float (&unit)[2], axis_rows& rows) const {
+    sums += place.t * layout::radial_step;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        const std::byte* sum = sums + i * to_other + 8 * w * layout::radial_step;
+        const int low = *reinterpret_cast<const int*>(sum);
+        const int high = *reinterpret_cast<const int*>(sum + 4 * layout::radial_step);
+        rows[i][w] = pack<T>(static_cast<float>(low) * unit[i], static_cast<float>(high) * unit[i]);
+      }
+  }
+  __device__ __forceinline__ void take_query_gradients(const float (&unit)[2],
+                                                       axis_rows& rows) const {
+    take_gradients(region(warp) + layout::radial_sums + place.g * layout::query_step,
+                   layout::half_step, unit, rows);
+  }
+  __device__ __forceinline__ void take_key_gradients(const float (&unit)[2],
+                                                     axis_rows& rows) const {
+    take_gradients(region(warp) + layout::column_sums + place.g / 2 * layout::sum_of_t +
+                       place.g % 2 * layout::sum_of_c,
+                   layout::sum_of_n, unit, rows);
+  }
+  __device__ __forceinline__ void take_weights(axis_rows& rows) const {
+    const std::byte* sums = region(warp) + layout::weight_sums + place.g * layout::query_step +
+                            place.t * layout::radial_step;
+    constexpr float unit = 1.0f / base::short_weight_points;
+#pragma unroll
+    for (int w = 0; w < row_words; ++w) {
+      const auto* sum = sums + 8 * w * layout::radial_step;
+      const auto low = *reinterpret_cast<const std::uint32_t*>(sum);
+      const auto high = *reinterpret_cast<const std::uint32_t*>(sum + 4 * layout::radial_step);
+      rows[0][w] = pack<T>(static_cast<float>(low & 0xffffu) * unit,
+                           static_cast<float>(high & 0xffffu) * unit);
+      rows[1][w] = pack<T>(static_cast<float>(low >> 16) * unit,
+                           static_cast<float>(high >> 16) * unit);
+    }
   }
   /// sum += rows · table.
   __device__ __forceinline__ void add_table_term(const axis_rows& rows, int which, int axis,
@@ -159,14 +206,11 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <int Tiles>
   __device__ __forceinline__ void load_part_factors(int which, int used,
                                                     std::uint32_t (&right)[Tiles][4]) const {
-    const std::byte* rows = rows_of_tile(which == 0   ? queries
-                                         : which == 1 ? grads
-                                                      : keys,
-                                         0) +
-                            left_offset;
+    const int of = which == 0 ? queries : which == 1 ? grads : keys;
+    const std::byte* rows = rows_of_tile(of, 0) + (of == keys ? left_of_keys() : left_offset);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
-      load_matrices_transposed(right[tile], rows + tile * layout::tile_bytes);
+      load_matrices_transposed(right[tile], rows + tile * tile_pitch(of));
       if (tile > 0)
 #pragma unroll
         for (std::uint32_t& pair : right[tile]) pair = tile < used ? pair : 0;
@@ -180,25 +224,36 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     const std::byte* left = sums(0, which) + block * 32 +
                             (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                             ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
+    // Two chains of products where there are many tiles, and registers for them.
+    constexpr int chains = Radial && Tiles > 4 ? 2 : 1;
+    float sums_of_chains[chains][2][4];
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
       std::uint32_t a[4];
       // Not what lies where there are no sums, which may be NaN.
       load_matrices_transposed(a, left + (tile < used ? tile : 0) * layout::region_bytes);
+      auto& sum = sums_of_chains[tile % chains];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        if (tile == 0)
-          multiply_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
+        if (tile < chains)
+          multiply_16<T>(sum[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
         else
-          multiply_add_16<T>(product[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
+          multiply_add_16<T>(sum[n], a, right[tile][2 * n], right[tile][2 * n + 1]);
       }
     }
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        product[n][e] =
+            chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
+                        : sums_of_chains[0][n][e];
   }
   __device__ __forceinline__ void add_rows(int which, int block, float by,
                                            const float (&product)[2][4]) const {
     float* target = part_of(which);
     if (target == nullptr) return;
-    const bool by_cell = linear(block / axis_blocks);
+    const bool by_cell = layout::by_radial_row || linear(block / axis_blocks);
     const int between = rows_between(by_cell) * part_width;
     float* sum = target + (16 * block + row_of_product(by_cell)) * part_width + 2 * place.t;
 #pragma unroll
@@ -264,25 +319,59 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
 
+  __device__ __forceinline__ void accumulate(const row_view& view, const std::int32_t (&tokens)[2],
+                                             float by, unsigned skip,
+                                             const float (&sum)[2][4]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (tokens[i] < 0 || (skip >> (place.g + 8 * i) & 1u) != 0) continue;
+      T* target = row_of_head(view, tokens[i]) + 2 * place.t;
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        if (8 * n < problem.head_dim)
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            store_gradient(target + 8 * n + c, sum[n][2 * i + c] * by, true);
+    }
+  }
+  /// A gradient's rows in shared memory, where nobody needs the tile's one-hot cells any more: so each lane writes
+  /// half a row, of the token whose half it has copied.
+  __device__ __forceinline__ std::byte* staged_rows(int which) const {
+    return region(warp) + layout::hot + which * layout::row_bytes;
+  }
+  __device__ __forceinline__ void stage_rows(int which, float by, const float (&sum)[2][4]) const {
+    std::byte* target = staged_rows(which) + place.g * layout::cell_bytes + 4 * place.t;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        *reinterpret_cast<std::uint32_t*>(target + i * 8 * layout::cell_bytes + 16 * n) =
+            pack<T>(sum[n][2 * i] * by, sum[n][2 * i + 1] * by);
+  }
+  __device__ __forceinline__ void write_rows(const row_view& view, int which, std::int32_t token,
+                                             unsigned skip) const {
+    const int row = place.lane / 2;
+    const int column = place.lane % 2 * width;
+    const bool wanted = view.data != nullptr && token >= 0 && (skip >> row & 1u) == 0 &&
+                        column < problem.head_dim;
+    if (wanted)
+      *reinterpret_cast<uint4*>(row_of_head(view, token) + column) =
+          *reinterpret_cast<const uint4*>(staged_rows(which) + row * layout::cell_bytes +
+                                          place.lane % 2 * 16);
+  }
   /// Writes rows of a gradient, sums times `by`, or adds to them; rows in `skip` are left to others.
   __device__ __forceinline__ void store(const row_view& view, const std::int32_t (&tokens)[2],
                                         float by, unsigned skip, const float (&sum)[2][4]) const {
     if (view.data == nullptr) return;
+    if (problem.accumulate) {
+      accumulate(view, tokens, by, skip, sum);
+      return;
+    }
     const bool odd = (place.t & 1) != 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool wanted = tokens[i] >= 0 && (skip >> (place.g + 8 * i) & 1u) == 0;
-      T* target = gradient_row<T>(view, max(tokens[i], 0), head);
-      if (problem.accumulate) {
-        if (!wanted) continue;
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-          if (8 * n < problem.head_dim)
-#pragma unroll
-            for (int c = 0; c < 2; ++c)
-              store_gradient(target + 8 * n + 2 * place.t + c, sum[n][2 * i + c] * by, true);
-        continue;
-      }
+      T* target = row_of_head(view, max(tokens[i], 0));
       // Neighbouring lanes swap, so that each has four columns.
       const std::uint32_t first = pack<T>(sum[0][2 * i] * by, sum[0][2 * i + 1] * by);
       const std::uint32_t second = pack<T>(sum[1][2 * i] * by, sum[1][2 * i + 1] * by);
@@ -293,18 +382,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
   /// The tile's rows whose sums are not finite, as bits.
-  __device__ __forceinline__ unsigned broken_rows(const float (&first)[2][4],
-                                                  const float (&second)[2][4],
+  __device__ __forceinline__ unsigned broken_rows(const float (&sum)[2][4],
                                                   const std::int32_t (&tokens)[2]) const {
     bool broken[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float probe = 0.0f;  // becomes NaN with any NaN or infinity
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        probe += (first[n][2 * i] + first[n][2 * i + 1]) * 0.0f +
-                 (second[n][2 * i] + second[n][2 * i + 1]) * 0.0f;
-      broken[i] = !(probe == 0.0f) && tokens[i] >= 0;
+      // NaN with any NaN or infinity.
+      const float probe =
+          (sum[0][2 * i] + sum[0][2 * i + 1]) + (sum[1][2 * i] + sum[1][2 * i + 1]);
+      broken[i] = !(probe * 0.0f == 0.0f) && tokens[i] >= 0;
     }
     if (!__any_sync(all_lanes, broken[0] || broken[1])) return 0;
     unsigned rows = 0;
@@ -322,8 +408,16 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   template <class Tile>
   __device__ __forceinline__ void store_queries(const Tile& tile, const tile_tokens& rows, float by,
                                                 const float (&dq)[2][4]) const {
-    const unsigned broken = broken_rows(dq, dq, rows.token);
-    store(problem.grad_q, rows.token, by, broken, dq);
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
+    const unsigned broken = broken_rows(dq, tokens);
+    if (layout::keys_together && !problem.accumulate) {
+      stage_rows(0, by, dq);
+      __syncwarp();
+      write_rows(problem.grad_q, 0, rows.copied, broken);
+    } else {
+      store(problem.grad_q, tokens, by, broken, dq);
+    }
     for (unsigned left = broken; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::query>(
           whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
@@ -332,9 +426,23 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   __device__ __forceinline__ void store_keys(const Tile& tile, const tile_tokens& rows,
                                              float by_key, float by_value, const float (&dk)[2][4],
                                              const float (&dv)[2][4]) const {
-    const unsigned broken = broken_rows(dk, dv, rows.token);
-    store(problem.grad_k, rows.token, by_key, broken, dk);
-    store(problem.grad_v, rows.token, by_value, broken, dv);
+    const float both[2][4] = {{dk[0][0] + dv[0][0], dk[0][1] + dv[0][1], dk[0][2] + dv[0][2],
+                               dk[0][3] + dv[0][3]},
+                              {dk[1][0] + dv[1][0], dk[1][1] + dv[1][1], dk[1][2] + dv[1][2],
+                               dk[1][3] + dv[1][3]}};
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
+    const unsigned broken = broken_rows(both, tokens);
+    if (layout::keys_together && !problem.accumulate) {
+      stage_rows(1, by_key, dk);
+      stage_rows(2, by_value, dv);
+      __syncwarp();
+      write_rows(problem.grad_k, 1, rows.copied, broken);
+      write_rows(problem.grad_v, 2, rows.copied, broken);
+    } else {
+      store(problem.grad_k, tokens, by_key, broken, dk);
+      store(problem.grad_v, tokens, by_value, broken, dv);
+    }
     for (unsigned left = broken; left != 0; left &= left - 1)
       differentiate_row<T, backward_side::key>(
           whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
