@@ -111,12 +111,13 @@ struct contextual_gradient_layout {
 /// \tparam Long for windows of more than `contextual_short_capacity` tokens.
 template <bool Radial, bool Long>
 struct contextual_window_layout {
-  static constexpr int tiles = Long ? 8 : 4;  ///< one a warp
+  /// One a warp. Most spherical windows have three tiles, of which six leave no room.
+  static constexpr int tiles = Long ? 8 : Radial ? 6 : 4;
   static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
   /// Pieces of its queries that a warp holds.
-  static constexpr int held_pieces = tiles;
+  static constexpr int held_pieces = Long ? tiles : contextual_short_capacity / 16;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
@@ -129,6 +130,9 @@ struct contextual_window_layout {
   /// From row to row: eight rows lie in different banks.
   static constexpr int cell_bytes =
       keys_together ? 2 * axes_bytes + 2 * row_bytes + 16 : axes_bytes + (Radial ? 16 : 0);
+  /// Sums by radial row of short windows take the place of products when pieces are there: so twelve tiles have room
+  /// on a multiprocessor.
+  static constexpr bool sums_late = Radial && !Long;
   static constexpr int radial_stride = tile_rows + 2;
   /// What short windows have by token and radial row, long ones have by radial row and token: of four lanes with the
   /// same token only those meet in a bank whose rows are the same modulo four. Bytes from a radial row to the next one:
@@ -139,24 +143,23 @@ struct contextual_window_layout {
   static constexpr int query_step = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int half_step = by_radial_row ? tile_rows * radial_step : 8 * query_step;
   /// Of keys 2t + c + 8n, from t, c and n to the next one: sums of dS, and products.
-  static constexpr int sum_of_t = by_radial_row ? 4 : 2 * query_step;
-  static constexpr int sum_of_c = by_radial_row ? half_step : query_step;
-  static constexpr int sum_of_n = by_radial_row ? 16 : 8 * query_step;
+  static constexpr int sum_of_t = 4, sum_of_c = half_step, sum_of_n = 16;
   static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
   static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
-  static constexpr int magnitudes = 0;                    // uint32 [tiles]
-  static constexpr int deltas = 64;                       // float [tiles][16]
-  static constexpr int radius = deltas + 4 * 16 * tiles;  // float [tiles][16]
-  static constexpr int plans = radius + 4 * 16 * tiles;   // of turns: int4 [tiles],
+  static constexpr int magnitudes = 0;  // uint32 [tiles]
+  static constexpr int block_deltas = 64;
+  static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
+  static constexpr int plans =  // of turns: int4 [tiles],
+      block_radius + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
   static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
   /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
   /// have met since.
-  static constexpr int plan_count = Long || !Radial ? 2 : 4;
+  static constexpr int plan_count = Long || !Radial ? 2 : 3;
   /// Of short windows those that wait for their turn, int2 [32]: the first slot, rows. Of long windows the slots
   /// of those that are not cut, int2, which window is next, and the windows of 32 probes, int2.
   static constexpr int waiting = plans + plan_count * plan_bytes;
@@ -171,7 +174,9 @@ struct contextual_window_layout {
 
   static constexpr int cells_bytes = 16 * cell_bytes;
   static constexpr int piece_bytes = 512;
-  static constexpr int pieces_bytes = 2 * held_pieces * piece_bytes;
+  /// Of dS, of P, and where sums by radial row come later of places in these.
+  static constexpr int kinds_of_pieces = sums_late ? 3 : 2;
+  static constexpr int pieces_bytes = kinds_of_pieces * held_pieces * piece_bytes;
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
@@ -189,14 +194,20 @@ struct contextual_window_layout {
       keys_together ? query_bytes + gradient_sum_bytes + key_radial_bytes : 0;
   static constexpr int k = key_rows + 2 * axes_bytes;
   static constexpr int values =  // T [16]: v
-      keys_together ? k + row_bytes : Long ? query_bytes : 0;
+      keys_together ? k + row_bytes
+      : Long        ? query_bytes
+      : sums_late   ? pieces_bytes + cells_bytes
+                    : 0;
   static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
-      keys_together ? key_rows : values + tile_bytes;
+      keys_together ? key_rows
+      : sums_late   ? pieces_bytes
+                    : values + tile_bytes;
   static constexpr int key_cells =  // half [16][cell_bytes]: Gk
-      keys_together ? key_rows + axes_bytes : hot + cells_bytes;
+      keys_together ? key_rows + axes_bytes : values + tile_bytes + (sums_late ? 0 : cells_bytes);
   static constexpr int keys_end = keys_together ? key_rows : key_cells + cells_bytes;
-  static constexpr int pieces = Long ? 0 : keys_end;  // [held_pieces][dS, P][piece_bytes]
-  static constexpr int query_cells = pieces + pieces_bytes;
+  static constexpr int pieces =  // [held_pieces][kinds_of_pieces][piece_bytes]
+      Long || sums_late ? 0 : keys_end;
+  static constexpr int query_cells = sums_late ? keys_end : pieces + pieces_bytes;
   static constexpr int value_cells = query_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_radial =  // half2, pairs (Gq, Gv)
       value_cells + (own_cells ? cells_bytes : 0);
@@ -205,16 +216,25 @@ struct contextual_window_layout {
       keys_together ? query_bytes + gradient_sum_bytes : Long ? keys_end : query_end;
   static constexpr int key_end =
       keys_together ? key_rows + cells_bytes : key_radial + key_radial_bytes;
-  static constexpr int radial_sums = Long ? query_end : key_end;  // int32: dS of rows,
-  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;    // P, of long windows uint16 by rows g and
-  static constexpr int column_sums = weight_sums + weight_sum_bytes;      // g + 8, dS of columns
+  static constexpr int radial_sums = query_end;                         // of long windows, int32: dS of rows,
+  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;  // P, uint16 by rows g and g + 8,
+  static constexpr int column_sums = weight_sums + weight_sum_bytes;    // dS of columns
+  /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 16 rows meet no bank twice, and then int32
+  /// [16][radial_stride], dS of columns.
+  static constexpr int late_sums = values;
+  static constexpr int row_sums_bytes = tile_rows * 16 * 2 * 4;
+  static constexpr int column_sums_bytes = 16 * radial_stride * 4;
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
-  static constexpr int region_bytes = Long     ? key_end
-                                      : Radial ? column_sums + gradient_sum_bytes
-                                               : 3 * sums_bytes;
+  static constexpr int region_bytes = Long || sums_late ? key_end : 3 * sums_bytes;
+  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii,
+  /// which lie there behind one-hot cells.
+  static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
+  static constexpr int radius = sums_late ? regions + hot + axes_bytes : block_radius;
+  static constexpr int radius_stride = sums_late ? cell_bytes / 4 : 1;
+  static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
@@ -224,6 +244,7 @@ struct contextual_window_layout {
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
+  static_assert(!sums_late || (late_sums % 16 == 0 && late_sums + row_sums_bytes <= region_bytes));
   static_assert(!Long || 2 * sums_bytes <= query_bytes);
   static_assert(!keys_together || sums_of_keys + sums_bytes <= key_rows, "k is needed beside sums");
 };

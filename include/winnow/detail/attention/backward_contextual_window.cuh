@@ -62,6 +62,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base = contextual_window_singles<T, Radial, false>;
   using base::add_table_term;
   using base::add_to_part;
+  using base::answer_piece;
   using base::await_rows;
   using base::await_values;
   using base::begin_block;
@@ -71,7 +72,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::copy;
   using base::copy_rows;
   using base::copy_values;
-  using base::differentiate_keys;
   using base::differentiate_piece;
   using base::differentiate_singles;
   using base::find_share;
@@ -101,13 +101,13 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::store_keys;
   using base::store_queries;
   using base::store_sums;
+  using base::sum_radial_rows;
   using base::sums;
   using base::take_radial;
   using base::take_rows;
   using base::takes_part;
   using base::tiles;
   using base::warp;
-  using base::weight_points;
   using base::weight_unit;
   using base::width;
   using typename base::axis_rows;
@@ -146,18 +146,18 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     clear(sums.cells[1]);
     clear(sums.total);
   }
-  /// Radial sums of the tile: of its rows' dS and P, and of its columns' dS.
-  __device__ __forceinline__ void take_radial_sums(const float (&row_total)[4],
-                                                   const float (&column_total)[4],
-                                                   axis_rows& of_gradients, axis_rows& of_weights,
-                                                   axis_rows& of_columns) const {
+  /// Radial sums of the tile's rows, dS and P, when all of its pieces are there.
+  __device__ __forceinline__ void take_radial_rows(const turn& now, const float (&total)[4],
+                                                   axis_rows& of_gradients,
+                                                   axis_rows& of_weights) const {
+    base::template clear_late_sums<layout::row_sums_bytes>();
+#pragma unroll 1
+    for (int held = 0; held < now.width; ++held) sum_radial_rows(held);
+    __syncwarp();
     float unit[2];
-    radial_units(row_total, unit);
-    take_radial(0, unit, of_gradients);
-    radial_units(column_total, unit);
-    take_radial(2, unit, of_columns);
-    const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-    base::template take_radial<base::weight_mask>(1, weight_units, of_weights);
+    radial_units(total, unit);
+    base::take_radial_rows(unit, of_gradients, of_weights);
+    __syncwarp();
   }
   /// This warp's tile, up to the sums of tables.
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows) const {
@@ -198,25 +198,34 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       float2 radii[2];
 #pragma unroll 1
       for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j, j, scale.down, places, radii, state, sums);
+        differentiate_piece(now, rows, j, j, j - now.base, scale.down, places, radii, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);
+    [[maybe_unused]] axis_rows of_gradients, of_weights;
+    if constexpr (Radial) {
+      take_radial_rows(now, row_total, of_gradients, of_weights);
+      add_table_term(of_gradients, base::of_queries, 2, dq);
+      base::template clear_late_sums<layout::column_sums_bytes>();
+    }
     {
       key_sums sums;
       clear_keys(sums);
       const int end = now.base + now.width;
 #pragma unroll 1
-      for (int i = now.base; i < end; ++i) differentiate_keys(i, warp, sums);
+      for (int i = now.base; i < end; ++i) answer_piece(i, warp - now.base, sums);
       take_keys(sums);
+    }
+    [[maybe_unused]] axis_rows of_columns;
+    if constexpr (Radial) {
+      __syncwarp();
+      float unit[2];
+      radial_units(column_total, unit);
+      take_radial(2, unit, of_columns);
+      add_table_term(of_columns, base::of_keys, 2, dk);
     }
     meet_tiles(now);
     if constexpr (Radial) {
-      axis_rows of_gradients, of_weights, of_columns;
-      take_radial_sums(row_total, column_total, of_gradients, of_weights, of_columns);
-      __syncwarp();
-      add_table_term(of_gradients, base::of_queries, 2, dq);
-      add_table_term(of_columns, base::of_keys, 2, dk);
       store_sums(of_gradients, 0, 2);
       store_sums(of_weights, 1, 2);
       store_sums(of_columns, 2, 2);
@@ -284,7 +293,10 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
         if (takes_part(now)) copy_rows(rows, rows);
       };
       if (warp < part_warps) {
-        add_to_part(used, scale_of_block().down, begin_next);
+        if constexpr (Radial)
+          base::template add_to_parts<0, 3, tiles>(used, used, scale_of_block().down, begin_next);
+        else
+          add_to_part(used, scale_of_block().down, begin_next);
       } else {
         begin_next();
         plan_turn(number + 2, next);

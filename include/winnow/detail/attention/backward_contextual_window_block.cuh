@@ -32,8 +32,8 @@ struct contextual_window_block {
   /// room for them.
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;
-  static constexpr int weight_mask = 0xffffff;
-  /// In 16 bits: sums are at most 2^15, about.
+  static constexpr int weight_mask = 0x7fffff;
+  /// Of long windows in 16 bits: sums are at most 2^15, about.
   static constexpr float short_weight_points = 0x1p5f;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
@@ -184,6 +184,8 @@ struct contextual_window_block {
     return base + (group_head * problem.parts_per_head + first + part) * part_size;
   }
   __device__ __forceinline__ void begin_block() const {
+    // Of tiles that there are not, too.
+    if (threadIdx.x < 16) at<unsigned>(layout::magnitudes)[threadIdx.x] = 0;
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);

@@ -36,6 +36,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::length;
   using base::look_up_radial;
   using base::memory;
+  using base::pack_places;
   using base::place;
   using base::problem;
   using base::queries;
@@ -45,6 +46,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::rows_of_tile;
   using base::slot_at;
   using base::sum_radial;
+  using base::sum_radial_columns;
   using base::sums;
   using base::table;
   using base::turned_cells;
@@ -381,6 +383,18 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
+    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                                   layout::kinds_of_pieces * held *
+                                                       layout::piece_bytes) +
+                  place.lane;
+    // Matrices in the order that the keys take transposed.
+    const auto matrix_of = [](int m) { return m / 2 + m % 2 * 2; };
+    if constexpr (layout::sums_late) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        piece[2 * layout::piece_bytes / 4 + 32 * matrix_of(m)] =
+            pack_places(places[m / 2][m % 2 * 2], places[m / 2][m % 2 * 2 + 1]);
+    }
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -446,7 +460,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         for (int e = 2 * i; e < 2 * i + 2; ++e)
           ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
     }
-    if constexpr (Radial) sum_radial(j, keys_of_lane, places, p, ds);
+    if constexpr (Radial && Long) sum_radial(j, keys_of_lane, places, p, ds);
 
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
@@ -465,16 +479,11 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       add_cells(gradients.a, weights.a, turned + layout::hot, sums.cells);
     }
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
-    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                                   2 * held * layout::piece_bytes) +
-                  place.lane;
     const weight_fragment<T> values_left(p);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      // In the order that the keys take transposed.
-      const int matrix = m / 2 + m % 2 * 2;
-      piece[32 * matrix] = gradients.a[m];
-      piece[layout::piece_bytes / 4 + 32 * matrix] = values_left.a[m];
+      piece[32 * matrix_of(m)] = gradients.a[m];
+      piece[layout::piece_bytes / 4 + 32 * matrix_of(m)] = values_left.a[m];
     }
   }
 
@@ -487,7 +496,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   /// \param held the queries' piece that is this tile's.
   __device__ __forceinline__ void load_answer(int i, int held, answer_factors& factors) const {
     const std::byte* piece =
-        region(i) + layout::pieces + 2 * held * layout::piece_bytes + 16 * place.lane;
+        region(i) + layout::pieces + layout::kinds_of_pieces * held * layout::piece_bytes +
+        16 * place.lane;
     load_matrices_transposed(factors.gradients, piece);
     load_matrices_transposed(factors.q, rows_of_tile(queries, i) + left_offset);
     load_matrices_transposed(factors.weights, piece + layout::piece_bytes);
@@ -523,6 +533,18 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   __device__ __forceinline__ void differentiate_keys(int i, int held, key_sums& sums) const {
     answer_factors factors;
     load_answer(i, held, factors);
+    add_answer(i, factors, sums);
+  }
+  /// The same, and sums by radial row.
+  __device__ __forceinline__ void answer_piece(int i, int held, key_sums& sums) const {
+    answer_factors factors;
+    load_answer(i, held, factors);
+    if constexpr (layout::sums_late) {
+      std::uint32_t places[4];
+      load_matrices_transposed(places, region(i) + layout::pieces +
+                                           (3 * held + 2) * layout::piece_bytes + 16 * place.lane);
+      sum_radial_columns(places, factors.gradients);
+    }
     add_answer(i, factors, sums);
   }
   /// The same of two tiles, whose loads come first.

@@ -52,6 +52,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   using base::tiles;
   using base::tokens_of;
   using base::warp;
+  using base::weight_base;
+  using base::weight_mask;
+  using base::weight_points;
   using base::weight_unit;
   using base::whole;
   using base::width;
@@ -89,20 +92,52 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     }
   }
   /// The same of the radial axis. \param which of the rows' dS, their P, the columns' dS.
-  template <int Mask = -1>
   __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
                                               axis_rows& rows) const {
-    static_assert(!layout::by_radial_row);
-    const int* sums = reinterpret_cast<const int*>(region(warp) + layout::radial_sums) +
-                      (16 * which + place.g) * layout::radial_stride + 2 * place.t;
+    static_assert(layout::sums_late);
+    const int* sums = reinterpret_cast<const int*>(region(warp) + layout::late_sums) +
+                      place.g * layout::radial_stride + 2 * place.t;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int w = 0; w < row_words; ++w) {
         const int2 pair =
             *reinterpret_cast<const int2*>(sums + i * 8 * layout::radial_stride + 8 * w);
-        rows[i][w] = pack<T>(static_cast<float>(pair.x & Mask) * unit[i],
-                             static_cast<float>(pair.y & Mask) * unit[i]);
+        rows[i][w] = pack<T>(static_cast<float>(pair.x) * unit[i],
+                             static_cast<float>(pair.y) * unit[i]);
+      }
+  }
+  /// The same of rows' dS and P in short windows. Every other lane begins with row g + 8, so that lanes meet all banks.
+  __device__ __forceinline__ void take_radial_rows(const float (&unit)[2], axis_rows& of_gradients,
+                                                   axis_rows& of_weights) const {
+    // The low bits of a sum of weights are those of a float again.
+    const auto weight = [](int sum) {
+      return fmaf(__int_as_float((sum & weight_mask) | __float_as_int(weight_base)),
+                  1.0f / weight_points, -weight_base / weight_points);
+    };
+    const bool swaps = (place.t & 1) != 0;
+    const auto* sums = reinterpret_cast<const int2*>(region(warp) + layout::late_sums) +
+                       2 * place.t * 16 + place.g;
+    axis_rows gradients, weights;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int2* row = sums + 8 * (swaps ? 1 - i : i);
+      const float gradient_units = swaps ? unit[1 - i] : unit[i];
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        const int2 low = row[8 * w * 16];
+        const int2 high = row[(8 * w + 1) * 16];
+        gradients[i][w] = pack<T>(static_cast<float>(low.x) * gradient_units,
+                                  static_cast<float>(high.x) * gradient_units);
+        weights[i][w] = pack<T>(weight(low.y), weight(high.y));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int w = 0; w < row_words; ++w) {
+        of_gradients[i][w] = swaps ? gradients[1 - i][w] : gradients[i][w];
+        of_weights[i][w] = swaps ? weights[1 - i][w] : weights[i][w];
       }
   }
   /// The same where sums lie by radial row: those of dS from `sums` on, this lane's first row's and from that the

@@ -33,6 +33,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::place;
   using base::problem;
   using base::queries;
+  using base::radii_of;
   using base::region;
   using base::row_of_head;
   using base::rows_of_tile;
@@ -65,6 +66,11 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
+  [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
+    // Any other expression for long windows makes them spill.
+    if constexpr (!layout::sums_late) return at<float>(layout::deltas) + 16 * warp;
+    return at<float>(layout::deltas + warp * layout::next_tile);
+  }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
   __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,
                                                 uint4 out) const {
@@ -85,7 +91,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
-      at<float>(layout::deltas)[16 * warp + row] = dot;
+      own_deltas()[row] = dot;
       if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
@@ -137,13 +143,13 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::uint32_t hot[2][words];
     mark_cells(rows.code, hot);
     store_cells(own + layout::hot, hot);
-    clear_sums<Long ? layout::column_sums : layout::radial_sums,
-               layout::column_sums + layout::gradient_sum_bytes>();
+    if constexpr (Long)
+      clear_sums<layout::column_sums, layout::column_sums + layout::gradient_sum_bytes>();
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<float>(layout::radius)[16 * warp + place.g + 8 * i] = rows.radius[i];
+        for (int i = 0; i < 2; ++i) 
+          radii_of(warp)[(place.g + 8 * i) * layout::radius_stride] = rows.radius[i];
     }
   }
   /// Waits for the rows that this warp copies, all but v.
@@ -249,7 +255,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         state.delta[i] =
-            at<float>(layout::deltas)[16 * warp + place.g + 8 * i] * (-raise * weight_unit);
+            own_deltas()[place.g + 8 * i] * (-raise * weight_unit);
     }
   }
 };

@@ -28,10 +28,10 @@ __device__ __forceinline__ std::uint32_t price_of_token(const int2& window) {
   const int tiles_of_window = (length + 15) / 16;
   if (length > contextual_short_capacity) return 4;
   if (!Radial && length == 1) return 3;
-  if (tiles_of_window == 1) return Radial ? 59 : 43;
+  if (tiles_of_window == 1) return Radial ? 28 : 43;
   const int price = tiles_of_window == 2   ? (Radial ? 1860 : 1200)
-                    : tiles_of_window == 3 ? (Radial ? 3800 : 2800)
-                                           : (Radial ? 4840 : 3500);
+                    : tiles_of_window == 3 ? 2800
+                                           : (Radial ? 6300 : 3500);
   return static_cast<std::uint32_t>(
       __fdividef(static_cast<float>(price), static_cast<float>(length)));
 }
