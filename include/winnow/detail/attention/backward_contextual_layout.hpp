@@ -149,13 +149,17 @@ struct contextual_window_layout {
   static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
-  static constexpr int magnitudes = 0;  // uint32 [tiles]
+  static constexpr int magnitudes = 0;  // uint32 [tiles], and zeros
+  /// Of the warp that plans short windows: which of its lanes are free, uint8 [32].
+  static constexpr int free_lanes = 32;
   static constexpr int block_deltas = 64;
   static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plans =  // of turns: int4 [tiles],
       block_radius + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
   static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
+  /// Which short windows come next, int2: in the first plan.
+  static constexpr int next_windows = plans + plan_used + 8;
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
   /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
   /// have met since.

@@ -108,7 +108,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   }
 
   /// The tile's pieces as queries, which begin with the keys of this tile's number, if they are so many.
-  __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows, float lower,
+  __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows,
                                               query_state& state, query_sums& sums) const {
     const key_places places = base::places_of_keys();
     int j = warp < now.width ? warp : warp - now.width;
@@ -117,7 +117,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
 #pragma unroll 1
     for (int held = 0; held < now.width; ++held) {
       const int next = j + 1 < now.width ? j + 1 : 0;
-      differentiate_piece(now, rows, j, next, held, lower, places, radii, state, sums);
+      differentiate_piece(now, rows, j, next, held, places, radii, state, sums);
       j = next;
     }
   }
@@ -204,7 +204,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       multiply_gradients(now, rows, scale.up, state, radial);
       clear_queries(of_queries);
     }
-    if (warp < now.used) take_pieces(now, rows, scale.down, state, of_queries);
+    if (warp < now.used) take_pieces(now, rows, state, of_queries);
     meet();
     key_sums of_keys;
     clear(of_keys.dk);
@@ -255,6 +255,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     {
       const cursor next = share_of_block();
       begin_block();
+      base::await_tables();
       if (warp == planner) {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
         __syncwarp();

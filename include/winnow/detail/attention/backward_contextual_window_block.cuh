@@ -139,18 +139,28 @@ struct contextual_window_block {
     if (!linear(axis)) return layout::by_radial_row ? row : place_of;
     return which == of_keys ? row : 2 * (length - 1) - row;
   }
+  /// Tables that need no conversion arrive later: `await_tables`.
   __device__ __forceinline__ void stage_table(int which, const table_view& view) const {
+    const bool copies = view.data != nullptr && view.vectors && !view.is_float;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * 2; i += threads) {
       const int position = i / 2;
       const int d = i % 2 * width;
       const int axis = position / tile_rows;
       const int row = row_at(which, axis, position % tile_rows);
+      const bool there = row >= 0 && row < table_rows && d < problem.head_dim;
+      const std::int64_t offset = there ? row * view.row_stride + axis * view.axis_stride +
+                                              group_head * view.head_stride + d
+                                        : 0;
+      std::byte* target =
+          table(which) + position * layout::row_bytes + ((i % 2) ^ (position >> 2 & 1)) * 16;
+      if (copies) {
+        copy_async(target, static_cast<const T*>(view.data) + offset, there);
+        continue;
+      }
       uint4 bits = {0, 0, 0, 0};
-      if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim)
-        bits = load_table_vector<T>(view, row * view.row_stride + axis * view.axis_stride +
-                                              group_head * view.head_stride + d);
-      *reinterpret_cast<uint4*>(table(which) + position * layout::row_bytes +
-                                ((i % 2) ^ (position >> 2 & 1)) * 16) = bits;
+      if (view.data != nullptr && there) bits = load_table_vector<T>(view, offset);
+      *reinterpret_cast<uint4*>(target) = bits;
     }
   }
 
@@ -189,7 +199,12 @@ struct contextual_window_block {
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);
+    commit_copies();
     clear_parts();
+  }
+  /// Before the barrier behind which tables are there.
+  static __device__ __forceinline__ void await_tables() {
+    wait_for_copies<0>();
   }
   __device__ __forceinline__ void clear_parts() const {
     for (int which = 0; which < 3; ++which) {

@@ -115,7 +115,9 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
                                                  const std::uint32_t (&code)[2],
                                                  std::byte* target) const {
     target += place.g * layout::cell_bytes;
-#pragma unroll
+    // One copy of this code where instructions are short of room.
+    constexpr int axes_at_once = !Radial && !Long ? 1 : layout::cell_axes;
+#pragma unroll axes_at_once
     for (int axis = 0; axis < layout::cell_axes; ++axis) {
       std::uint32_t product[2][row_words];
       multiply_axis(left, which, axis, product);
@@ -300,7 +302,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 
   /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int next, int held, float lower,
+                                                      int j, int next, int held,
                                                       const key_places& keys_of_lane,
                                                       float2 (&radii)[2],
                                                       query_state& state, query_sums& sums) const {
@@ -448,8 +450,6 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         }
         const bool lies_here = static_cast<std::int16_t>(rows.window[i]) >= 16 * (now.width - 1);
         const float delta = __fdividef(sum, weights);
-        if (lies_here && rows.token[i] >= 0 && place.t == 0)
-          problem.delta[head * problem.max_tokens + slot_at(now, place.g + 8 * i)] = delta * lower;
         // A row that is alone has dP = delta, whatever the rounding says.
         if (state.single[i]) unit = 0.0f;
         if (lies_here) state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;

@@ -284,9 +284,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
             chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
                         : sums_of_chains[0][n][e];
   }
-  __device__ __forceinline__ void add_rows(int which, int block, float by,
+  /// \param target one table's part; null: not wanted
+  __device__ __forceinline__ void add_rows(float* target, int block, float by,
                                            const float (&product)[2][4]) const {
-    float* target = part_of(which);
     if (target == nullptr) return;
     const bool by_cell = layout::by_radial_row || linear(block / axis_blocks);
     const int between = rows_between(by_cell) * part_width;
@@ -321,7 +321,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
         multiply_part(which, from + first_block(which), used[which], right[which], product[which]);
 #pragma unroll
       for (int which = First; which < End; ++which)
-        add_rows(which, from + first_block(which), by[which], product[which]);
+        add_rows(part_of(which), from + first_block(which), by[which], product[which]);
     }
 #pragma unroll
     for (int which = First; which < End; ++which) {
@@ -329,20 +329,19 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       if (block >= blocks) continue;
       float product[2][4];
       multiply_part(which, block, used[which], right[which], product);
-      add_rows(which, block, by[which], product);
+      add_rows(part_of(which), block, by[which], product);
     }
   }
 
   /// The same of short windows, by a warp for each table: its right factors are loaded once, and three blocks of
   /// an axis do not wait for each other either.
-  template <class Release>
-  __device__ __forceinline__ void add_to_part(int used, float lower, const Release& release) const {
+  __device__ __forceinline__ void add_to_part(int used, float lower,
+                                              const part_factors& right) const {
     static_assert(part_warps == 3 || layout::tiles != 4);
     const int which = warp;
+    float* const target = part_of(which);
+    if (target == nullptr) return;
     const float by = which == 0 ? problem.scale * lower : which == 1 ? weight_unit : lower;
-    part_factors right;
-    load_part_factors(which, used, right);
-    release();
 #pragma unroll 1
     for (int block = 0; block < blocks; block += axis_blocks) {
       float product[axis_blocks][2][4];
@@ -350,25 +349,10 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       for (int i = 0; i < axis_blocks; ++i)
         multiply_part(which, block + i, used, right, product[i]);
 #pragma unroll
-      for (int i = 0; i < axis_blocks; ++i) add_rows(which, block + i, by, product[i]);
+      for (int i = 0; i < axis_blocks; ++i) add_rows(target, block + i, by, product[i]);
     }
   }
 
-  __device__ __forceinline__ void accumulate(const row_view& view, const std::int32_t (&tokens)[2],
-                                             float by, unsigned skip,
-                                             const float (&sum)[2][4]) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (tokens[i] < 0 || (skip >> (place.g + 8 * i) & 1u) != 0) continue;
-      T* target = row_of_head(view, tokens[i]) + 2 * place.t;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        if (8 * n < problem.head_dim)
-#pragma unroll
-          for (int c = 0; c < 2; ++c)
-            store_gradient(target + 8 * n + c, sum[n][2 * i + c] * by, true);
-    }
-  }
   /// A gradient's rows in shared memory, where nobody needs the tile's one-hot cells any more: so each lane writes
   /// half a row, of the token whose half it has copied.
   __device__ __forceinline__ std::byte* staged_rows(int which) const {
@@ -394,37 +378,53 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
           *reinterpret_cast<const uint4*>(staged_rows(which) + row * layout::cell_bytes +
                                           place.lane % 2 * 16);
   }
+  /// Adds what a row of a gradient has in this lane's columns, if it is wanted.
+  __device__ __forceinline__ void add_what_is_there(const T* row, bool wanted,
+                                                     float2 (&sum)[2]) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (!wanted || 8 * n >= problem.head_dim) continue;
+      const float2 old =
+          unpack<T>(*reinterpret_cast<const std::uint32_t*>(row + 8 * n + 2 * place.t));
+      sum[n].x += old.x;
+      sum[n].y += old.y;
+    }
+  }
   /// Writes rows of a gradient, sums times `by`, or adds to them; rows in `skip` are left to others.
   __device__ __forceinline__ void store(const row_view& view, const std::int32_t (&tokens)[2],
                                         float by, unsigned skip, const float (&sum)[2][4]) const {
     if (view.data == nullptr) return;
-    if (problem.accumulate) {
-      accumulate(view, tokens, by, skip, sum);
-      return;
-    }
     const bool odd = (place.t & 1) != 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool wanted = tokens[i] >= 0 && (skip >> (place.g + 8 * i) & 1u) == 0;
       T* target = row_of_head(view, max(tokens[i], 0));
+      float2 own[2];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) own[n] = {sum[n][2 * i] * by, sum[n][2 * i + 1] * by};
+      if (problem.accumulate) add_what_is_there(target, wanted, own);
       // Neighbouring lanes swap, so that each has four columns.
-      const std::uint32_t first = pack<T>(sum[0][2 * i] * by, sum[0][2 * i + 1] * by);
-      const std::uint32_t second = pack<T>(sum[1][2 * i] * by, sum[1][2 * i + 1] * by);
+      const std::uint32_t first = pack<T>(own[0].x, own[0].y);
+      const std::uint32_t second = pack<T>(own[1].x, own[1].y);
       const std::uint32_t other = __shfl_xor_sync(all_lanes, odd ? first : second, 1);
       const int column = (odd ? 8 : 0) + place.t / 2 * 4;
       if (wanted && column < problem.head_dim)
         *reinterpret_cast<uint2*>(target + column) = {odd ? other : first, odd ? second : other};
     }
   }
-  /// The tile's rows whose sums are not finite, as bits.
-  __device__ __forceinline__ unsigned broken_rows(const float (&sum)[2][4],
-                                                  const std::int32_t (&tokens)[2]) const {
+  /// The tile's rows of which one of some sums is not finite, as bits.
+  template <class... Sums>
+  __device__ __forceinline__ unsigned broken_rows(const std::int32_t (&tokens)[2],
+                                                  const Sums&... sums) const {
     bool broken[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // NaN with any NaN or infinity.
-      const float probe =
-          (sum[0][2 * i] + sum[0][2 * i + 1]) + (sum[1][2 * i] + sum[1][2 * i + 1]);
+      float probe = 0.0f;  // becomes NaN or infinite with any that is
+      const auto look_at = [&](const float(&sum)[2][4]) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) probe += sum[n][2 * i] + sum[n][2 * i + 1];
+      };
+      (look_at(sums), ...);
       broken[i] = !(probe * 0.0f == 0.0f) && tokens[i] >= 0;
     }
     if (!__any_sync(all_lanes, broken[0] || broken[1])) return 0;
@@ -432,10 +432,17 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const unsigned lanes = __ballot_sync(all_lanes, broken[i]);
+#pragma unroll 1
       for (int g = 0; g < 8; ++g)
         if ((lanes >> (4 * g) & 0xfu) != 0) rows |= 1u << (g + 8 * i);
     }
     return rows;
+  }
+  template <backward_side Side, class Tile>
+  __device__ __forceinline__ void differentiate_again(const Tile& tile, unsigned rows) const {
+    for (; rows != 0; rows &= rows - 1)
+      differentiate_row<T, Side>(whole, group, head,
+                                 slot_at(tile, __ffs(static_cast<int>(rows)) - 1), {});
   }
 
   /// Gradients of a tile's queries. Rows that are not finite are computed again.
@@ -445,7 +452,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                                 const float (&dq)[2][4]) const {
     std::int32_t tokens[2];
     tokens_of(rows, tokens);
-    const unsigned broken = broken_rows(dq, tokens);
+    const unsigned broken = broken_rows(tokens, dq);
     if (layout::keys_together && !problem.accumulate) {
       stage_rows(0, by, dq);
       __syncwarp();
@@ -453,21 +460,15 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     } else {
       store(problem.grad_q, tokens, by, broken, dq);
     }
-    for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::query>(
-          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
+    differentiate_again<backward_side::query>(tile, broken);
   }
   template <class Tile>
   __device__ __forceinline__ void store_keys(const Tile& tile, const tile_tokens& rows,
                                              float by_key, float by_value, const float (&dk)[2][4],
                                              const float (&dv)[2][4]) const {
-    const float both[2][4] = {{dk[0][0] + dv[0][0], dk[0][1] + dv[0][1], dk[0][2] + dv[0][2],
-                               dk[0][3] + dv[0][3]},
-                              {dk[1][0] + dv[1][0], dk[1][1] + dv[1][1], dk[1][2] + dv[1][2],
-                               dk[1][3] + dv[1][3]}};
     std::int32_t tokens[2];
     tokens_of(rows, tokens);
-    const unsigned broken = broken_rows(both, tokens);
+    const unsigned broken = broken_rows(tokens, dk, dv);
     if (layout::keys_together && !problem.accumulate) {
       stage_rows(1, by_key, dk);
       stage_rows(2, by_value, dv);
@@ -478,9 +479,22 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       store(problem.grad_k, tokens, by_key, broken, dk);
       store(problem.grad_v, tokens, by_value, broken, dv);
     }
+    differentiate_again<backward_side::key>(tile, broken);
+  }
+  /// The same where a tile's queries are its keys.
+  template <class Tile>
+  __device__ __forceinline__ void store_tile(const Tile& tile, const tile_tokens& rows,
+                                             float by_query, float by_key, float by_value,
+                                             const float (&dq)[2][4], const float (&dk)[2][4],
+                                             const float (&dv)[2][4]) const {
+    const unsigned broken = broken_rows(rows.token, dq, dk, dv);
+    store(problem.grad_q, rows.token, by_query, broken, dq);
+    store(problem.grad_k, rows.token, by_key, broken, dk);
+    store(problem.grad_v, rows.token, by_value, broken, dv);
+#pragma unroll 1
     for (unsigned left = broken; left != 0; left &= left - 1)
-      differentiate_row<T, backward_side::key>(
-          whole, group, head, slot_at(tile, __ffs(static_cast<int>(left)) - 1), {});
+      differentiate_whole_row<T>(whole, group, head,
+                                 slot_at(tile, __ffs(static_cast<int>(left)) - 1));
   }
 };
 

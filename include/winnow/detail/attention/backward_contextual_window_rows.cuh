@@ -92,7 +92,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
       own_deltas()[row] = dot;
-      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
+      if (Long && rows.copied >= 0)
+        problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
 
@@ -116,18 +117,27 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
 #pragma unroll
     for (int i = place.lane; i < (To - From) / 16; i += 32) sums[i] = {0, 0, 0, 0};
   }
-  /// What queries need that does not come with their rows.
-  __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+  /// LSE of rows g and g + 8; infinity where there is none.
+  __device__ __forceinline__ void load_lse(const tile_tokens& rows, float (&lse)[2]) const {
     std::int32_t tokens[2];
     tokens_of(rows, tokens);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      state.lse[i] = INFINITY;
+      lse[i] = INFINITY;
       if (tokens[i] >= 0)
-        state.lse[i] =
+        lse[i] =
             problem.lse[tokens[i] * problem.lse_token_stride + head * problem.lse_head_stride];
-      state.single[i] = rows.window[i] >> 16 == 1;
     }
+  }
+  /// What queries need that does not come with their rows.
+  __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+    load_lse(rows, state.lse);
+    mark_queries(rows, state);
+  }
+  /// The same but for LSE.
+  __device__ __forceinline__ void mark_queries(const tile_tokens& rows, query_state& state) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) state.single[i] = rows.window[i] >> 16 == 1;
     if constexpr (Long) {
       clear_sums<layout::radial_sums, layout::column_sums>();
       mark_cells(rows.code, state.hot);

@@ -19,7 +19,6 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::all_lanes;
   using base::assigned;
   using base::bounds;
-  using base::fill_turn;
   using base::grads;
   using base::group;
   using base::head;
@@ -70,15 +69,6 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   /// Does a long window take several turns?
   static __device__ __forceinline__ bool is_cut(const int2& window) {
     return window.y - window.x > 16 * tiles;
-  }
-  /// Plans a turn, by one warp.
-  __device__ __forceinline__ void plan_turn(int number, cursor& next) const {
-    const int plan = plan_of(number);
-    int4 tile = {0, 0, 0, 0};
-    const int used = fill_turn(plan, next, tile);
-    if (place.lane < tiles) at<int4>(plan)[place.lane] = tile;
-    const int widest = __reduce_max_sync(all_lanes, tile.z);
-    if (place.lane == 0) *at<int2>(plan + layout::plan_used) = {used, widest};
   }
   /// Is the window in `slot` long, and the slot its first probe?
   [[nodiscard]] __device__ __forceinline__ static bool is_first_probe(int slot,
@@ -214,11 +204,14 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     return {min(of_cut.probes[0] * step, assigned), min(of_cut.probes[1] * step, assigned), true,
             !levels};
   }
+  /// Of a planned turn of short windows the tiles that hold queries, and the largest width of all tiles. Read where it
+  /// is needed: shared memory is nearer than a spilled register.
+  [[nodiscard]] __device__ __forceinline__ int2 extent_of_turn(int number) const {
+    return *at<int2>(plan_of(number) + layout::plan_used);
+  }
   [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number) const {
-    const int place_of_plan = plan_of(number);
-    const auto [used, widest] = *at<int2>(place_of_plan + layout::plan_used);
-    if (used == 0) return {};
-    const int4 tile = at<int4>(place_of_plan)[warp];
+    const auto [used, widest] = extent_of_turn(number);
+    const int4 tile = at<int4>(plan_of(number))[warp];
     return {tile.x, tile.y, tile.z, used, widest, number};
   }
   /// Has this warp rows in a turn?
