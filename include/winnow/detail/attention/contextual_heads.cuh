@@ -30,7 +30,6 @@ namespace winnow::detail {
 template <class T, bool Radial, class Layout>
 struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   using base = contextual_heads_products<T, Radial, Layout>;
-  using base::fixed_limit;
   using base::group;
   using base::group_head;
   using base::heads;
@@ -40,7 +39,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   using base::problem;
   using base::radial_sums;
   using base::shared;
-  using base::slack;
   using base::stores_products;
   using base::words;
   using typename base::head_state;
@@ -230,8 +228,14 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto raise = [&](int h) {
       head_state& own = state.of_head[h];
       float by[2];
-      if (own.softmax.template raise<layout::loads_early>(largest[h], scale, slack, lag, by))
+      if (own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack, lag, by)) {
         rescale_head(by, own);
+        if constexpr (Radial) shift_radials(h, by);
+      }
+    };
+    const auto find_rows = [&](int h) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
     };
     piece_values values;
     if constexpr (layout::loads_early) {
@@ -242,16 +246,17 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       if (__any_sync(0xffffffffu, exceeds)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
-        for (int h = 0; h < heads; ++h)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
+        for (int h = 0; h < heads; ++h) find_rows(h);
 #pragma unroll
         for (int h = 0; h < heads; ++h) raise(h);
       }
     } else {
 #pragma unroll
       for (int h = 0; h < heads; ++h)
-        if (!state.of_head[h].softmax.holds(largest[h])) raise(h);
+        if (!state.of_head[h].softmax.holds(largest[h])) {
+          find_rows(h);
+          raise(h);
+        }
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -266,7 +271,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       add_values(s[h], values.rows[h], state.of_head[h]);
     }
     if constexpr (!layout::loads_early) load_codes(slot, values);
-    if (state.has_values) add_weights(s, values, places, state);
+    add_weights(s, values, places, state);
   }
 
   // --- Sums of weights ----------------------------------------------------------------------------
@@ -301,39 +306,31 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
     scale_rows(by, own.o);
     scale_rows(by, own.cells);
-    // Radial sums stay as they are: units shrink by the same power of two.
-    if constexpr (Radial) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) own.fixed_point[i] *= base::inverse_power(fmaxf(by[i], 0x1p-64f));
-    }
   }
-  /// As in contextual_weights.cuh.
-  __device__ __forceinline__ void keep_fixed_point(heads_state& state) const {
-    float units[heads][2];
-    float most = 0.0f;
-#pragma unroll
-    for (int h = 0; h < heads; ++h)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const head_state& own = state.of_head[h];
-        units[h][i] = own.softmax.sum[2 * i] * own.fixed_point[i];
-        most = fmaxf(most, units[h][i]);
-      }
-    if (__builtin_expect(!__any_sync(0xffffffffu, most >= fixed_limit), 1)) return;
+  /// A head's radial sums by the rows' factors, powers of two: shifts that round.
+  __device__ __forceinline__ void shift_radials(int h, const float (&by)[2]) const {
     __syncwarp();
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < 2; ++i) {
+      if (by[i] >= 1.0f) continue;
+      const int shift = min(127 - static_cast<int>(__float_as_uint(by[i]) >> 23), 31);
+      const std::uint32_t half_unit = (1u << shift) >> 1;
+      auto* sums = radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool exceeds = units[h][i] >= fixed_limit;
-        if (!__any_sync(0xffffffffu, exceeds)) continue;
-        const float by = exceeds ? __uint_as_float(__float_as_uint(fixed_limit) + state.room -
-                                                   (__float_as_uint(units[h][i]) & 0x7f800000u))
-                                 : 1.0f;
-        state.of_head[h].fixed_point[i] *= by;
-        this->shift_sums(radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows, by);
+      for (int r = 4 * place.t; r < tile_rows; r += 16) {
+        auto& four = *reinterpret_cast<uint4*>(sums + r);
+        const uint4 sum = four;
+        four = {(sum.x + half_unit) >> shift, (sum.y + half_unit) >> shift,
+                (sum.z + half_unit) >> shift, (sum.w + half_unit) >> shift};
       }
+    }
     __syncwarp();
+  }
+  /// A weight in units, rounded: up to 2²⁴ of them, the bits of a float count its smallest number.
+  static __device__ __forceinline__ std::uint32_t count(float weight, std::uint32_t units) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(weight), "f"(__uint_as_float(units)));
+    return __float_as_uint(product);
   }
   template <int Behind>
   static __device__ __forceinline__ void add_radial(std::uint32_t address, std::uint32_t weight) {
@@ -361,8 +358,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                                                   weight_fragment<half>(p[1])};
 #pragma unroll
     for (int word = 0; word < words; ++word) {
-      const int first = word % cell_words * 8 + spread(place.g);
-      const std::uint32_t cell = position_pair(first, first);
+      const std::uint32_t cell =
+          state.first_cell + 0x00010001u * static_cast<unsigned>(word % cell_words * 8);
       const std::uint32_t low = one_hot(pairs[0][word / cell_words], cell);
       const std::uint32_t high = one_hot(pairs[1][word / cell_words], cell);
 #pragma unroll
@@ -374,18 +371,16 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void add_radials(const float (&p)[heads][2][4],
                                               const radial_places& places,
                                               heads_state& state) const {
-    keep_fixed_point(state);
     const auto add = [&](auto head_constant) {
       constexpr int h = decltype(head_constant)::value;
-      const float(&scales)[2] = state.of_head[h].fixed_point;
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           add_radial<h * layout::radial_sums_bytes>(places.row[b][j][0],
-                                                    base::fixed(p[h][b][j], scales[0]));
+                                                    count(p[h][b][j], state.units));
           add_radial<h * layout::radial_sums_bytes + layout::radial_row(8)>(
-              places.row[b][j][1], base::fixed(p[h][b][2 + j], scales[1]));
+              places.row[b][j][1], count(p[h][b][2 + j], state.units));
         }
     };
     add(std::integral_constant<int, 0>());
@@ -412,6 +407,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[8], state.length, place.t)};
     if constexpr (Radial) __syncwarp();
+    const float unit_of_sums = Radial ? reciprocal(__uint2float_rn(state.units)) : 1.0f;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis)
 #pragma unroll
@@ -421,13 +417,14 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           if (Radial && axis == 2) {
-            const float unit = by[h][i] * base::inverse_power(own.fixed_point[i]);
+            const float unit = by[h][i] * unit_of_sums;
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums =
                   *reinterpret_cast<const uint2*>(radial_sums() + i * (layout::radial_row(8) / 4) +
                                                   h * tile_rows + 8 * word + 2 * place.t);
-              w[i][word] = pack<T>(base::from_fixed(sums.x, unit), base::from_fixed(sums.y, unit));
+              w[i][word] =
+                  pack<T>(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit);
             }
           } else {
             std::uint32_t cells[cell_words];

@@ -35,10 +35,12 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 
   /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2² for the
   /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
+  ///
+  /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
+  /// weights may not become as large, so that the sums of all of up to 2²⁰ fit; from there on units are larger.
   static constexpr float slack = 12.0f, lag = -2.0f;
-  /// Units of radial sums as in contextual_block.cuh, or a few more, of weights that are larger.
-  static constexpr float fixed_start = 0x1p15f, fixed_start_short = 0x1p9f;
-  static constexpr int short_window = 256, room_window = 400;
+  static constexpr std::uint32_t units = 1 << 9;
+  static constexpr int full_slack_bits = 8, no_slack_bits = full_slack_bits + int{slack};
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -51,7 +53,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   struct head_state {
     /// Gq of rows g and g + 8 by cell, if not in shared memory.
     std::uint32_t products[2][stores_products ? 1 : words];
-    float fixed_point[2];  ///< the scales of radial sums
     scaled_softmax_state softmax;
     float o[2][4];
     float cells[words][4];  ///< weights by cell
@@ -69,7 +70,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
-    std::uint32_t room;  ///< see `keep_fixed_point`
+    float slack;              ///< of the tile's rows
+    float inverse_factor;     ///< 1 over what makes logits count in base 2
+    std::uint32_t units;      ///< of a weight of 1, in radial sums
+    std::uint32_t first_cell; ///< that this lane compares keys' positions with, twice
   };
 
   /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
@@ -105,19 +109,26 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
               which * layout::table_bytes)[factor::element_at(block, 0)] = parts[h][which];
     }
   }
+  /// The bits of n - 1.
+  static __device__ __forceinline__ int bits_of(int n) {
+    return 32 - __clz(n - 1);
+  }
   /// What all rows of the warp have in common.
   __device__ __forceinline__ void begin_block(heads_state& state) const {
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
-    // What reaches the limit is scaled down to a quarter of it; or more, where the weights whose rounding adds up
-    // are fewer and this saves half of the times.
-    state.room = group().counts->largest <= room_window ? 122u << 23 : 125u << 23;
     state.inverse_scale = __fdividef(1.0f, problem.scale);
+    state.inverse_factor = state.inverse_scale * ln_2;
+    const int cell = spread(place.g);
+    state.first_cell = kept_in_register(position_pair(cell, cell));
+    state.slack = slack;
     if constexpr (Radial) {
-      state.inverse_a = group().inverse_a;
+      state.units = max(units >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
+      state.inverse_a = kept_in_register(group().inverse_a);
       state.radial = in_register(layout::scratch + this->scratch_of_warp() +
                                  layout::radial_row(place.g) + 4 * state.length);
-      state.most_steps = (state.length << 22) - 1;
+      state.most_steps = static_cast<int>(
+          kept_in_register(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
 #pragma unroll
       for (int j = 0; j < 2; ++j)
@@ -251,12 +262,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
-#pragma unroll
-    for (int h = 0; h < heads; ++h)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        state.of_head[h].fixed_point[i] =
-            length_of(i) <= short_window ? fixed_start_short : fixed_start;
+    const auto longest = static_cast<int>(
+        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
+    state.slack = slack - static_cast<float>(
+                              min(max(bits_of(longest) - full_slack_bits, 0), int{slack}));
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {

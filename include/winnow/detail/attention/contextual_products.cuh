@@ -118,6 +118,9 @@ __device__ __forceinline__ int in_register(int value) {
 __device__ __forceinline__ std::uint32_t kept_in_register(std::uint32_t value) {
   return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x) & 31);
 }
+__device__ __forceinline__ float kept_in_register(float value) {
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x) & 31);
+}
 /// The bits from `first` on; from 32 on none.
 __device__ __forceinline__ std::uint32_t bits_from(int first) {
   std::uint32_t bits;
