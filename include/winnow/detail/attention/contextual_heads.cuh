@@ -129,15 +129,19 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+      for (int b = 0; b < 2; ++b) {
+        const auto& left = keys_.left[h].a[0];
         multiply_16<T>(scores[h][b], (layout::keeps_queries ? state.q : loaded)[h].a[0],
-                       keys_.left[h].a[0][b], keys_.left[h].a[0][b + 2]);
+                       left[layout::only_right ? 2 * b : b], left[layout::only_right ? 2 * b + 1 : b + 2]);
+      }
     std::uint32_t places[2][layout::axes];
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-        places[b][axis] = position_twice(keys_.codes[b], axis);
+        places[b][axis] = layout::marks_codes
+                              ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
+                              : position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
       return one_hot(places[b][word / cell_words], this->own_cells(word));
     };
@@ -282,7 +286,9 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
   };
   __device__ __forceinline__ void load_value(int slot, int h, piece_values& values) const {
-    load_matrices_transposed(values.rows[h], this->matrix_rows(this->tile_of(1, slot, h), 0));
+    load_matrices_transposed(
+        values.rows[h],
+        this->left_rows(reinterpret_cast<const std::byte*>(this->tile_of(1, slot, h))));
   }
   __device__ __forceinline__ void load_codes(int slot, piece_values& values) const {
 #pragma unroll
@@ -298,8 +304,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void add_values(const float (&p)[2][4], const std::uint32_t (&b)[4],
                                              head_state& own) const {
     const weight_fragment<T> weights(p);
-    multiply_add_16<T>(own.o[0], weights.a, b[0], b[2]);
-    multiply_add_16<T>(own.o[1], weights.a, b[1], b[3]);
+    multiply_add_16<T>(own.o[0], weights.a, b[0], b[1]);
+    multiply_add_16<T>(own.o[1], weights.a, b[2], b[3]);
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
     multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
   }
@@ -349,7 +355,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       const uint2& codes = values.codes[b];
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-        pairs[b][axis] =
+        pairs[b][axis] = layout::marks_codes ? marked_pair(codes.x, codes.y, axis) :
             (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
              0x00ff00ffu) |
             0x64006400u;

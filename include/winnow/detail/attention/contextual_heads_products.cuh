@@ -38,9 +38,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   ///
   /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
   /// weights may not become as large, so that the sums of all of up to 2²⁰ fit; from there on units are larger.
-  static constexpr float slack = 12.0f, lag = -2.0f;
+  static constexpr int most_slack = 12;
+  static constexpr float lag = -2.0f;
   static constexpr std::uint32_t units = 1 << 9;
-  static constexpr int full_slack_bits = 8, no_slack_bits = full_slack_bits + int{slack};
+  static constexpr int full_slack_bits = 8, no_slack_bits = full_slack_bits + most_slack;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -121,14 +122,14 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     state.inverse_factor = state.inverse_scale * ln_2;
     const int cell = spread(place.g);
     state.first_cell = kept_in_register(position_pair(cell, cell));
-    state.slack = slack;
+    state.slack = static_cast<float>(most_slack);
     if constexpr (Radial) {
       state.units = max(units >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
-      state.inverse_a = kept_in_register(group().inverse_a);
+      state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
       state.radial = in_register(layout::scratch + this->scratch_of_warp() +
                                  layout::radial_row(place.g) + 4 * state.length);
       state.most_steps = static_cast<int>(
-          kept_in_register(static_cast<std::uint32_t>((state.length << 22) - 1)));
+          kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
 #pragma unroll
       for (int j = 0; j < 2; ++j)
@@ -264,8 +265,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
     const auto longest = static_cast<int>(
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
-    state.slack = slack - static_cast<float>(
-                              min(max(bits_of(longest) - full_slack_bits, 0), int{slack}));
+    state.slack = static_cast<float>(
+        most_slack - min(max(bits_of(longest) - full_slack_bits, 0), most_slack));
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {
@@ -276,11 +277,15 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     return at<const T>(layout::key_tiles + slot * layout::group_bytes +
                        (2 * h + which) * layout::tile_bytes);
   }
+  template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot) const {
     key_group result;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
-      this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
+      if constexpr (Right)
+        load_matrices(result.left[h].a[0], this->matrix_rows(tile_of(0, slot, h), 0));
+      else
+        this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       result.codes[i] = at<const std::uint32_t>(layout::key_code)[slot * keys + place.g + 8 * i];

@@ -258,6 +258,7 @@ struct contextual_heads_layout {
   static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys][key_stride]
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile; }
   static constexpr bool keeps_queries = false;  ///< in registers
+  static constexpr bool only_right = false, marks_codes = false;
   static constexpr bool loads_early = false;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
   static constexpr int slot_products =

@@ -131,7 +131,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
 #pragma unroll 1
     for (; key < end; key += keys) {
       await(cursor);
-      const key_group own_keys = this->load_group(cursor.keys);
+      const key_group own_keys = this->template load_group<true>(cursor.keys);
       float s[heads][2][4];
       typename base::radial_places places;
       // Everything is asked for before the first product, as the latter keep their order.

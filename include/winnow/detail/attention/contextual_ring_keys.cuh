@@ -258,6 +258,11 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                                  slot * layout::slot_products +
                                                  place.g * layout::key_stride,
                                              8 * layout::key_stride);
+    if (place.t == 0)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        at<std::uint32_t>(layout::key_code)[keys_slot * keys + place.g + 8 * i] =
+            own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
     auto* target =

@@ -28,6 +28,8 @@ struct contextual_ring_layout {
   static constexpr int rows = 16;              ///< of a tile
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
+  static constexpr bool only_right = true;    ///< are keys but right factors where rows are?
+  static constexpr bool marks_codes = true;   ///< have keys' positions a `position_mark`?
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
