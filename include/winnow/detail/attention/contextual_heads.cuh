@@ -220,7 +220,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
           for (int h = 0; h < heads; ++h) s[h][b][e] = attends ? s[h][b][e] : -INFINITY;
         }
     }
-    meanwhile();
+    if constexpr (!layout::loads_early) meanwhile();
     const float scale = problem.scale * log2_e;
     float largest[heads][2];
 #pragma unroll
@@ -244,6 +244,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     piece_values values;
     if constexpr (layout::loads_early) {
       load_values(slot, values);
+      meanwhile();
       bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);

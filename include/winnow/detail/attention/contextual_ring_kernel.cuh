@@ -161,8 +161,9 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
             }
             return windows;
           },
-          [] {}, s, places, state);
-      release(cursor);
+          // What is left of the piece is in registers.
+          [&] { release(layout::empty, cursor.slot); }, s, places, state);
+      cursor.step();
     }
     bool bad = false;
     if (own > 0) {
