@@ -68,10 +68,13 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const packed_position* positions = in_registers(base::group().positions);
-  const float* radius = in_registers(base::group().radius);
   const T* first_key = in_registers(first_part(problem.k));
   const T* first_value = in_registers(first_part(problem.v));
+  std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
+  /// Half of the lanes ask for keys' positions, the others for their radii.
+  const std::uint32_t* own_array = in_registers(
+      place.lane < keys ? reinterpret_cast<const std::uint32_t*>(base::group().positions)
+                        : reinterpret_cast<const std::uint32_t*>(base::group().radius));
 
   __device__ __forceinline__ const int2* bounds() const {
     return reinterpret_cast<const int2*>(group().bounds);
@@ -81,6 +84,12 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   static __device__ __forceinline__ const U* in_registers(const U* pointer) {
     asm volatile("" : "+l"(pointer));
     return pointer;
+  }
+  /// From a token's part of a row to the next one's. A lane's own register, as products with uniform ones need more
+  /// instructions.
+  static __device__ __forceinline__ std::int32_t token_bytes(const row_view& view) {
+    return static_cast<std::int32_t>(kept_by_lanes(
+        static_cast<std::uint32_t>(view.token_stride * std::int64_t{sizeof(T)})));
   }
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
@@ -169,10 +178,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter() % 2 * 8;
   }
   static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
-                                                        std::int64_t stride) {
-    asm("mad.wide.s32 %0, %1, %2, %0;"
-        : "+l"(first)
-        : "r"(token), "r"(static_cast<std::int32_t>(stride * int{sizeof(T)})));
+                                                        std::int32_t bytes) {
+    asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
     return first;
   }
   __device__ __forceinline__ int own_part() const {
@@ -192,20 +199,27 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     if (next.row < assigned) {
       const std::uint32_t target =
           address(layout::key_tiles + slot * layout::group_bytes + own_part());
+      // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
+      const T* sources[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::uint32_t own_target = target + 8 * i * layout::row_bytes;
-        copy_async_if<16>(true, own_target,
-                          token_part(first_key, own.keys[i], problem.k.token_stride), true);
-        copy_async_if<16>(true, own_target + layout::tile_bytes,
-                          token_part(first_value, own.keys[i], problem.v.token_stride), true);
+        sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
+        sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
       }
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16;\n"
+          "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
+          "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
+          "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
+          "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]),
+          "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
+          "n"(layout::tile_bytes + 8 * layout::row_bytes)
+          : "memory");
       const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
-      const int number = 4 * (slot * keys + place.lane % keys);
-      if (place.lane < keys)
-        copy_async_if<4>(true, address(layout::key_code + number), positions + key, true);
-      else if constexpr (Radial)
-        copy_async_if<4>(true, address(layout::key_radius + number), radius + key, true);
+      copy_async_if<4>(true,
+                       address((place.lane < keys ? layout::key_code : layout::key_radius) +
+                               4 * (slot * keys + place.lane % keys)),
+                       own_array + key, true);
     }
     commit_copies();
   }
@@ -228,16 +242,18 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
         copy_async_if<16>(true,
                           address(layout::query + tile * layout::query_bytes +
                                   row % layout::rows * layout::row_bytes + own_row_part()),
-                          token_part(first_part(problem.q), token, problem.q.token_stride), true);
+                          token_part(first_part(problem.q), token, token_bytes(problem.q)), true);
       }
       const auto slot =
           static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1));
       const int number = buffer * layout::pass_rows + place.lane + 32 * i;
       at<std::int32_t>(layout::row_order)[number] = tokens_[i];
       copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
-      copy_async_if<4>(true, address(layout::row_code + 4 * number), positions + slot, true);
+      copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot,
+                       true);
       if constexpr (Radial)
-        copy_async_if<4>(true, address(layout::row_radius + 4 * number), radius + slot, true);
+        copy_async_if<4>(true, address(layout::row_radius + 4 * number), group().radius + slot,
+                         true);
     }
   }
 
@@ -308,7 +324,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     while (true) {
       // Before the first release there is nothing to wait for.
       wait_for_phase(barrier(layout::empty, cursor.slot), cursor.parity ^ 1);
-      if (place.lane == 0)
+      if (now.first != 0 && place.lane == 0)
         *at<int4>(layout::places + 16 * cursor.slot) = {now.row, now.key, now.end, 0};
       wait_for_copies<1>();
       __syncwarp();  // K and V are there
