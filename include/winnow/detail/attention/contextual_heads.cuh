@@ -202,7 +202,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
                                         const Meanwhile& meanwhile, float (&s)[heads][2][4],
                                         const radial_places& places, heads_state& state) const {
-    if (!interior) {
+    if (__builtin_expect(!interior, 0)) {
       // Bit 8b + e: does the row attend to the key of element e of block b?
       const row_windows windows = windows_of();
       std::uint32_t attended = 0;
@@ -248,7 +248,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
-      if (__any_sync(0xffffffffu, exceeds)) {
+      if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
         for (int h = 0; h < heads; ++h) find_rows(h);

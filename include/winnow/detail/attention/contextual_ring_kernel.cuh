@@ -141,6 +141,8 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
         this->template look_up_radials<0>(state, cursor.keys, cursor.slot, pairs[0], places);
         this->template look_up_radials<1>(state, cursor.keys, cursor.slot, pairs[1], places);
       }
+      // Keeps the assembler from leaving what they take until all products are under way.
+      __syncwarp();
       load_cells(cursor.slot, cells);
       this->score_heads(state, tile, own_keys, s);
       add_sides(cells, state, s);
