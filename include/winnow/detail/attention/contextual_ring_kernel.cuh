@@ -66,13 +66,13 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   struct key_cells {
     uint4 pairs[heads][layout::product_pairs];
   };
-  __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
+  __device__ __forceinline__ void load_cells(int slot, int first, int last, key_cells& own) const {
     const auto* products = at<const uint4>(layout::cell_products) +
                            slot * (heads * layout::product_pairs * 32) + place.lane;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int pair = 0; pair < layout::product_pairs; ++pair)
+      for (int pair = first; pair < last; ++pair)
         own.pairs[h][pair] = products[(h * layout::product_pairs + pair) * 32];
   }
   /// Adds Gk of linear axes.
@@ -141,9 +141,10 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
         this->template look_up_radials<0>(state, cursor.keys, cursor.slot, pairs[0], places);
         this->template look_up_radials<1>(state, cursor.keys, cursor.slot, pairs[1], places);
       }
+      load_cells(cursor.slot, 0, 1, cells);
       // Keeps the assembler from leaving what they take until all products are under way.
       __syncwarp();
-      load_cells(cursor.slot, cells);
+      load_cells(cursor.slot, 1, layout::product_pairs, cells);
       this->score_heads(state, tile, own_keys, s);
       add_sides(cells, state, s);
       if constexpr (Radial)
