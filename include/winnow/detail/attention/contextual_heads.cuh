@@ -195,12 +195,14 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s[h][b][e] = fmaf(sides[h][b][e], state.inverse_scale, s[h][b][e]);
-    weigh(slot, interior, windows_of, meanwhile, s, places, state);
+    weigh(slot, interior, windows_of, meanwhile, [] {}, s, places, state);
   }
   /// The same from logits on.
-  template <class Windows, class Meanwhile>
+  /// \param between is done between two heads' sums.
+  template <class Windows, class Meanwhile, class Between>
   __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
-                                        const Meanwhile& meanwhile, float (&s)[heads][2][4],
+                                        const Meanwhile& meanwhile, const Between& between,
+                                        float (&s)[heads][2][4],
                                         const radial_places& places, heads_state& state) const {
     if (__builtin_expect(!interior, 0)) {
       // Bit 8b + e: does the row attend to the key of element e of block b?
@@ -270,15 +272,12 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, state.of_head[h].softmax.offset[e / 2]));
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      if constexpr (!layout::loads_early) load_value(slot, h, values);
-      add_values(s[h], values.rows[h], state.of_head[h]);
-    }
     if constexpr (!layout::loads_early) load_codes(slot, values);
-    add_weights(s, values, places, state);
+    const key_columns columns = columns_of(values, state);
+    add_head<0>(slot, s[0], columns, places, values, state);
+    between();
+    add_head<1>(slot, s[1], columns, places, values, state);
   }
-
   // --- Sums of weights ----------------------------------------------------------------------------
 
   /// What sums of weights need of 16 keys.
@@ -286,6 +285,36 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     std::uint32_t rows[heads][4];  ///< V
     uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
   };
+  /// Factors whose lanes hold column g of keys 2t and 2t + 1: one-hot rows of the first eight keys and of the others.
+  struct key_columns {
+    std::uint32_t low[words], high[words];
+  };
+  __device__ __forceinline__ key_columns columns_of(const piece_values& values,
+                                                    const heads_state& state) const {
+    std::uint32_t pairs[2][layout::axes];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint2& codes = values.codes[b];
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+        pairs[b][axis] =
+            layout::marks_codes
+                ? marked_pair(codes.x, codes.y, axis)
+                : (__byte_perm(codes.x, codes.y,
+                               0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
+                   0x00ff00ffu) |
+                      0x64006400u;
+    }
+    key_columns columns;
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const std::uint32_t cell =
+          state.first_cell + 0x00010001u * static_cast<unsigned>(word % cell_words * 8);
+      columns.low[word] = one_hot(pairs[0][word / cell_words], cell);
+      columns.high[word] = one_hot(pairs[1][word / cell_words], cell);
+    }
+    return columns;
+  }
   __device__ __forceinline__ void load_value(int slot, int h, piece_values& values) const {
     load_matrices_transposed(
         values.rows[h],
@@ -344,54 +373,38 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     asm volatile("red.shared.add.u32 [%0 + %2], %1;\n" ::"r"(address), "r"(weight), "n"(Behind)
                  : "memory");
   }
-  /// Adds weights up by the cells of their keys, and by radial rows.
-  __device__ __forceinline__ void add_weights(const float (&p)[heads][2][4],
-                                              const piece_values& values,
-                                              const radial_places& places,
-                                              heads_state& state) const {
-    // Factors whose lanes hold column g of keys 2t and 2t + 1.
-    std::uint32_t pairs[2][layout::axes];
+  /// Adds weights up by the cells of their keys.
+  __device__ __forceinline__ void add_cells(const float (&p)[2][4], const key_columns& columns,
+                                            head_state& own) const {
+    const weight_fragment<half> weights(p);
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const uint2& codes = values.codes[b];
-#pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-        pairs[b][axis] = layout::marks_codes ? marked_pair(codes.x, codes.y, axis) :
-            (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
-             0x00ff00ffu) |
-            0x64006400u;
-    }
-    const weight_fragment<half> weights[heads] = {weight_fragment<half>(p[0]),
-                                                  weight_fragment<half>(p[1])};
-#pragma unroll
-    for (int word = 0; word < words; ++word) {
-      const std::uint32_t cell =
-          state.first_cell + 0x00010001u * static_cast<unsigned>(word % cell_words * 8);
-      const std::uint32_t low = one_hot(pairs[0][word / cell_words], cell);
-      const std::uint32_t high = one_hot(pairs[1][word / cell_words], cell);
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
-        multiply_add_16<half>(state.of_head[h].cells[word], weights[h].a, low, high);
-    }
-    if constexpr (Radial) add_radials(p, places, state);
+    for (int word = 0; word < words; ++word)
+      multiply_add_16<half>(own.cells[word], weights.a, columns.low[word], columns.high[word]);
   }
-  __device__ __forceinline__ void add_radials(const float (&p)[heads][2][4],
-                                              const radial_places& places,
-                                              heads_state& state) const {
-    const auto add = [&](auto head_constant) {
-      constexpr int h = decltype(head_constant)::value;
+  /// And by radial rows.
+  template <int H>
+  __device__ __forceinline__ void add_radials(const float (&p)[2][4], const radial_places& places,
+                                              std::uint32_t units) const {
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+    for (int b = 0; b < 2; ++b)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          add_radial<h * layout::radial_sums_bytes>(places.row[b][j][0],
-                                                    count(p[h][b][j], state.units));
-          add_radial<h * layout::radial_sums_bytes + layout::radial_row(8)>(
-              places.row[b][j][1], count(p[h][b][2 + j], state.units));
-        }
-    };
-    add(std::integral_constant<int, 0>());
-    add(std::integral_constant<int, 1>());
+      for (int j = 0; j < 2; ++j) {
+        add_radial<H * layout::radial_sums_bytes>(places.row[b][j][0], count(p[b][j], units));
+        add_radial<H * layout::radial_sums_bytes + layout::radial_row(8)>(
+            places.row[b][j][1], count(p[b][2 + j], units));
+      }
+  }
+
+  /// A head's sums of weights.
+  template <int H>
+  __device__ __forceinline__ void add_head(int slot, const float (&s)[2][4],
+                                           const key_columns& columns, const radial_places& places,
+                                           piece_values& values, heads_state& state) const {
+    head_state& own = state.of_head[H];
+    if constexpr (!layout::loads_early) load_value(slot, H, values);
+    add_values(s, values.rows[H], own);
+    add_cells(s, columns, own);
+    if constexpr (Radial) add_radials<H>(s, places, state.units);
   }
 
   // --- The end of 16 rows -------------------------------------------------------------------------

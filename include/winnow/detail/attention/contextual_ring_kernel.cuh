@@ -128,9 +128,9 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       await(cursor);
       release(cursor);
     }
+    if (key < end) await(cursor);
 #pragma unroll 1
     for (; key < end; key += keys) {
-      await(cursor);
       const key_group own_keys = this->template load_group<true>(cursor.keys);
       float s[heads][2][4];
       typename base::radial_places places;
@@ -165,8 +165,13 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
             return windows;
           },
           // What is left of the piece is in registers.
-          [&] { release(layout::empty, cursor.slot); }, s, places, state);
-      cursor.step();
+          [&] { release(layout::empty, cursor.slot); },
+          // The next group's barrier answers meanwhile.
+          [&] {
+            cursor.step();
+            if (key + keys < end) await(cursor);
+          },
+          s, places, state);
     }
     bool bad = false;
     if (own > 0) {
