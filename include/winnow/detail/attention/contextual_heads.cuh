@@ -76,10 +76,15 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   struct radial_pairs {
     std::uint32_t of_rows[4], of_keys[4];
   };
-  /// \tparam Block of keys. \param slot of the keys. \param products slot of their products.
+  /// Radii of this lane's keys 2t and 2t + 1 of a block.
+  __device__ __forceinline__ float2 load_radii(int slot, int block) const {
+    return *reinterpret_cast<const float2*>(at<const float>(layout::key_radius) + slot * keys +
+                                            2 * place.t + 8 * block);
+  }
+  /// \tparam Block of keys. \param own their radii. \param products slot of their products.
   template <int Block>
-  __device__ __forceinline__ void look_up_radials(const heads_state& state, int slot, int products,
-                                                  radial_pairs& pairs,
+  __device__ __forceinline__ void look_up_radials(const heads_state& state, const float2& own,
+                                                  int products, radial_pairs& pairs,
                                                   radial_places& places) const {
     const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
     const std::uint32_t gk =
@@ -87,8 +92,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
                                                layout::key_products + 4 * state.length)) +
         static_cast<std::uint32_t>(products * layout::slot_products);
-    const float2 own = *reinterpret_cast<const float2*>(at<const float>(layout::key_radius) +
-                                                        slot * keys + 2 * place.t + 8 * Block);
     const auto look_up = [&](auto pair_constant) {
       constexpr int pair = decltype(pair_constant)::value;
       constexpr int i = pair % 2, j = pair / 2;
@@ -113,7 +116,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto add = [&](auto block_constant) {
       constexpr int b = decltype(block_constant)::value;
       radial_pairs pairs;
-      look_up_radials<b>(state, slot, slot, pairs, places);
+      look_up_radials<b>(state, load_radii(slot, b), slot, pairs, places);
       add_pairs(state, pairs.of_rows, scores[0][b], scores[1][b]);
       add_pairs(state, pairs.of_keys, sides[0][b], sides[1][b]);
     };
