@@ -78,8 +78,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   };
   /// Radii of this lane's keys 2t and 2t + 1 of a block.
   __device__ __forceinline__ float2 load_radii(int slot, int block) const {
-    return *reinterpret_cast<const float2*>(at<const float>(layout::key_radius) + slot * keys +
-                                            2 * place.t + 8 * block);
+    return *reinterpret_cast<const float2*>(at<const float>(layout::radii_at(slot)) + 2 * place.t +
+                                            8 * block);
   }
   /// \tparam Block of keys. \param own their radii. \param products slot of their products.
   template <int Block>
@@ -88,10 +88,9 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                                                   radial_places& places) const {
     const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
     const std::uint32_t gk =
-        shared +
-        static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
-                                               layout::key_products + 4 * state.length)) +
-        static_cast<std::uint32_t>(products * layout::slot_products);
+        shared + static_cast<std::uint32_t>(
+                     in_register(2 * place.t * layout::key_stride + 4 * state.length) +
+                     layout::products_at(products));
     const auto look_up = [&](auto pair_constant) {
       constexpr int pair = decltype(pair_constant)::value;
       constexpr int i = pair % 2, j = pair / 2;
@@ -326,8 +325,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void load_codes(int slot, piece_values& values) const {
 #pragma unroll
     for (int b = 0; b < 2; ++b)
-      values.codes[b] = *reinterpret_cast<const uint2*>(at<const std::uint32_t>(layout::key_code) +
-                                                        slot * keys + 8 * b + 2 * place.t);
+      values.codes[b] = *reinterpret_cast<const uint2*>(
+          at<const std::uint32_t>(layout::codes_at(slot)) + 8 * b + 2 * place.t);
   }
   __device__ __forceinline__ void load_values(int slot, piece_values& values) const {
     load_codes(slot, values);

@@ -274,8 +274,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t codes[2];    ///< of keys g and g + 8
   };
   __device__ __forceinline__ const T* tile_of(int which, int slot, int h) const {
-    return at<const T>(layout::key_tiles + slot * layout::group_bytes +
-                       (2 * h + which) * layout::tile_bytes);
+    return at<const T>(layout::tiles_at(slot) + (2 * h + which) * layout::tile_bytes);
   }
   template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot) const {
@@ -288,7 +287,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      result.codes[i] = at<const std::uint32_t>(layout::key_code)[slot * keys + place.g + 8 * i];
+      result.codes[i] = at<const std::uint32_t>(layout::codes_at(slot))[place.g + 8 * i];
     return result;
   }
   /// A linear axis of keys' products with Tk, of one head.

@@ -28,19 +28,25 @@ struct ring_place {
 /// Where a warp of a team is in the ring.
 template <class Layout>
 struct ring_cursor {
-  int team;
-  int slot = team * Layout::team_slots;
-  int keys = team * Layout::team_key_slots;  ///< the slot of K and V
+  static constexpr int team_bytes = Layout::team_slots * Layout::slot_bytes;
+  static constexpr int team_key_bytes = Layout::team_key_slots * Layout::key_group_bytes;
+  int first_slot, first_keys;
+  int slot = first_slot;
+  int keys = first_keys;     ///< the slot of K and V
   std::uint32_t parity = 0;  ///< of the number of times that the slot has been filled before
 
+  __device__ __forceinline__ explicit ring_cursor(int team)
+      : first_slot(Layout::products + team * team_bytes),
+        first_keys(Layout::key_groups + team * team_key_bytes) {}
   __device__ __forceinline__ int next_keys() const {
-    const int next = keys + 1;
-    return next == (team + 1) * Layout::team_key_slots ? team * Layout::team_key_slots : next;
+    const int next = keys + Layout::key_group_bytes;
+    return next == first_keys + team_key_bytes ? first_keys : next;
   }
   __device__ __forceinline__ void step() {
     keys = next_keys();
-    if (++slot == (team + 1) * Layout::team_slots) {
-      slot = team * Layout::team_slots;
+    slot += Layout::slot_bytes;
+    if (slot == first_slot + team_bytes) {
+      slot = first_slot;
       parity ^= 1;
     }
   }
@@ -95,7 +101,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
   }
-  __device__ __forceinline__ std::uint32_t barrier(int array, int index) const {
+  __device__ __forceinline__ std::uint32_t barrier(int array, int index = 0) const {
     return shared + static_cast<std::uint32_t>(array + 8 * index);
   }
 
@@ -198,7 +204,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                                int slot) const {
     if (next.row < assigned) {
       const std::uint32_t target =
-          address(layout::key_tiles + slot * layout::group_bytes + own_part());
+          address(layout::tiles_at(slot) + own_part());
       // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
       const T* sources[4];
 #pragma unroll
@@ -217,8 +223,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
           : "memory");
       const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
       copy_async_if<4>(true,
-                       address((place.lane < keys ? layout::key_code : layout::key_radius) +
-                               4 * (slot * keys + place.lane % keys)),
+                       address(slot + layout::key_code + 4 * place.lane),
                        own_array + key, true);
     }
     commit_copies();
@@ -261,7 +266,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   __device__ __forceinline__ void announce(int slot) const {
     __syncwarp();
-    arrive_warp(barrier(layout::full, slot), place.lane);
+    arrive_warp(barrier(slot + layout::full), place.lane);
   }
   /// Products with Tk of the keys in a slot. \param keys_slot where K is.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
@@ -270,19 +275,18 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       this->template multiply_radials<false>(tables, own.left,
-                                             at<std::byte>(layout::key_products) +
-                                                 slot * layout::slot_products +
+                                             at<std::byte>(layout::products_at(slot)) +
                                                  place.g * layout::key_stride,
                                              8 * layout::key_stride);
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        at<std::uint32_t>(layout::key_code)[keys_slot * keys + place.g + 8 * i] =
+        at<std::uint32_t>(layout::codes_at(keys_slot))[place.g + 8 * i] =
             own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
     auto* target =
-        at<uint4>(layout::cell_products) + slot * (heads * layout::product_pairs * 32) + place.lane;
+at<uint4>(slot) + place.lane;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       std::uint32_t products[2][words];
@@ -301,7 +305,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ring_place ahead{};
     tokens own{};
     std::int32_t rows_[own_rows];
-    ring_cursor<layout> cursor{team};
+    ring_cursor<layout> cursor(team);
     const auto request_next = [&](int target) {
       request_keys(ahead, own, target);
       const ring_place next = ahead;
@@ -323,9 +327,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll 1
     while (true) {
       // Before the first release there is nothing to wait for.
-      wait_for_phase(barrier(layout::empty, cursor.slot), cursor.parity ^ 1);
+      wait_for_phase(barrier(cursor.slot + layout::empty), cursor.parity ^ 1);
       if (now.first != 0 && place.lane == 0)
-        *at<int4>(layout::places + 16 * cursor.slot) = {now.row, now.key, now.end, 0};
+        *at<int4>(cursor.slot + layout::places) = {now.row, now.key, now.end, 0};
       wait_for_copies<1>();
       __syncwarp();  // K and V are there
       if (now.row >= assigned) break;
