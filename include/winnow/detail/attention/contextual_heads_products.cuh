@@ -38,8 +38,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   ///
   /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
   /// weights may not become as large, so that the sums of all of up to 2²⁰ fit; from there on units are larger.
-  static constexpr int most_slack = 12;
-  static constexpr float lag = -2.0f;
+  static constexpr int most_slack = 14;
+  static constexpr float lag = 0.0f;
   static constexpr std::uint32_t units = 1 << 9;
   static constexpr int full_slack_bits = 8, no_slack_bits = full_slack_bits + most_slack;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.

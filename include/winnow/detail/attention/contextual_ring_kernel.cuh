@@ -99,17 +99,6 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
     release(cursor.slot + layout::empty);
     cursor.step();
   }
-  /// What a piece begins with.
-  struct piece_keys {
-    key_group keys;
-    float2 radii[2];
-  };
-  __device__ __forceinline__ void load_piece(const cursor_of_team& cursor, piece_keys& own) const {
-    own.keys = this->template load_group<true>(cursor.keys);
-    if constexpr (Radial)
-#pragma unroll
-      for (int b = 0; b < 2; ++b) own.radii[b] = this->load_radii(cursor.keys, b);
-  }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
   __device__ __forceinline__ bool attend_pass(const ring_place& pass, int tile, int reader,
                                               cursor_of_team& cursor, heads_state& state) const {
@@ -138,27 +127,23 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       await(cursor);
       release(cursor);
     }
-    piece_keys own_keys;
-    if (key < end) {
-      await(cursor);
-      load_piece(cursor, own_keys);
-    }
+    if (key < end) await(cursor);
 #pragma unroll 1
     for (; key < end; key += keys) {
+      const key_group own_keys = this->template load_group<true>(cursor.keys);
       float s[heads][2][4];
       typename base::radial_places places;
       // Everything is asked for before the first product, as the latter keep their order.
       typename base::radial_pairs pairs[2];
       key_cells cells;
       if constexpr (Radial) {
-        this->template look_up_radials<0>(state, own_keys.radii[0], cursor.slot, pairs[0], places);
-        this->template look_up_radials<1>(state, own_keys.radii[1], cursor.slot, pairs[1], places);
+        this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot, pairs[0], places);
+        this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot, pairs[1], places);
       }
       load_cells(cursor.slot, 0, 1, cells);
-      // Keeps the assembler from leaving what they take until all products are under way.
       __syncwarp();
       load_cells(cursor.slot, 1, layout::product_pairs, cells);
-      this->score_heads(state, tile, own_keys.keys, s);
+      this->score_heads(state, tile, own_keys, s);
       add_sides(cells, state, s);
       if constexpr (Radial)
 #pragma unroll
@@ -179,13 +164,9 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
           },
           // What is left of the piece is in registers.
           [&] { release(cursor.slot + layout::empty); },
-          // The next piece's keys arrive meanwhile.
           [&] {
             cursor.step();
-            if (key + keys < end) {
-              await(cursor);
-              load_piece(cursor, own_keys);
-            }
+            if (key + keys < end) await(cursor);
           },
           s, places, state);
     }
