@@ -67,7 +67,8 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
     uint4 pairs[heads][layout::product_pairs];
   };
   __device__ __forceinline__ void load_cells(int slot, int first, int last, key_cells& own) const {
-    const auto* products = at<const uint4>(slot) + place.lane;
+    const auto* products =
+        at<const uint4>(slot) + 4 * layout::cell_place(place.g) + place.t;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll

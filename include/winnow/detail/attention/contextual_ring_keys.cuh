@@ -270,23 +270,37 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Products with Tk of the keys in a slot. \param keys_slot where K is.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
-    const key_group own = this->load_group(keys_slot);
+    // Lanes' keys, g and g + 8 among rows of a product, are these and the eighth ones after them.
+    const int key = layout::stored_key(place.g);
+    key_group own;
+    {
+      const int row = place.lane / 8 % 2 * 8 + layout::stored_key(place.lane % 8);
+      const int chunk = (place.lane / 16 ^ row >> 2) % 2 * 16;
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        load_matrices(own.left[h].a[0], address(layout::tiles_at(keys_slot) +
+                                                2 * h * layout::tile_bytes +
+                                                row * layout::row_bytes + chunk));
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        own.codes[i] = at<const std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i];
+    }
     const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       this->template multiply_radials<false>(tables, own.left,
                                              at<std::byte>(layout::products_at(slot)) +
-                                                 place.g * layout::key_stride,
+                                                 key * layout::key_stride,
                                              8 * layout::key_stride);
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        at<std::uint32_t>(layout::codes_at(keys_slot))[place.g + 8 * i] =
+        at<std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i] =
             own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
     auto* target =
-at<uint4>(slot) + place.lane;
+at<uint4>(slot) + 4 * layout::cell_place(key) + place.t;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       std::uint32_t products[2][words];

@@ -57,8 +57,13 @@ struct contextual_ring_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = warp_layout::radial_element;
   static constexpr int radial_bytes = warp_layout::radial_bytes;
-  /// Eight keys start in different banks, also where two words are stored at a time.
-  static constexpr int key_stride = radial_bytes + 32;
+  /// What readers look up of every other key starts in different banks. So does what is stored of keys, two words at a
+  /// time, as lanes take every other key first.
+  static constexpr int key_stride = radial_bytes + 16;
+  WINNOW_HOST_DEVICE static constexpr int stored_key(int g) { return g % 4 * 2 + g / 4; }
+  /// Where a key's products by cell are among eight keys'. Two keys that are stored at the same time, or read, fill all
+  /// banks.
+  WINNOW_HOST_DEVICE static constexpr int cell_place(int key) { return key ^ (key >> 1 & 1); }
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
   static constexpr int radial_stride = warp_layout::radial_stride;
