@@ -33,15 +33,29 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   using rows_of_head = typename factor::rows;
   static constexpr int heads = layout::heads;
 
-  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2² for the
+  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2⁰ for the
   /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
   ///
   /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
-  /// weights may not become as large, so that the sums of all of up to 2²⁰ fit; from there on units are larger.
-  static constexpr int most_slack = 14;
-  static constexpr float lag = 0.0f;
-  static constexpr std::uint32_t units = 1 << 9;
-  static constexpr int full_slack_bits = 8, no_slack_bits = full_slack_bits + most_slack;
+  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁴, as the error of
+  /// rounding grows with the number of keys. From 2¹⁸ keys on units are larger.
+  struct weight_range {
+    float slack, lag;  ///< of `scaled_softmax_state`
+  };
+  static constexpr int unit_bits = 9, most_longer_bits = 4, sum_bits = 32, short_bits = 8;
+  static constexpr int no_slack_bits = sum_bits - 1 - unit_bits - most_longer_bits;
+  /// The bits of n - 1.
+  static __device__ __forceinline__ int bits_of(int n) {
+    return 32 - __clz(n - 1);
+  }
+  /// \param longest keys of a row.
+  static __device__ __forceinline__ weight_range range_of(int longest) {
+    const int bits = max(bits_of(longest), short_bits);
+    const int longer = min(bits - short_bits, most_longer_bits);
+    return {static_cast<float>(max(sum_bits - 1 - unit_bits - bits - longer, 0)),
+            static_cast<float>(-longer)};
+  }
+  static constexpr float cubic_slack = 12.0f, cubic_lag = -2.0f;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -71,9 +85,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
-    float slack;              ///< of the tile's rows
+    float slack, lag;         ///< of the tile's rows
     float inverse_factor;     ///< 1 over what makes logits count in base 2
     std::uint32_t units;      ///< of a weight of 1, in radial sums
+    std::uint32_t spare[2];   ///< addresses of words that nobody reads, as of rows g and g + 8
     std::uint32_t first_cell; ///< that this lane compares keys' positions with, twice
   };
 
@@ -110,10 +125,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
               which * layout::table_bytes)[factor::element_at(block, 0)] = parts[h][which];
     }
   }
-  /// The bits of n - 1.
-  static __device__ __forceinline__ int bits_of(int n) {
-    return 32 - __clz(n - 1);
-  }
   /// What all rows of the warp have in common.
   __device__ __forceinline__ void begin_block(heads_state& state) const {
     state.has_values = group().table_v.data != nullptr;
@@ -122,12 +133,19 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     state.inverse_factor = state.inverse_scale * ln_2;
     const int cell = spread(place.g);
     state.first_cell = kept_in_register(position_pair(cell, cell));
-    state.slack = static_cast<float>(most_slack);
+    if constexpr (!Radial) state.slack = cubic_slack, state.lag = cubic_lag;
     if constexpr (Radial) {
-      state.units = max(units >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
+      state.units =
+          max((1u << unit_bits) >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
       state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
       state.radial = in_register(layout::scratch + this->scratch_of_warp() +
                                  layout::radial_row(place.g) + 4 * state.length);
+      if constexpr (layout::keeps_neighbours)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          state.spare[i] =
+              this->shared + static_cast<std::uint32_t>(layout::spare + 4 * place.lane -
+                                                        i * layout::radial_row(8));
       state.most_steps = static_cast<int>(
           kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
@@ -265,8 +283,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
     const auto longest = static_cast<int>(
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
-    state.slack = static_cast<float>(
-        most_slack - min(max(bits_of(longest) - full_slack_bits, 0), most_slack));
+    const weight_range range = range_of(longest);
+    state.slack = range.slack, state.lag = range.lag;
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {

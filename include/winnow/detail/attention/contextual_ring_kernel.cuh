@@ -66,13 +66,13 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   struct key_cells {
     uint4 pairs[heads][layout::product_pairs];
   };
-  __device__ __forceinline__ void load_cells(int slot, int first, int last, key_cells& own) const {
+  __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
     const auto* products =
         at<const uint4>(slot) + 4 * layout::cell_place(place.g) + place.t;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int pair = first; pair < last; ++pair)
+      for (int pair = 0; pair < layout::product_pairs; ++pair)
         own.pairs[h][pair] = products[(h * layout::product_pairs + pair) * 32];
   }
   /// Adds Gk of linear axes.
@@ -128,9 +128,9 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       await(cursor);
       release(cursor);
     }
-    if (key < end) await(cursor);
 #pragma unroll 1
     for (; key < end; key += keys) {
+      await(cursor);
       const key_group own_keys = this->template load_group<true>(cursor.keys);
       float s[heads][2][4];
       typename base::radial_places places;
@@ -141,9 +141,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
         this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot, pairs[0], places);
         this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot, pairs[1], places);
       }
-      load_cells(cursor.slot, 0, 1, cells);
-      __syncwarp();
-      load_cells(cursor.slot, 1, layout::product_pairs, cells);
+      load_cells(cursor.slot, cells);
       this->score_heads(state, tile, own_keys, s);
       add_sides(cells, state, s);
       if constexpr (Radial)
@@ -165,11 +163,8 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
           },
           // What is left of the piece is in registers.
           [&] { release(cursor.slot + layout::empty); },
-          [&] {
-            cursor.step();
-            if (key + keys < end) await(cursor);
-          },
           s, places, state);
+      cursor.step();
     }
     bool bad = false;
     if (own > 0) {

@@ -171,7 +171,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
-          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
+          order + static_cast<std::uint32_t>(
+                      min(next.key + layout::key_of(own_key() + 8 * i), next.end - 1)));
     if (next.first == 0) return;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i)
@@ -221,7 +222,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
           "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
           "n"(layout::tile_bytes + 8 * layout::row_bytes)
           : "memory");
-      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
+      const auto key = static_cast<std::uint32_t>(
+          min(next.key + layout::key_of(place.lane % keys), next.end - 1));
       copy_async_if<4>(true,
                        address(slot + layout::key_code + 4 * place.lane),
                        own_array + key, true);

@@ -30,6 +30,11 @@ struct contextual_ring_layout {
   static constexpr bool keeps_queries = true;  ///< in registers
   static constexpr bool only_right = true;    ///< are keys but right factors where rows are?
   static constexpr bool marks_codes = true;   ///< have keys' positions a `position_mark`?
+  /// Has a lane four neighbouring keys? Row 8b + 2t + j of a group is key 4t + 2b + j.
+  static constexpr bool keeps_neighbours = true;
+  WINNOW_HOST_DEVICE static constexpr int key_of(int row) {
+    return row % 8 / 2 * 4 + row / 8 * 2 + row % 2;
+  }
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
@@ -104,7 +109,9 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
   static constexpr int scratch = products + slots * slot_bytes;  // of readers
   static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
-  static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
+  /// Words that all lanes add to and nobody reads, of both heads.
+  static constexpr int spare = scratch + readers * scratch_bytes;  // uint32 [32] [2], the latter radial_sums_bytes behind
+  static constexpr int rows_empty = spare + 128 + radial_sums_bytes;    // barriers [teams][passes]
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
   static constexpr int next_pass = query_empty + 8 * teams;            // int
   static constexpr int bad = next_pass + 4;                            // int
