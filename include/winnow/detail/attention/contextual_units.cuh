@@ -216,7 +216,9 @@ struct contextual_units : contextual_units_deal<T, Heads> {
                                                axis_cells& cells) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t position = position_twice(codes[i], axis);
+      // As position_twice does, but the high bytes are those of a register that there is anyway.
+      const std::uint32_t position = __byte_perm(codes[i], this->own_cells(0),
+                                                 0x5050u + 0x0101u * static_cast<unsigned>(axis));
 #pragma unroll
       for (int word = 0; word < cell_words; ++word)
         cells[i][word] = one_hot(position, this->own_cells(word));
@@ -257,15 +259,15 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       else
         row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[0][0][i], cells[0][i], place.t);
     }
-    if (Backwards || axis > 0) return;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if (base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
+        if (!Backwards && axis == 0 && base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
   }
   /// The first axis may leave its third register of cells to the second one, as a product of 16 cells takes as long as
-  /// one of eight.
+  /// one of eight. For that one head's warps have no registers.
+  static constexpr bool leaves = heads == 2;
   struct cells_left {
     std::uint32_t rows[heads][2], columns[heads][2];
   };
@@ -331,7 +333,7 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       axis_cells products[heads];
       multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) add_axis<true>(products[h], own[axis], axis, false, h, left, s[h]);
+      for (int h = 0; h < heads; ++h) add_axis<leaves>(products[h], own[axis], axis, false, h, left, s[h]);
     }
   }
   /// Computes a unit whose rows are there.

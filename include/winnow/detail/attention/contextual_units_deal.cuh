@@ -30,12 +30,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// Costs of 16 rows' beginning and end and of 16 keys of theirs, in units of 100
   /// instructions of two heads.
   static constexpr int tile_cost = 8, group_cost = 8;
+  static_assert(tile_cost == group_cost);  // or cost_of_eight would be another sum
   static constexpr int most_groups = 255;  ///< of a tile, that count
-#ifndef SLOPE
-#define SLOPE 0.15f
-#endif
-  /// So much more than the mean the first block takes, and so much less the last one.
-  static constexpr float first_more = SLOPE;
+  /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
+  static constexpr float first_more = 0.18f;
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
@@ -74,26 +72,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int first_window = thread * own_windows;
     const auto* const own_codes =
         this->template table_at<const std::uint32_t>(layout::window_codes) + first_window / 8;
-    // Few windows have more than 16 tokens.
-    const auto for_each_own = [&](const auto& visit) {
-#pragma unroll 1
-      for (int i = 0; i < own_windows / 8; ++i)
-#pragma unroll 1
-        for (std::uint32_t eight = own_codes[i]; eight != 0;) {
-          const int shift = (__ffs(static_cast<int>(eight)) - 1) & ~3;
-          const std::uint32_t code = eight >> shift & many_groups;
-          eight &= ~(many_groups << shift);
-          const int window = first_window + 8 * i + shift / 4;
-          int groups = static_cast<int>(code) + 1;
-          if (code == many_groups) {
-            const int2 slots = slots_of(window);
-            groups = groups_of(slots.y - slots.x);
-          }
-          visit(window, groups * cost_of_tile(groups));
-        }
-    };
     int own_cost = 0;
-    for_each_own([&](int, int cost) { own_cost += cost; });
+#pragma unroll 1
+    for (int i = 0; i < own_windows / 8; ++i)
+      own_cost += cost_of_eight(own_codes[i], first_window + 8 * i);
     int before = own_cost;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -119,11 +101,18 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int first = cut(share), end = cut(share + 1);
     auto* const list = this->template table_at<dealt_window>(layout::dealt_list);
     if (before < end && before + own_cost > first)
-      for_each_own([&](int window, int cost) {
-        if (before < end && before + cost > first)
-          list[atomicAdd(counter_of(base::dealt), 1)] = {window, before};
-        before += cost;
-      });
+#pragma unroll 1
+      for (int i = 0; i < own_windows / 8 && before < end; ++i) {
+        const int window = first_window + 8 * i;
+        const int after = before + cost_of_eight(own_codes[i], window);
+        if (after > first)
+          for_each_long(own_codes[i], window, [&](int long_window, int cost) {
+            if (before < end && before + cost > first)
+              list[atomicAdd(counter_of(base::dealt), 1)] = {long_window, before};
+            before += cost;
+          });
+        before = after;
+      }
     __syncthreads();
     for (int i = thread; i < *counter_of(base::dealt); i += layout::threads)
       list_part(list[i], first, end);
@@ -134,11 +123,43 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// The code of a window: groups of 16 tokens behind its first one, in four bits, or so many that they are counted
   /// again.
   static constexpr std::uint32_t many_groups = 15;
+  /// Calls `visit` with each of eight windows that has more than 16 tokens, and its cost.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_long(std::uint32_t codes, int first,
+                                                const Visit& visit) const {
+#pragma unroll 1
+    while (codes != 0) {
+      const int shift = (__ffs(static_cast<int>(codes)) - 1) & ~3;
+      const std::uint32_t code = codes >> shift & many_groups;
+      codes &= ~(many_groups << shift);
+      const int window = first + shift / 4;
+      int groups = static_cast<int>(code) + 1;
+      if (code == many_groups) {
+        const int2 slots = slots_of(window);
+        groups = groups_of(slots.y - slots.x);
+      }
+      visit(window, groups * cost_of_tile(groups));
+    }
+  }
+  /// What eight windows cost: with c = groups - 1 > 0 each 8 (c + 1) (c + 2) = 8 (c (c + 3) + 2).
+  __device__ __forceinline__ int cost_of_eight(std::uint32_t codes, int first) const {
+    constexpr std::uint32_t ones = 0x11111111u, nibbles = 0x0f0f0f0fu, threes = 0x03030303u;
+    int cost = 0;
+    if ((codes & codes >> 1 & codes >> 2 & codes >> 3 & ones) != 0) {
+      for_each_long(codes, first, [&](int, int of_window) { cost += of_window; });
+      return cost;
+    }
+    const std::uint32_t even = codes & nibbles, odd = codes >> 4 & nibbles;
+    const unsigned sum = __dp4a(even, even + threes, __dp4a(odd, odd + threes, 0u));
+    return static_cast<int>(
+        tile_cost *
+        (sum + 2u * __popc((codes | codes >> 1 | codes >> 2 | codes >> 3) & ones)));
+  }
   /// Leaves the windows' codes, zeros behind the last. \param fours of windows.
   __device__ __forceinline__ void load_codes(int windows, int fours) const {
     const std::int32_t* const offsets = group().offsets;
     auto* const codes = this->template table_at<std::uint16_t>(layout::window_codes);
-    constexpr int batch = 4;  // loads that are under way together
+    constexpr int batch = 8;  // loads that are under way together
 #pragma unroll 1
     for (int begin = static_cast<int>(threadIdx.x); begin < fours;
          begin += batch * layout::threads) {

@@ -203,7 +203,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       this->one_hot_rows(of_rows, axis, own);
       this->template multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) base::template add_axis<true>(own, products[h], axis, axis == 0, h, left, s[h]);
+      for (int h = 0; h < heads; ++h) base::template add_axis<base::leaves>(own, products[h], axis, axis == 0, h, left, s[h]);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
@@ -231,7 +231,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         const uint4 sixteen = sixteen_cells_at(h, axis);
         const axis_cells products = {{sixteen.x, sixteen.z, eight[h][axis][0]},
                                      {sixteen.y, sixteen.w, eight[h][axis][1]}};
-        base::template add_axis<true>(products, columns, axis, false, h, left, s[h]);
+        base::template add_axis<base::leaves>(products, columns, axis, false, h, left, s[h]);
       }
     }
   }
