@@ -62,6 +62,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base = contextual_window_singles<T, Radial, false>;
   using base::add_table_term;
   using base::add_to_part;
+  using base::answer_piece;
   using base::await_rows;
   using base::await_tables;
   using base::await_values;
@@ -72,7 +73,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::copy;
   using base::copy_rows;
   using base::copy_values;
-  using base::differentiate_keys;
   using base::differentiate_piece;
   using base::differentiate_singles;
   using base::extent_of_turn;
@@ -104,13 +104,13 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::scale_sum;
   using base::store_sums;
   using base::store_tile;
+  using base::sum_radial_rows;
   using base::sums;
   using base::take_radial;
   using base::take_rows;
   using base::takes_part;
   using base::tiles;
   using base::warp;
-  using base::weight_points;
   using base::weight_unit;
   using base::width;
   using typename base::axis_rows;
@@ -149,18 +149,18 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     clear(sums.cells[1]);
     clear(sums.total);
   }
-  /// Radial sums of the tile: of its rows' dS and P, and of its columns' dS.
-  __device__ __forceinline__ void take_radial_sums(const float (&row_total)[4],
-                                                   const float (&column_total)[4],
-                                                   axis_rows& of_gradients, axis_rows& of_weights,
-                                                   axis_rows& of_columns) const {
+  /// Radial sums of the tile's rows, dS and P, when all of its pieces are there.
+  __device__ __forceinline__ void take_radial_rows(const turn& now, const float (&total)[4],
+                                                   axis_rows& of_gradients,
+                                                   axis_rows& of_weights) const {
+    base::template clear_late_sums<layout::row_sums_bytes>();
+#pragma unroll 1
+    for (int held = 0; held < now.width; ++held) sum_radial_rows(held);
+    __syncwarp();
     float unit[2];
-    radial_units(row_total, unit);
-    take_radial(0, unit, of_gradients);
-    radial_units(column_total, unit);
-    take_radial(2, unit, of_columns);
-    const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-    base::template take_radial<base::weight_mask>(1, weight_units, of_weights);
+    radial_units(total, unit);
+    base::take_radial_rows(unit, of_gradients, of_weights);
+    __syncwarp();
   }
   /// What a tile's queries need of global memory beside rows.
   struct query_scalars {
@@ -211,26 +211,38 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       query_sums sums;
       clear_queries(sums);
       const int last = now.base + now.width - 1;
+      const auto places = base::places_of_keys();
+      float2 radii[2];
 #pragma unroll 1
-      for (int j = now.base; j <= last; ++j) differentiate_piece(now, rows, j, j, state, sums);
+      for (int j = now.base; j <= last; ++j)
+        differentiate_piece(now, rows, j, j, j - now.base, places, radii, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);
+    [[maybe_unused]] axis_rows of_gradients, of_weights;
+    if constexpr (Radial) {
+      take_radial_rows(now, row_total, of_gradients, of_weights);
+      add_table_term(of_gradients, base::of_queries, 2, dq);
+      base::template clear_late_sums<layout::column_sums_bytes>();
+    }
     {
       key_sums sums;
       clear_keys(sums);
       const int end = now.base + now.width;
 #pragma unroll 1
-      for (int i = now.base; i < end; ++i) differentiate_keys(i, warp, sums);
+      for (int i = now.base; i < end; ++i) answer_piece(i, warp - now.base, sums);
       take_keys(sums);
+    }
+    [[maybe_unused]] axis_rows of_columns;
+    if constexpr (Radial) {
+      __syncwarp();
+      float unit[2];
+      radial_units(column_total, unit);
+      take_radial(2, unit, of_columns);
+      add_table_term(of_columns, base::of_keys, 2, dk);
     }
     meet_tiles(now);
     if constexpr (Radial) {
-      axis_rows of_gradients, of_weights, of_columns;
-      take_radial_sums(row_total, column_total, of_gradients, of_weights, of_columns);
-      __syncwarp();
-      add_table_term(of_gradients, base::of_queries, 2, dq);
-      add_table_term(of_columns, base::of_keys, 2, dk);
       store_sums(of_gradients, 0, 2);
       store_sums(of_weights, 1, 2);
       store_sums(of_columns, 2, 2);
@@ -310,10 +322,14 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
         scalars = load_scalars(now, rows);
       };
       if (warp < part_warps) {
-        part_factors right;
-        load_part_factors(warp, used, right);
-        begin_next();
-        add_to_part(used, scale_of_block().down, right);
+        if constexpr (Radial) {
+          base::template add_to_parts<0, 3, tiles>(used, used, scale_of_block().down, begin_next);
+        } else {
+          part_factors right;
+          load_part_factors(warp, used, right);
+          begin_next();
+          add_to_part(used, scale_of_block().down, right);
+        }
       } else {
         begin_next();
         plan_turn(number + 2);

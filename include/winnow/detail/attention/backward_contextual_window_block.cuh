@@ -32,7 +32,9 @@ struct contextual_window_block {
   /// room for them.
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;
-  static constexpr int weight_mask = 0xffffff;
+  static constexpr int weight_mask = 0x7fffff;
+  /// Of long windows in 16 bits: sums are at most 2^15, about.
+  static constexpr float short_weight_points = 0x1p5f;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;
@@ -60,7 +62,7 @@ struct contextual_window_block {
       place.lane % 16 * layout::row_bytes + (place.lane / 16 ^ (place.lane >> 2 & 1)) * 16;
   int right_offset = (place.lane / 16 * 8 + place.lane % 8) * layout::row_bytes +
                      ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-  /// The same of rows of cells, two words at a time.
+  /// The same of rows of cells, two words at a time, and of what lies with them.
   int turned_cells = place.lane % 16 * layout::cell_bytes + place.lane / 16 * 16;
   int right_cells =
       (place.lane / 16 * 8 + place.lane % 8) * layout::cell_bytes + (place.lane >> 3 & 1) * 16;
@@ -92,11 +94,29 @@ struct contextual_window_block {
   }
   /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
-    return memory + layout::rows + (which * tiles + tile) * layout::tile_bytes;
+    if (layout::keys_together && which == keys)
+      return region(tile) + layout::k;
+    const int number = layout::keys_together ? which / 2 : which;
+    return memory + layout::rows + (number * tiles + tile) * layout::tile_bytes;
+  }
+  /// From a tile's rows to the next one's.
+  static __device__ __forceinline__ constexpr int tile_pitch(int which) {
+    return layout::keys_together && which == keys ? layout::region_bytes : layout::tile_bytes;
+  }
+  /// For `ldmatrix` of k.
+  [[nodiscard]] __device__ __forceinline__ int left_of_keys() const {
+    return layout::keys_together ? turned_cells : left_offset;
   }
   /// Everything else of a tile.
   __device__ __forceinline__ std::byte* region(int tile) const {
     return memory + layout::regions + tile * layout::region_bytes;
+  }
+  /// A row of this head. One pass asks for views whose rows start on 16 bytes and whose steps fit 32 bits in bytes.
+  [[nodiscard]] __device__ __forceinline__ T* row_of_head(const row_view& view, int token) const {
+    const auto step = static_cast<std::int32_t>(view.token_stride) * static_cast<int>(sizeof(T));
+    const T* first = static_cast<const T*>(view.data) + head * view.head_stride;
+    return reinterpret_cast<T*>(
+        const_cast<char*>(reinterpret_cast<const char*>(first) + std::int64_t{step} * token));
   }
   static constexpr int of_queries = 0, of_keys = 1, of_values = 2;
   __device__ __forceinline__ std::byte* table(int which) const {
@@ -113,10 +133,10 @@ struct contextual_window_block {
   // --- Tables ----------------------------------------------------------------------------------
 
   /// Table row of `place_of` an axis in shared memory: linear axes in the order of row_shift, and
-  /// backwards in Tq and Tv, so that cells ascend with rows.
+  /// backwards in Tq and Tv, so that cells ascend with rows. The radial axis has that order in long windows.
   [[nodiscard]] __device__ __forceinline__ int row_at(int which, int axis, int place_of) const {
-    if (!linear(axis)) return place_of;
     const int row = (place_of & ~7) + spread(place_of & 7);
+    if (!linear(axis)) return layout::by_radial_row ? row : place_of;
     return which == of_keys ? row : 2 * (length - 1) - row;
   }
   /// Tables that need no conversion arrive later: `await_tables`.
@@ -174,6 +194,8 @@ struct contextual_window_block {
     return base + (group_head * problem.parts_per_head + first + part) * part_size;
   }
   __device__ __forceinline__ void begin_block() const {
+    // Of tiles that there are not, too.
+    if (threadIdx.x < 16) at<unsigned>(layout::magnitudes)[threadIdx.x] = 0;
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);

@@ -86,7 +86,7 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   /// Adds the next windows until enough wait: so many that there is a choice, and that they fill a turn, if lanes
   /// are enough for that. \param windows the first ones.
   __device__ __forceinline__ void await_enough(int2 windows, int2 next, int2 waits) const {
-    constexpr int enough = 20, enough_rows = 20 * tiles;
+    constexpr int enough = tiles > 4 ? 24 : 20, enough_rows = 20 * tiles;
 #pragma unroll 1
     while (true) {
       const int count = add_waiting(windows, next, waits);
@@ -158,21 +158,28 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   /// next one's. Rows behind a tile's last one have any slot.
   __device__ __forceinline__ void write_rows(int* slots, int first_slot, int first_row) const {
     if (first_row < 16 * tiles) slots[first_row] = first_slot - first_row;
-    const unsigned bit = 1u << (first_row & 31);
-    const unsigned low = __reduce_or_sync(all_lanes, first_row < 32 ? bit : 0);
-    const unsigned high = __reduce_or_sync(all_lanes, first_row / 32 == 1 ? bit : 0);
+    constexpr int words = divide_up(16 * tiles, 32);
+    unsigned begins[words];
+#pragma unroll
+    for (int word = 0; word < words; ++word)
+      begins[word] =
+          __reduce_or_sync(all_lanes, first_row / 32 == word ? 1u << (first_row & 31) : 0);
     __syncwarp();
     // The last beginning that is not behind a row. Row 0 begins a window, unless there is none at all.
     const unsigned until_lane = 0xffffffffu >> (31 - place.lane);
-    const int last_of_low = 31 - __clz(static_cast<int>(low | 1u));
-    const int of_low = 31 - __clz(static_cast<int>(low & until_lane | 1u));
-    const int of_high =
-        (high & until_lane) != 0 ? 63 - __clz(static_cast<int>(high & until_lane)) : last_of_low;
-    const int slot_low = slots[of_low] + place.lane;
-    const int slot_high = slots[of_high] + place.lane + 32;
+    int slot[words];
+    int last = 0;
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const auto last_of = [&](unsigned bits) {
+        return bits != 0 ? 32 * word + 31 - __clz(static_cast<int>(bits)) : last;
+      };
+      slot[word] = slots[last_of(begins[word] & until_lane)] + 32 * word + place.lane;
+      last = last_of(begins[word]);
+    }
     __syncwarp();
-    slots[place.lane] = slot_low;
-    slots[32 + place.lane] = slot_high;
+#pragma unroll
+    for (int word = 0; word < words; ++word) slots[32 * word + place.lane] = slot[word];
   }
 };
 
