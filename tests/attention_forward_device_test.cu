@@ -142,18 +142,22 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
       }
 }
 
-/// So many windows that blocks do not look at all of them.
+/// Windows that blocks look at in several turns, and so many that they do not look at all of them.
 TYPED_TEST(AttentionForwardDevice, AttendsInThousandsOfWindowsByPosition) {
   WINNOW_SKIP_WITHOUT_GPU();
   std::mt19937 engine(53);
-  std::vector<int> sizes(7000);
-  for (int& size : sizes) size = 1 + static_cast<int>(engine() % (engine() % 50 == 0 ? 130u : 3u));
-  for (const int heads : {1, 2}) {
-    SCOPED_TRACE(std::to_string(heads) + " heads");
-    attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, false, 54))}, 16, 55);
-    device_attention<TypeParam> device(problem);
-    WINNOW_ASSERT_OK(run(device.forward()));
-    expect_matches_reference(problem, device);
+  for (const int windows : {7003, 17000}) {
+    std::vector<int> sizes(static_cast<std::size_t>(windows));
+    for (int& size : sizes)
+      size = 1 + static_cast<int>(engine() % (engine() % 50 == 0 ? 130u : 3u));
+    for (const int heads : {1, 2}) {
+      SCOPED_TRACE(std::to_string(windows) + " windows, " + std::to_string(heads) + " heads");
+      attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, false, 54))}, 16,
+                                        55);
+      device_attention<TypeParam> device(problem);
+      WINNOW_ASSERT_OK(run(device.forward()));
+      expect_matches_reference(problem, device);
+    }
   }
 }
 

@@ -116,29 +116,50 @@ struct contextual_window_layout {
   static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
-  /// Pieces of its queries that a warp holds at a time.
-  static constexpr int held_pieces = !Long ? 4 : Radial ? 6 : 8;
+  /// Pieces of its queries that a warp holds.
+  static constexpr int held_pieces = Long ? tiles : contextual_short_capacity / 16;
   static constexpr int row_bytes = 32;
   static constexpr int tile_bytes = 16 * row_bytes;
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
   static constexpr int cell_axes = Radial ? 2 : 3;
-  /// One-hot cells and products by cell, in half: eight rows in different banks.
-  static constexpr int cell_bytes = cell_axes * tile_cells * 2 + (Radial ? 16 : 0);
-  /// Sums by radial row of short windows take the place of products when pieces are there: so twelve tiles have room on
-  /// a multiprocessor, not eight.
+  /// Of a token's one-hot cells, or of its products by cell, in half.
+  static constexpr int axes_bytes = cell_axes * tile_cells * 2;
+  /// With the radial axis a long window's keys have all that pieces load in one row: one-hot cells, products, k and
+  /// v. So a piece computes fewer addresses, for which there are no registers.
+  static constexpr bool keys_together = Radial && Long;
+  /// From row to row: eight rows lie in different banks.
+  static constexpr int cell_bytes =
+      keys_together ? 2 * axes_bytes + 2 * row_bytes + 16 : axes_bytes + (Radial ? 16 : 0);
+  /// Sums by radial row of short windows take the place of products when pieces are there: so twelve tiles have room
+  /// on a multiprocessor.
   static constexpr bool sums_late = Radial && !Long;
-  static constexpr int query_radial_stride = tile_rows + 2;  ///< pairs (Gq, Gv)
-  static constexpr int key_radial_stride = tile_rows + 2;    ///< halves
-  static constexpr int radial_stride = tile_rows + 2;        ///< int32
+  static constexpr int radial_stride = tile_rows + 2;
+  /// What short windows have by token and radial row, long ones have by radial row and token: of four lanes with the
+  /// same token only those meet in a bank whose rows are the same modulo four. Bytes from a radial row to the next one:
+  static constexpr bool by_radial_row = Radial && Long;
+  static constexpr int radial_step = by_radial_row ? 4 * 8 : 4;
+  static constexpr int key_radial_step = by_radial_row ? 2 * 16 : 2;
+  /// From one query to the next one, and to the eighth.
+  static constexpr int query_step = by_radial_row ? 4 : 4 * radial_stride;
+  static constexpr int half_step = by_radial_row ? tile_rows * radial_step : 8 * query_step;
+  /// Of keys 2t + c + 8n, from t, c and n to the next one: sums of dS, and products.
+  static constexpr int sum_of_t = 4, sum_of_c = half_step, sum_of_n = 16;
+  static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
+  static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
+  static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
-  static constexpr int magnitudes = 0;  // uint32 [tiles]
+  static constexpr int magnitudes = 0;  // uint32 [tiles], and zeros
+  /// Of the warp that plans short windows: which of its lanes are free, uint8 [32].
+  static constexpr int free_lanes = 32;
   static constexpr int block_deltas = 64;
   static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plans =  // of turns: int4 [tiles],
       block_radius + (sums_late ? 0 : 4 * 16 * tiles);
-  static constexpr int plan_used = 16 * tiles;       // int2: tiles, the largest width
-  static constexpr int plan_slots = plan_used + 16;  // of short windows, int32 [tiles][16]
+  static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
+  static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
+  /// Which short windows come next, int2: in the first plan.
+  static constexpr int next_windows = plans + plan_used + 8;
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
   /// A turn of short windows is planned while the one before the last ends; with the radial axis not all warps
   /// have met since.
@@ -149,9 +170,11 @@ struct contextual_window_layout {
   static constexpr int whole_windows = waiting;
   static constexpr int next_window = whole_windows + 16;
   static constexpr int probes = next_window + 48;
-  static constexpr int tables = waiting + (Long ? 64 : 0) + 8 * 32;  // T [q, k, v][3 · tile_rows]
+  static constexpr int next_turn = probes + 8 * 32;  // 32 bytes
+  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;  // T [q, k, v][3 · tile_rows]
   static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
-  static constexpr int regions = rows + 3 * tiles * tile_bytes;      // of each tile:
+  static constexpr int regions =  // of each tile:
+      rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
 
   static constexpr int cells_bytes = 16 * cell_bytes;
   static constexpr int piece_bytes = 512;
@@ -160,33 +183,46 @@ struct contextual_window_layout {
   static constexpr int pieces_bytes = kinds_of_pieces * held_pieces * piece_bytes;
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
-  static constexpr int query_radial_bytes = Radial ? 4 * 16 * query_radial_stride : 0;
-  static constexpr int key_radial_bytes = Radial ? 2 * 16 * key_radial_stride : 0;
-  static constexpr int radial_bytes = Radial ? 3 * 16 * radial_stride * 4 : 0;
+  static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
+  static constexpr int key_radial_bytes =
+      by_radial_row ? tile_rows * key_radial_step : Radial ? 2 * product_of_n : 0;
+  /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
+  static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
+  static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;
   /// Long windows: first what belongs to queries, which stay for several chunks of keys.
   static constexpr int query_bytes =
-      pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes + radial_bytes / 3 * 2;
+      pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes +
+      gradient_sum_bytes + weight_sum_bytes;
 
+  static constexpr int key_rows =  // [16][cell_bytes]: one-hot cells, Gk, k and v
+      keys_together ? query_bytes + gradient_sum_bytes + key_radial_bytes : 0;
+  static constexpr int k = key_rows + 2 * axes_bytes;
   static constexpr int values =  // T [16]: v
-      Long        ? query_bytes + radial_bytes / 3
-      : sums_late ? pieces_bytes + cells_bytes
-                  : 0;
+      keys_together ? k + row_bytes
+      : Long        ? query_bytes
+      : sums_late   ? pieces_bytes + cells_bytes
+                    : 0;
   static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
-      sums_late ? pieces_bytes : values + tile_bytes;
+      keys_together ? key_rows
+      : sums_late   ? pieces_bytes
+                    : values + tile_bytes;
   static constexpr int key_cells =  // half [16][cell_bytes]: Gk
-      values + tile_bytes + (sums_late ? 0 : cells_bytes);
-  static constexpr int keys_end = key_cells + cells_bytes;
-  static constexpr int pieces =  // [held_pieces][dS, P][piece_bytes]
+      keys_together ? key_rows + axes_bytes : values + tile_bytes + (sums_late ? 0 : cells_bytes);
+  static constexpr int keys_end = keys_together ? key_rows : key_cells + cells_bytes;
+  static constexpr int pieces =  // [held_pieces][kinds_of_pieces][piece_bytes]
       Long || sums_late ? 0 : keys_end;
   static constexpr int query_cells = sums_late ? keys_end : pieces + pieces_bytes;
   static constexpr int value_cells = query_cells + (own_cells ? cells_bytes : 0);
-  static constexpr int query_radial =  // half2 [16][query_radial_stride]
+  static constexpr int query_radial =  // half2, pairs (Gq, Gv)
       value_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_end = query_radial + query_radial_bytes;
-  static constexpr int key_radial = Long ? keys_end : query_end;  // half [16][…]
-  static constexpr int key_end = key_radial + key_radial_bytes;
-  static constexpr int radial_sums =  // int32 [dS of rows, P, dS of columns][16][radial_stride]
-      Long ? query_end : key_end;
+  static constexpr int key_radial =  // half
+      keys_together ? query_bytes + gradient_sum_bytes : Long ? keys_end : query_end;
+  static constexpr int key_end =
+      keys_together ? key_rows + cells_bytes : key_radial + key_radial_bytes;
+  static constexpr int radial_sums = query_end;                         // of long windows, int32: dS of rows,
+  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;  // P, uint16 by rows g and g + 8,
+  static constexpr int column_sums = weight_sums + weight_sum_bytes;    // dS of columns
   /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 16 rows meet no bank twice, and then int32
   /// [16][radial_stride], dS of columns.
   static constexpr int late_sums = values;
@@ -197,22 +233,24 @@ struct contextual_window_layout {
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
   static constexpr int region_bytes = Long || sums_late ? key_end : 3 * sums_bytes;
-  /// A tile's deltas and radii, float [16], where sums come late in the padding of rows of cells.
-  static constexpr int padding = cell_axes * tile_cells * 2;
-  static constexpr int deltas = sums_late ? regions + key_cells + padding : block_deltas;
-  static constexpr int radius = sums_late ? regions + hot + padding : block_radius;
-  static constexpr int token_stride = sums_late ? cell_bytes / 4 : 1;
+  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii,
+  /// which lie there behind one-hot cells.
+  static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
+  static constexpr int radius = sums_late ? regions + hot + axes_bytes : block_radius;
+  static constexpr int radius_stride = sums_late ? cell_bytes / 4 : 1;
   static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr std::size_t bytes = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
+  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
+  static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);
   static_assert(!sums_late || (late_sums % 16 == 0 && late_sums + row_sums_bytes <= region_bytes));
   static_assert(!Long || 2 * sums_bytes <= query_bytes);
+  static_assert(!keys_together || sums_of_keys + sums_bytes <= key_rows, "k is needed beside sums");
 };
 
 constexpr std::size_t contextual_window_bytes(bool radial, bool long_windows) {

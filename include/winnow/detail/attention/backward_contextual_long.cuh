@@ -9,8 +9,7 @@
 /// radial sums in shared memory, is made and sorted into tables once, and stays while keys come and go. Keys
 /// begin and end with every turn; what they have of dk and dv waits in local memory, in each thread for itself.
 ///
-/// A turn: products of the rows that are new; then the pieces, as queries, of which a warp holds all of six
-/// tiles of keys, or otherwise of half the keys; then the same pieces as keys; sums by cell become sums by table
+/// A turn: products of the rows that are new; then the pieces, as queries; then the same pieces as keys; sums by cell become sums by table
 /// row; and rows of the next turn arrive while those are added to the tables' gradients. Their tokens came during the
 /// turn, by the warp that plans. A turn that spills registers is 2 to 6 % slower: little L1 is left beside so much
 /// shared memory.
@@ -45,7 +44,6 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::finish_cells;
   using base::give;
   using base::group;
-  using base::load_out;
   using base::meet;
   using base::multiply_gradients;
   using base::multiply_keys;
@@ -64,16 +62,18 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::store_sums;
   using base::take;
   using base::take_keys;
-  using base::take_radial;
+  using base::take_key_gradients;
+  using base::take_query_gradients;
+  using base::take_weights;
   using base::take_rows;
   using base::take_tokens;
   using base::takes_part;
   using base::tiles;
   using base::warp;
-  using base::weight_points;
   using base::weight_unit;
   using typename base::axis_rows;
   using typename base::cursor;
+  using typename base::key_places;
   using typename base::key_sums;
   using typename base::layout;
   using typename base::packed_cells;
@@ -97,37 +97,33 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   static __device__ __forceinline__ void keep_keys(const turn& now, key_gradients& kept,
                                                    float (&dk)[2][4], float (&dv)[2][4]) {
     float4(&sums)[4] = kept.sums[now.chunk];
-    if (!now.first_of_keys) {
+    if (!now.first_of_keys()) {
       take(sums, dk);
       take(sums + 2, dv);
     }
-    if (!now.last_of_keys) {
+    if (!now.last_of_keys()) {
       give(dk, sums);
       give(dv, sums + 2);
     }
   }
 
-  /// Pieces that a warp holds at a time: those of all keys, or of half of them.
-  [[nodiscard]] static __device__ __forceinline__ bool in_one_go(const turn& now) {
-    return now.width <= layout::held_pieces;
-  }
-  /// The pieces of steps [from, to) as queries: each tile of queries begins with other keys, so that all keys have
-  /// work.
-  __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows, int from,
-                                              int to, float lower, query_state& state,
-                                              query_sums& sums) const {
-    const auto wrap = [&](int tile) { return tile < now.width ? tile : tile - now.width; };
-    int j = wrap(wrap(warp + from));
+  /// The tile's pieces as queries, which begin with the keys of this tile's number, if they are so many.
+  __device__ __forceinline__ void take_pieces(const turn& now, const tile_tokens& rows,
+                                              query_state& state, query_sums& sums) const {
+    const key_places places = base::places_of_keys();
+    int j = warp < now.width ? warp : warp - now.width;
+    float2 radii[2];
+    if constexpr (Radial) base::load_radii(places, j, radii);
 #pragma unroll 1
-    for (int held = 0; held < to - from; ++held) {
-      differentiate_piece(now, rows, j, held, lower, state, sums);
-      j = wrap(j + 1);
+    for (int held = 0; held < now.width; ++held) {
+      const int next = j + 1 < now.width ? j + 1 : 0;
+      differentiate_piece(now, rows, j, next, held, places, radii, state, sums);
+      j = next;
     }
   }
   /// The same pieces as keys, two at a time. Of chunks of more queries than keys, two tiles may go with the same
   /// keys in one step.
-  __device__ __forceinline__ void answer_pieces(const turn& now, int from, int to,
-                                                key_sums& sums) const {
+  __device__ __forceinline__ void answer_pieces(const turn& now, key_sums& sums) const {
     const auto queries_of = [&](int step) {
       const int i = warp - step;
       return i >= 0 ? i : i + now.width;
@@ -135,14 +131,14 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
 #pragma unroll 1
     for (int more = 0; more < now.used; more += now.width)
 #pragma unroll 1
-      for (int step = from; step < to;) {
+      for (int step = 0; step < now.width;) {
         const int i = queries_of(step) + more;
         const int next = queries_of(step + 1) + more;
-        const bool both = step + 1 < to && i < now.used && next < now.used;
+        const bool both = step + 1 < now.width && i < now.used && next < now.used;
         if (both)
-          differentiate_keys({i, next}, {step - from, step + 1 - from}, sums);
+          differentiate_keys({i, next}, {step, step + 1}, sums);
         else if (i < now.used)
-          differentiate_keys(i, step - from, sums);
+          differentiate_keys(i, step, sums);
         step += both ? 2 : 1;
       }
   }
@@ -158,7 +154,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       float unit[2];
       axis_rows by_row;
       radial_units(sums.total, unit);
-      take_radial(2, unit, by_row);
+      take_key_gradients(unit, by_row);
       __syncwarp();
       add_table_term(by_row, base::of_keys, 2, dk);
       store_sums(by_row, 2, 2);
@@ -174,9 +170,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       float unit[2];
       axis_rows of_gradients, of_weights;
       radial_units(sums.total, unit);
-      take_radial(0, unit, of_gradients);
-      const float weight_units[2] = {1.0f / weight_points, 1.0f / weight_points};
-      take_radial(1, weight_units, of_weights);
+      take_query_gradients(unit, of_gradients);
+      take_weights(of_weights);
       __syncwarp();
       add_table_term(of_gradients, base::of_queries, 2, sums.dq);
       store_sums(of_gradients, 0, 2);
@@ -195,41 +190,32 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
                                                 const tile_tokens& others, query_state& state,
                                                 query_sums& of_queries, key_gradients& kept) const {
-    uint4 out = {};
-    if (now.first_of_queries) {
-      out = load_out(now, rows);
-      begin_queries(rows, state);
-    }
+    if (now.first_of_queries()) begin_queries(rows, state);
     begin_keys(others);
     await_rows();
-    if (now.first_of_queries) take_rows(now, rows, out, state);
+    if (now.first_of_queries()) take_rows(now, rows, {}, state);
     multiply_keys(others.code);
     await_values();
     meet();
     const rounding_scale scale = scale_of_block();
-    if (now.first_of_queries) {
+    if (now.first_of_queries()) {
       radial_products radial;
       multiply_queries(rows.code, state, radial);
       multiply_gradients(now, rows, scale.up, state, radial);
       clear_queries(of_queries);
     }
+    if (warp < now.used) take_pieces(now, rows, state, of_queries);
+    meet();
     key_sums of_keys;
     clear(of_keys.dk);
     clear(of_keys.dv);
     clear(of_keys.cells);
     clear(of_keys.total);
-    const int step = in_one_go(now) ? now.width : (now.width + 1) / 2;
-#pragma unroll 1
-    for (int from = 0; from < now.width; from += step) {
-      const int to = min(from + step, now.width);
-      if (warp < now.used) take_pieces(now, rows, from, to, scale.down, state, of_queries);
-      meet();
-      if (warp < now.width) answer_pieces(now, from, to, of_keys);
-      meet();
-    }
+    if (warp < now.width) answer_pieces(now, of_keys);
+    meet();
     float dk[2][4];
     finish_keys(others, of_keys, dk);
-    const bool done = now.last_of_queries && warp < now.used;
+    const bool done = now.last_of_queries() && warp < now.used;
     if (done) finish_queries(rows, of_queries);
     meet();
     const float lower = scale_of_block().down;
@@ -237,22 +223,27 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     scale_sum(dk, lower);
     scale_sum(of_keys.dv, weight_unit);
     keep_keys(now, kept, dk, of_keys.dv);
-    if (now.last_of_keys) store_keys(now.first_key, others, 1.0f, 1.0f, dk, of_keys.dv);
+    if (now.last_of_keys()) store_keys(now.first_key, others, 1.0f, 1.0f, dk, of_keys.dv);
   }
 
   /// A turn of a warp whose tile has no rows.
   __device__ __forceinline__ void stand_by(const turn& now) const {
-    if (now.first_of_queries && place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
+    if (now.first_of_queries() && place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = 0;
     meet();
-    const int steps = in_one_go(now) ? 1 : 2;
 #pragma unroll 1
-    for (int i = 0; i < 2 * steps; ++i) meet();
+    for (int i = 0; i < 2; ++i) meet();
     // Tokens of the next turn.
     await_values();
     meet();
   }
   /// Most turns have so many tiles at most, which give less to add to parts.
   static constexpr int few_tiles = 6;
+  /// Plans the next turn and loads its tokens.
+  __device__ __forceinline__ void begin_turn(int number, int chunk) const {
+    const auto plan = base::plan_keys(number, chunk);
+    base::give_plan(plan);
+    copy_tokens(plan);
+  }
   /// Plans turns: the warp that most often has no rows in one.
   static constexpr int planner = tiles - 1;
 
@@ -264,18 +255,19 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     {
       const cursor next = share_of_block();
       begin_block();
+      base::await_tables();
       if (warp == planner) {
         if (place.lane == 0) *at<cursor>(layout::next_window) = next;
         __syncwarp();
         plan_queries(0);
         __syncwarp();
-        copy_tokens(planned_turn(0, 0));
+        begin_turn(0, 0);
         await_values();
       }
     }
     __syncthreads();
     int number = 0;
-    turn now = planned_turn(0, 0);
+    turn now = planned_turn();
     tile_tokens rows = take_tokens(0, now.count);
     tile_tokens others = take_keys(now, rows);
     __syncthreads();  // the planner goes on to the next turn's
@@ -288,10 +280,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       if (takes_part(now)) copy_values(others);
       // While rows arrive.
       if (warp == planner) {
-        if (now.first_of_queries) plan_queries(number + 1);
+        if (now.first_of_queries()) plan_queries(number + 1);
         __syncwarp();
-        copy_tokens(now.last_of_queries ? planned_turn(number + 1, 0)
-                                        : planned_turn(number, now.chunk + 1));
+        if (now.last_of_queries())
+          begin_turn(number + 1, 0);
+        else
+          begin_turn(number, now.chunk + 1);
       }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);
@@ -299,9 +293,9 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
         stand_by(now);
       const int used = now.used;
       const int used_by_keys = now.width;
-      const bool queries_end = now.last_of_queries;
+      const bool queries_end = now.last_of_queries();
       if (queries_end) ++number;
-      now = planned_turn(number, queries_end ? 0 : now.chunk + 1);
+      now = planned_turn();
       if (queries_end) rows = take_tokens(0, now.count);
       others = take_keys(now, rows);
       const float lower = scale_of_block().down;

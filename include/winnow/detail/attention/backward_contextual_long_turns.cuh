@@ -81,31 +81,55 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     __syncwarp();
     const bool found = next_queries(next);
     if (place.lane == 0) {
-      *at<int4>(plan_of(number)) = {next.window, found ? next.length : 0, next.tile, 0};
+      const chunks parts = chunks_of(next.length);
+      *at<int4>(plan_of(number)) = {next.window, found ? next.length : 0, next.tile,
+                                    parts.count << 16 | parts.tiles};
       *at<cursor>(layout::next_window) = next;
     }
   }
+  /// What all warps know of a turn.
+  struct turn_plan {
+    int queries_from, query_rows;  ///< the first slot, and how many
+    int keys_from, key_rows;
+    int chunk;  ///< of keys
+    unsigned ends;
+  };
   /// A chunk of queries with one of keys.
-  [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number, int chunk) const {
-    const auto [window, length, first_tile, unused] = *at<int4>(plan_of(number));
+  [[nodiscard]] __device__ __forceinline__ turn_plan plan_keys(int number, int chunk) const {
+    const auto [window, length, first_tile, of_chunks] = *at<int4>(plan_of(number));
+    if (length == 0) return {};
+    const chunks parts{of_chunks >> 16, of_chunks & 0xffff};
+    const int rows = 16 * parts.tiles;
+    const int keys_from = rows * chunk;
+    const int queries_from = 16 * first_tile;
+    return {window + queries_from,
+            min(rows, length - queries_from),
+            window + keys_from,
+            min(rows, length - keys_from),
+            chunk,
+            (chunk == 0 ? 1u : 0) | (chunk == parts.count - 1 ? 2u : 0) |
+                (first_tile == 0 ? 4u : 0) | (queries_from + rows >= length ? 8u : 0)};
+  }
+  /// For all warps. Those of the turn before have it.
+  __device__ __forceinline__ void give_plan(const turn_plan& plan) const {
+    if (place.lane != 0) return;
+    at<int4>(layout::next_turn)[0] = {plan.queries_from, plan.query_rows, plan.keys_from,
+                                      plan.key_rows};
+    at<int2>(layout::next_turn)[2] = {plan.chunk, static_cast<int>(plan.ends)};
+  }
+  [[nodiscard]] __device__ __forceinline__ turn planned_turn() const {
+    const auto [queries_from, query_rows, keys_from, key_rows] = at<int4>(layout::next_turn)[0];
+    const auto [chunk, ends] = at<int2>(layout::next_turn)[2];
     turn result;
-    if (length == 0) return result;
-    const chunks parts = chunks_of(length);
-    const int end = window + length;
-    const int keys_from = window + 16 * parts.tiles * chunk;
-    const int queries_from = window + 16 * first_tile;
-    result.used = (min(16 * parts.tiles, end - queries_from) + 15) / 16;
+    result.used = (query_rows + 15) / 16;
     result.first = queries_from + 16 * warp;
-    result.count = warp < result.used ? min(end - result.first, 16) : 0;
-    result.key_rows = min(16 * parts.tiles, end - keys_from);
-    result.width = result.widest = (result.key_rows + 15) / 16;
+    result.count = min(max(query_rows - 16 * warp, 0), 16);
+    result.key_rows = key_rows;
+    result.width = result.widest = (key_rows + 15) / 16;
     result.first_key = keys_from + 16 * warp;
-    result.key_count = min(max(end - result.first_key, 0), warp < result.width ? 16 : 0);
+    result.key_count = min(max(key_rows - 16 * warp, 0), 16);
     result.chunk = chunk;
-    result.first_of_queries = chunk == 0;
-    result.last_of_queries = chunk == parts.count - 1;
-    result.first_of_keys = first_tile == 0;
-    result.last_of_keys = queries_from + 16 * parts.tiles >= end;
+    result.ends = static_cast<unsigned>(ends);
     return result;
   }
   /// Are a turn's keys its queries?
@@ -113,11 +137,11 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     return now.first_key == now.first && now.width == now.used;
   }
   /// Starts loading the tokens of a turn's tiles, by one warp, while the turn before is under way.
-  __device__ __forceinline__ void copy_tokens(const turn& next) const {
+  __device__ __forceinline__ void copy_tokens(const turn_plan& next) const {
     const auto copy = [&](int side, int from, int count) {
 #pragma unroll 1
-      for (int i = place.lane; i < 16 * count; i += 32) {
-        const int slot = min(from + i, assigned - 1);
+      for (int i = place.lane; i < count; i += 32) {
+        const int slot = from + i;
         const std::uint32_t target =
             shared_address(at<std::uint32_t>(layout::next_tokens) + 3 * 16 * tiles * side + i);
         copy_async_if<4>(true, target, order + slot, true);
@@ -126,8 +150,9 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
           copy_async_if<4>(true, target + 8 * 16 * tiles, group.radius + slot, true);
       }
     };
-    if (next.first_of_queries) copy(0, next.first - 16 * warp, next.used);
-    if (!meets_itself(next)) copy(1, next.first_key - 16 * warp, next.width);
+    if ((next.ends & 1) != 0) copy(0, next.queries_from, next.query_rows);
+    if (next.keys_from != next.queries_from || next.key_rows != next.query_rows)
+      copy(1, next.keys_from, next.key_rows);
     commit_copies();
   }
   /// Takes what `copy_tokens` has loaded. \param side 0: queries; 1: keys.
@@ -140,7 +165,6 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     for (int i = 0; i < 2; ++i) {
       const int row = place.g + 8 * i;
       const bool there = row < count;
-      result.token[i] = there ? static_cast<std::int32_t>(tokens[row]) : -1;
       result.code[i] = there ? tokens[16 * tiles + row] : 0;
       if constexpr (Radial)  // no -0
         result.radius[i] = there ? __uint_as_float(tokens[2 * 16 * tiles + row]) + 0.0f : 0.0f;

@@ -65,22 +65,27 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::add_to_part;
   using base::answer_piece;
   using base::await_rows;
+  using base::await_tables;
   using base::await_values;
   using base::begin_block;
   using base::begin_keys;
-  using base::begin_queries;
+  using base::begin_planning;
   using base::clear;
   using base::copy;
   using base::copy_rows;
   using base::copy_values;
   using base::differentiate_piece;
   using base::differentiate_singles;
+  using base::extent_of_turn;
   using base::find_share;
   using base::finish_cells;
   using base::give_singles;
   using base::group;
+  using base::load_lse;
   using base::load_out;
+  using base::load_part_factors;
   using base::load_queries;
+  using base::mark_queries;
   using base::meet;
   using base::memory;
   using base::multiply_gradients;
@@ -98,10 +103,8 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::radial_units;
   using base::scale_of_block;
   using base::scale_sum;
-  using base::see_ends;
-  using base::store_keys;
-  using base::store_queries;
   using base::store_sums;
+  using base::store_tile;
   using base::sum_radial_rows;
   using base::sums;
   using base::take_radial;
@@ -112,10 +115,10 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::weight_unit;
   using base::width;
   using typename base::axis_rows;
-  using typename base::cursor;
   using typename base::key_sums;
   using typename base::layout;
   using typename base::packed_cells;
+  using typename base::part_factors;
   using typename base::query_state;
   using typename base::query_sums;
   using typename base::radial_products;
@@ -129,8 +132,8 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
 
   /// Between what short windows' queries leave and what their keys take: windows of one tile need no other
   /// warp, and where a turn has others, all meet. The warp with most pieces comes last anyway.
-  static __device__ __forceinline__ void meet_tiles(const turn& now) {
-    if (now.widest > 1)
+  __device__ __forceinline__ void meet_tiles(const turn& now) const {
+    if (extent_of_turn(now.number).y > 1)
       meet();
     else
       __syncwarp();
@@ -160,17 +163,31 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     base::take_radial_rows(unit, of_gradients, of_weights);
     __syncwarp();
   }
+  /// What a tile's queries need of global memory beside rows.
+  struct query_scalars {
+    float lse[2];
+    uint4 out;  ///< this lane's half of a row of O
+  };
+  __device__ __forceinline__ query_scalars load_scalars(const turn& now,
+                                                        const tile_tokens& rows) const {
+    query_scalars result;
+    load_lse(rows, result.lse);
+    result.out = load_out(now, rows);
+    return result;
+  }
   /// This warp's tile, up to the sums of tables.
-  __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows) const {
+  __device__ __forceinline__ void differentiate(const turn& now, const tile_tokens& rows,
+                                                const query_scalars& scalars) const {
     float dq[2][4], dk[2][4], dv[2][4];
     packed_cells cells[3];
     float row_total[4], column_total[4];
     query_state state;
-    const uint4 out = load_out(now, rows);
+    state.lse[0] = scalars.lse[0];
+    state.lse[1] = scalars.lse[1];
     begin_keys(rows);
-    begin_queries(rows, state);
+    mark_queries(rows, state);
     await_rows();
-    take_rows(now, rows, out, state);
+    take_rows(now, rows, scalars.out, state);
     multiply_keys(rows.code);
     await_values();
     meet();
@@ -195,9 +212,11 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       query_sums sums;
       clear_queries(sums);
       const int last = now.base + now.width - 1;
+      const auto places = base::places_of_keys();
+      float2 radii[2];
 #pragma unroll 1
       for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j - now.base, scale.down, state, sums);
+        differentiate_piece(now, rows, j, j, j - now.base, places, radii, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);
@@ -234,8 +253,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
     finish_cells<true>(2, cells[2], rows.code, dk);
     meet();
     const float lower = scale_of_block().down;
-    store_queries(now, rows, problem.scale * lower, dq);
-    store_keys(now, rows, lower, weight_unit, dk, dv);
+    store_tile(now, rows, problem.scale * lower, lower, weight_unit, dq, dk, dv);
   }
 
   /// A turn of a warp whose tile has no rows.
@@ -252,53 +270,70 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   static constexpr bool copies_early = !Radial;
 
   __device__ __forceinline__ void run() const {
-    auto* share = at<int>(layout::waiting);
-    if (warp < 2) {
-      const int slot = find_share(warp, problem.short_parts);
-      if (place.lane == 0) share[warp] = slot;
-    }
+    // Tables do not depend on the kernel that sums up prices.
     begin_block();
+    wait_for_predecessor();
+    admit_successor();
+    auto* share = at<int>(layout::deltas);
+    if (warp < 2) {
+      const int window = find_share(part + warp, problem.short_parts);
+      if (place.lane == 0) share[warp] = window;
+    }
+    await_tables();
     __syncthreads();
-    cursor next = {share[0], share[1]};
-    see_ends(next);
-    __syncthreads();
-    if constexpr (base::takes_singles_out) differentiate_singles(next.from, next.until);
+    const int2 windows = *reinterpret_cast<const int2*>(share);
     if (warp == planner) {
-      at<int2>(layout::waiting)[place.lane] = {0, 0};
-      plan_turn(0, next);
-      plan_turn(1, next);
+      begin_planning(windows);
+#pragma unroll 1
+      for (int number = 0; number < 2; ++number) plan_turn(number);
+    } else if constexpr (base::takes_singles_out) {
+      differentiate_singles(windows);
     }
     __syncthreads();
     if constexpr (base::takes_singles_out) give_singles();
     turn now = planned_turn(0);
     tile_tokens rows = load_queries(now);
+    query_scalars scalars = {};
     __syncthreads();
-    if (copies_early && takes_part(now)) copy_rows(rows, rows);
-    while (now.used > 0) {
+    if (copies_early && takes_part(now)) {
+      copy_rows(rows, rows);
+      scalars = load_scalars(now, rows);
+    }
+#pragma unroll 1
+    for (int number = 0; now.used > 0; ++number) {
       const bool takes = takes_part(now);
-      if (!copies_early && takes) copy_rows(rows, rows);
-      if (takes) copy_values(rows);
-      if (takes)
-        differentiate(now, rows);
-      else
+      if (takes) {
+        if constexpr (!copies_early) {
+          copy_rows(rows, rows);
+          scalars = load_scalars(now, rows);
+        }
+        copy_values(rows);
+        differentiate(now, rows, scalars);
+      } else {
         stand_by(now);
-      const int used = now.used;
-      const int number = now.number;
+      }
+      const int used = extent_of_turn(number).x;
       now = planned_turn(number + 1);
       rows = load_queries(now);
       const auto begin_next = [&] {
         if constexpr (!copies_early) return;
         meet();
-        if (takes_part(now)) copy_rows(rows, rows);
+        if (!takes_part(now)) return;
+        copy_rows(rows, rows);
+        scalars = load_scalars(now, rows);
       };
       if (warp < part_warps) {
-        if constexpr (Radial)
+        if constexpr (Radial) {
           base::template add_to_parts<0, 3, tiles>(used, used, scale_of_block().down, begin_next);
-        else
-          add_to_part(used, scale_of_block().down, begin_next);
+        } else {
+          part_factors right;
+          load_part_factors(warp, used, right);
+          begin_next();
+          add_to_part(used, scale_of_block().down, right);
+        }
       } else {
         begin_next();
-        plan_turn(number + 2, next);
+        plan_turn(number + 2);
       }
       __syncthreads();
     }
@@ -313,8 +348,7 @@ __global__ void __launch_bounds__(32 * contextual_window_layout<Radial, Long>::t
                                             const __grid_constant__ backward_rows rows) {
   extern __shared__ __align__(16) std::byte memory[];
   // Long windows begin where short ones leave multiprocessors idle, and end behind them.
-  if constexpr (!Long) wait_for_predecessor();
-  admit_successor();
+  if constexpr (Long) admit_successor();
   const block_place where(problem);
   const backward_group& entry = problem.groups[where.group];
   using differentiator = std::conditional_t<Long, contextual_long_differentiator<T, Radial>,

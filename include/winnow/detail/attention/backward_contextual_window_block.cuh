@@ -33,6 +33,8 @@ struct contextual_window_block {
   static constexpr float weight_points = 0x1p12f;
   static constexpr float weight_base = 0x1p23f;
   static constexpr int weight_mask = 0x7fffff;
+  /// Of long windows in 16 bits: sums are at most 2^15, about.
+  static constexpr float short_weight_points = 0x1p5f;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;
@@ -60,7 +62,7 @@ struct contextual_window_block {
       place.lane % 16 * layout::row_bytes + (place.lane / 16 ^ (place.lane >> 2 & 1)) * 16;
   int right_offset = (place.lane / 16 * 8 + place.lane % 8) * layout::row_bytes +
                      ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
-  /// The same of rows of cells, two words at a time.
+  /// The same of rows of cells, two words at a time, and of what lies with them.
   int turned_cells = place.lane % 16 * layout::cell_bytes + place.lane / 16 * 16;
   int right_cells =
       (place.lane / 16 * 8 + place.lane % 8) * layout::cell_bytes + (place.lane >> 3 & 1) * 16;
@@ -92,11 +94,29 @@ struct contextual_window_block {
   }
   /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
-    return memory + layout::rows + (which * tiles + tile) * layout::tile_bytes;
+    if (layout::keys_together && which == keys)
+      return region(tile) + layout::k;
+    const int number = layout::keys_together ? which / 2 : which;
+    return memory + layout::rows + (number * tiles + tile) * layout::tile_bytes;
+  }
+  /// From a tile's rows to the next one's.
+  static __device__ __forceinline__ constexpr int tile_pitch(int which) {
+    return layout::keys_together && which == keys ? layout::region_bytes : layout::tile_bytes;
+  }
+  /// For `ldmatrix` of k.
+  [[nodiscard]] __device__ __forceinline__ int left_of_keys() const {
+    return layout::keys_together ? turned_cells : left_offset;
   }
   /// Everything else of a tile.
   __device__ __forceinline__ std::byte* region(int tile) const {
     return memory + layout::regions + tile * layout::region_bytes;
+  }
+  /// A row of this head. One pass asks for views whose rows start on 16 bytes and whose steps fit 32 bits in bytes.
+  [[nodiscard]] __device__ __forceinline__ T* row_of_head(const row_view& view, int token) const {
+    const auto step = static_cast<std::int32_t>(view.token_stride) * static_cast<int>(sizeof(T));
+    const T* first = static_cast<const T*>(view.data) + head * view.head_stride;
+    return reinterpret_cast<T*>(
+        const_cast<char*>(reinterpret_cast<const char*>(first) + std::int64_t{step} * token));
   }
   static constexpr int of_queries = 0, of_keys = 1, of_values = 2;
   __device__ __forceinline__ std::byte* table(int which) const {
@@ -113,24 +133,34 @@ struct contextual_window_block {
   // --- Tables ----------------------------------------------------------------------------------
 
   /// Table row of `place_of` an axis in shared memory: linear axes in the order of row_shift, and
-  /// backwards in Tq and Tv, so that cells ascend with rows.
+  /// backwards in Tq and Tv, so that cells ascend with rows. The radial axis has that order in long windows.
   [[nodiscard]] __device__ __forceinline__ int row_at(int which, int axis, int place_of) const {
-    if (!linear(axis)) return place_of;
     const int row = (place_of & ~7) + spread(place_of & 7);
+    if (!linear(axis)) return layout::by_radial_row ? row : place_of;
     return which == of_keys ? row : 2 * (length - 1) - row;
   }
+  /// Tables that need no conversion arrive later: `await_tables`.
   __device__ __forceinline__ void stage_table(int which, const table_view& view) const {
+    const bool copies = view.data != nullptr && view.vectors && !view.is_float;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * 2; i += threads) {
       const int position = i / 2;
       const int d = i % 2 * width;
       const int axis = position / tile_rows;
       const int row = row_at(which, axis, position % tile_rows);
+      const bool there = row >= 0 && row < table_rows && d < problem.head_dim;
+      const std::int64_t offset = there ? row * view.row_stride + axis * view.axis_stride +
+                                              group_head * view.head_stride + d
+                                        : 0;
+      std::byte* target =
+          table(which) + position * layout::row_bytes + ((i % 2) ^ (position >> 2 & 1)) * 16;
+      if (copies) {
+        copy_async(target, static_cast<const T*>(view.data) + offset, there);
+        continue;
+      }
       uint4 bits = {0, 0, 0, 0};
-      if (view.data != nullptr && row >= 0 && row < table_rows && d < problem.head_dim)
-        bits = load_table_vector<T>(view, row * view.row_stride + axis * view.axis_stride +
-                                              group_head * view.head_stride + d);
-      *reinterpret_cast<uint4*>(table(which) + position * layout::row_bytes +
-                                ((i % 2) ^ (position >> 2 & 1)) * 16) = bits;
+      if (view.data != nullptr && there) bits = load_table_vector<T>(view, offset);
+      *reinterpret_cast<uint4*>(target) = bits;
     }
   }
 
@@ -169,7 +199,12 @@ struct contextual_window_block {
     stage_table(of_queries, group.table_q);
     stage_table(of_keys, group.table_k);
     stage_table(of_values, group.table_v);
+    commit_copies();
     clear_parts();
+  }
+  /// Before the barrier behind which tables are there.
+  static __device__ __forceinline__ void await_tables() {
+    wait_for_copies<0>();
   }
   __device__ __forceinline__ void clear_parts() const {
     for (int which = 0; which < 3; ++which) {

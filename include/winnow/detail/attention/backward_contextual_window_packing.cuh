@@ -6,7 +6,7 @@
 /// 32 windows wait, one a lane of the warp that plans. The largest that fits into the turn's tiles comes first
 /// and begins a tile; the rows that are left of its last tile go to smaller ones, the largest that fits first
 /// again. So rows of a tile are those of windows from anywhere among some hundred slots, and a plan names the
-/// slot of each row.
+/// slot of each row. Where windows begin is loaded while the turn before fills.
 ///
 /// A window of up to 16 tokens lies in one tile. Linear axes leave windows of one token to
 /// backward_contextual_window_singles.cuh.
@@ -24,7 +24,7 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   using base = contextual_window_block<T, Radial, Long>;
   using base::all_lanes;
   using base::assigned;
-  using base::bounds;
+  using base::group;
   using base::place;
   using base::tiles;
   using typename base::layout;
@@ -37,16 +37,13 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   /// Do windows of one token go without tiles?
   static constexpr bool takes_singles_out = !Radial && !Long;
 
-  /// Which windows are next: those that start in slots [from, until), or long ones whose first probe lies
-  /// there. Every 64th slot is a probe, so that a long window has one. Of long windows first those that are
-  /// cut into chunks, then others, in a range of their own.
+  /// Of long windows those that are next: whose first probe lies in slots [from, until). Every 64th slot is a probe,
+  /// so that a long window has one. First those that are cut into chunks, then others, in a range of their own.
   struct cursor {
     int from, until;
     bool cut = Long;
     bool mixed = false;  ///< both in one range
-    /// Where the windows of slots from + lane and 32 slots on end: loaded a turn ahead.
-    int ends[2] = {0, 0};
-    // The long window whose turns are under way, its tile of queries that is next, and which of the last 32 probes
+    // The window whose turns are under way, its tile of queries that is next, and which of the last 32 probes
     // have others:
     int window = 0, length = 0;
     int tile = 0;
@@ -55,94 +52,134 @@ struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   static __device__ __forceinline__ int plan_of(int number) {
     return layout::plans + number % layout::plan_count * layout::plan_bytes;
   }
-  /// Looks at the next 64 slots, of which the first begins a window.
-  __device__ __forceinline__ void see_ends(cursor& next) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int slot = next.from + 32 * half + place.lane;
-      next.ends[half] = slot < assigned ? bounds[slot].y : assigned;
-    }
+  /// Short windows [from, until) are next, in shared memory; of 32 of these where they begin and end.
+  [[nodiscard]] __device__ __forceinline__ int2 load_windows(const int2& next) const {
+    const int window = next.x + place.lane;
+    return window < next.y ? int2{group.offsets[window], group.offsets[window + 1]} : int2{0, 0};
   }
-  /// Adds short windows that start in the next 64 slots to those that wait, of which each lane has one or
-  /// none, by one warp.
-  /// \param list in shared memory, for 64 windows.
-  __device__ __forceinline__ void add_waiting(std::uint16_t* list, cursor& next,
-                                              int2& waits) const {
+  /// Adds them to those that wait, of which each lane has one or none: its first slot and its rows. By one warp.
+  /// \return how many wait
+  __device__ __forceinline__ int add_waiting(const int2& bounds_of_window, int2& next,
+                                             int2& waits) const {
     const unsigned lower_lanes = (1u << place.lane) - 1;
-    int found = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int slot = next.from + 32 * half + place.lane;
-      const int end = next.ends[half];
-      int before = __shfl_up_sync(all_lanes, end, 1);
-      const int last_of_half = half == 0 ? 0 : __shfl_sync(all_lanes, next.ends[0], 31);
-      if (place.lane == 0) before = last_of_half;
-      const int count = end - slot;
-      const bool waits_now = slot < next.until && end != before &&
-                             count <= contextual_short_capacity &&
-                             (!takes_singles_out || count > 1);
-      const unsigned lanes = __ballot_sync(all_lanes, waits_now);
-      if (waits_now)
-        list[found + __popc(lanes & lower_lanes)] =
-            static_cast<std::uint16_t>(count << 8 | (32 * half + place.lane));
-      found += __popc(lanes);
-    }
-    __syncwarp();
+    const int count = bounds_of_window.y - bounds_of_window.x;
+    const bool is_short = count > (takes_singles_out ? 1 : 0) && count <= contextual_short_capacity;
+    const unsigned found = __ballot_sync(all_lanes, is_short);
     const unsigned free = __ballot_sync(all_lanes, waits.y == 0);
-    const int number = __popc(free & lower_lanes);
-    const int from = next.from;
-    if (waits.y == 0 && number < found) waits = {from + (list[number] & 0xff), list[number] >> 8};
-    // The windows for which no lane was free are the next ones again.
-    const int taken = __popc(free);
-    const int last = min(next.until - from, 64) - 1;
-    next.from = __shfl_sync(all_lanes, last < 32 ? next.ends[0] : next.ends[1], last & 31);
-    if (taken < found) next.from = from + (list[taken] & 0xff);
+    // Free lanes say which they are, one behind the other, and windows take the lane of the same number.
+    auto* lanes = at<std::uint8_t>(layout::free_lanes);
+    auto* waiting = at<int2>(layout::waiting);
+    if (waits.y == 0) lanes[__popc(free & lower_lanes)] = static_cast<std::uint8_t>(place.lane);
+    waiting[place.lane] = waits;
     __syncwarp();
-    see_ends(next);
+    const int number = __popc(found & lower_lanes);
+    const int room = __popc(free);
+    const bool is_left = is_short && number >= room;
+    if (is_short && !is_left) waiting[lanes[number]] = {bounds_of_window.x, count};
+    // The windows for which no lane was free are the next ones again.
+    const unsigned left = __ballot_sync(all_lanes, is_left);
+    next.x += left == 0 ? 32 : __ffs(static_cast<int>(left)) - 1;
+    __syncwarp();
+    waits = waiting[place.lane];
+    return 32 - room + min(room, __popc(found));
   }
-  /// Takes the largest window of at most `rows` rows from those that wait. \return its slot and its rows; 0:
-  /// there is none
-  __device__ __forceinline__ int2 take_largest(int rows, int2& waits) const {
-    const unsigned own = waits.y <= rows ? static_cast<unsigned>(waits.y << 5 | place.lane) : 0u;
-    const unsigned largest = __reduce_max_sync(all_lanes, own);
-    const int lane = static_cast<int>(largest & 31u);
-    const int slot = __shfl_sync(all_lanes, waits.x, lane);
-    const int count = static_cast<int>(largest >> 5);
-    if (place.lane == lane && count > 0) waits.y = 0;
-    return {slot, count};
+  /// Adds the next windows until enough wait: so many that there is a choice, and that they fill a turn, if lanes
+  /// are enough for that. \param windows the first ones.
+  __device__ __forceinline__ void await_enough(int2 windows, int2 next, int2 waits) const {
+    constexpr int enough = tiles > 4 ? 24 : 20, enough_rows = 20 * tiles;
+#pragma unroll 1
+    while (true) {
+      const int count = add_waiting(windows, next, waits);
+      if (next.x >= next.y || count == 32) break;
+      if (count > enough && __reduce_add_sync(all_lanes, waits.y) >= enough_rows) break;
+      windows = load_windows(next);
+    }
+    if (place.lane == 0) *at<int2>(layout::next_windows) = next;
+    __syncwarp();
   }
-  /// Fills a turn with windows that wait, by one warp. `tile` is the one that this lane writes down: its rows, the
-  /// first tile with keys of its windows, and how many there are. \return tiles
-  __device__ __forceinline__ int fill_turn(int plan, cursor& next, int4& tile) const {
-    constexpr int enough = 24;
-    int* slots = at<int>(plan + layout::plan_slots);
+  __device__ __forceinline__ void begin_planning(const int2& next) const {
+    await_enough(load_windows(next), next, {0, 0});
+  }
+  /// Fills a turn with windows that wait, by one warp. Those that come next arrive meanwhile.
+  ///
+  /// Each step takes the largest window that fits, one maximum over the lanes and hardly more: its lane keeps in mind
+  /// where its rows begin, and all lanes write their rows down together when the turn is full.
+  __device__ __forceinline__ void plan_turn(int number) const {
+    const int plan = plan_of(number);
+    const int2 next = *at<int2>(layout::next_windows);
+    const int2 windows = load_windows(next);
     int2 waits = at<int2>(layout::waiting)[place.lane];
-    while (next.from < next.until && __popc(__ballot_sync(all_lanes, waits.y > 0)) <= enough)
-      add_waiting(reinterpret_cast<std::uint16_t*>(slots), next, waits);
-    int used = 0;
+    // The lane is there to tell windows of the same size apart.
+    constexpr unsigned one_row = 32;
+    unsigned size = waits.y > 0 ? one_row * waits.y + place.lane : 0;
+    constexpr int nowhere = 16 * tiles;
+    int first_row = nowhere;
+    int used = 0, widest = 0;
+    int4 tile = {
+        0, 0, 0,
+        0};  // what this lane writes down: rows, the first tile with keys, how many there are
+    // Takes the largest window of fewer than `room` / one_row rows, which begin with `row`. \return its size; 0: none
+    const auto take = [&](unsigned room, int row) {
+      const unsigned own = size < room ? size : 0;
+      const unsigned largest = __reduce_max_sync(all_lanes, own);
+      const bool is_own = own == largest && largest >= one_row;
+      first_row = is_own ? row : first_row;
+      size = is_own ? 0 : size;
+      return largest & ~(one_row - 1);
+    };
+#pragma unroll 1
     while (used < tiles) {
-      const int2 first = take_largest(16 * (tiles - used), waits);
-      if (first.y == 0) break;
-      const int width = (first.y + 15) / 16;
-      int* rows = slots + 16 * used;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 32 * half + place.lane;
-        if (row < first.y) rows[row] = first.x + row;
-      }
-      int filled = first.y;
-      while (filled < 16 * width) {
-        const int2 more = take_largest(16 * width - filled, waits);
-        if (more.y == 0) break;
-        if (place.lane < more.y) rows[filled + place.lane] = more.x + place.lane;
-        filled += more.y;
-      }
-      const int own = place.lane - used;
-      if (own >= 0 && own < width) tile = {min(16, filled - 16 * own), used, width, 0};
+      unsigned taken = take(one_row * (16 * (tiles - used) + 1), 16 * used);
+      if (taken == 0) break;
+      // Others fit into the tiles that the first window takes.
+      const int width = static_cast<int>((taken + one_row * 15) / (one_row * 16));
+      int row = 16 * used;
+      unsigned room = one_row * (16 * width + 1);
+#pragma unroll 1
+      do {
+        room -= taken;
+        row += static_cast<int>(taken / one_row);
+        taken = take(room, row);
+      } while (taken != 0);
+      const bool is_own = place.lane >= used && place.lane < used + width;
+      tile.x = is_own ? min(16, row - 16 * place.lane) : tile.x;
+      tile.y = is_own ? used : tile.y;
+      tile.z = is_own ? width : tile.z;
+      widest = max(widest, width);
       used += width;
     }
-    at<int2>(layout::waiting)[place.lane] = waits;
-    return used;
+    if (place.lane < tiles) at<int4>(plan)[place.lane] = tile;
+    if (place.lane == 0) *at<int2>(plan + layout::plan_used) = {used, widest};
+    write_rows(at<int>(plan + layout::plan_slots), waits.x, first_row);
+    if (first_row < nowhere) waits.y = 0;
+    await_enough(windows, next, waits);
+  }
+  /// Writes down the slots of a turn's rows, of which this lane's window has those from `first_row` on until the
+  /// next one's. Rows behind a tile's last one have any slot.
+  __device__ __forceinline__ void write_rows(int* slots, int first_slot, int first_row) const {
+    if (first_row < 16 * tiles) slots[first_row] = first_slot - first_row;
+    constexpr int words = divide_up(16 * tiles, 32);
+    unsigned begins[words];
+#pragma unroll
+    for (int word = 0; word < words; ++word)
+      begins[word] =
+          __reduce_or_sync(all_lanes, first_row / 32 == word ? 1u << (first_row & 31) : 0);
+    __syncwarp();
+    // The last beginning that is not behind a row. Row 0 begins a window, unless there is none at all.
+    const unsigned until_lane = 0xffffffffu >> (31 - place.lane);
+    int slot[words];
+    int last = 0;
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const auto last_of = [&](unsigned bits) {
+        return bits != 0 ? 32 * word + 31 - __clz(static_cast<int>(bits)) : last;
+      };
+      slot[word] = slots[last_of(begins[word] & until_lane)] + 32 * word + place.lane;
+      last = last_of(begins[word]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int word = 0; word < words; ++word) slots[32 * word + place.lane] = slot[word];
   }
 };
 

@@ -15,11 +15,14 @@
 
 namespace winnow::detail {
 
-__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
                : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[2], const void* row) {
+  load_matrices_transposed(r, shared_address(row));
 }
 
 template <class T, bool Radial, bool Long>
@@ -38,7 +41,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::problem;
   using base::queries;
   using base::region;
-  using base::right_cells;
+  using base::of_tile;
   using base::right_offset;
   using base::rows_of_tile;
   using base::slot_at;
@@ -50,6 +53,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::warp;
   using base::weight_unit;
   using base::words;
+  using typename base::key_places;
   using typename base::layout;
   using typename base::radial_places;
   using typename base::tile_tokens;
@@ -111,7 +115,9 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
                                                  const std::uint32_t (&code)[2],
                                                  std::byte* target) const {
     target += place.g * layout::cell_bytes;
-#pragma unroll
+    // One copy of this code where instructions are short of room.
+    constexpr int axes_at_once = !Radial && !Long ? 1 : layout::cell_axes;
+#pragma unroll axes_at_once
     for (int axis = 0; axis < layout::cell_axes; ++axis) {
       std::uint32_t product[2][row_words];
       multiply_axis(left, which, axis, product);
@@ -207,22 +213,29 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
-  /// The same of two weights.
+  /// The same of two weights, words w and w + 1.
+  static __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
+                                                   const std::uint32_t (&second)[4],
+                                                   const std::uint32_t (&hot)[4],
+                                                   float (&sums)[2][words][4], int w) {
+    multiply_add_16<half>(sums[0][w], first, hot[0], hot[1]);
+    multiply_add_16<half>(sums[1][w], second, hot[0], hot[1]);
+    multiply_add_16<half>(sums[0][w + 1], first, hot[2], hot[3]);
+    multiply_add_16<half>(sums[1][w + 1], second, hot[2], hot[3]);
+  }
   __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
-                                            const std::uint32_t (&second)[4], const std::byte* hot,
+                                            const std::uint32_t (&second)[4], std::uint32_t hot,
                                             float (&sums)[2][words][4]) const {
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
       std::uint32_t e[4];
       load_matrices_transposed(e, hot + 16 * w);
-      multiply_add_16<half>(sums[0][w], first, e[0], e[1]);
-      multiply_add_16<half>(sums[1][w], second, e[0], e[1]);
-      multiply_add_16<half>(sums[0][w + 1], first, e[2], e[3]);
-      multiply_add_16<half>(sums[1][w + 1], second, e[2], e[3]);
+      add_cells(first, second, e, sums, w);
     }
     if constexpr (words % 2 == 1) {
       std::uint32_t e[2];
-      load_matrices_transposed(e, hot - place.lane / 16 * 16 + 16 * (words - 1));
+      const auto lane = static_cast<std::uint32_t>(place.lane);
+      load_matrices_transposed(e, hot - lane / 16 * 16 + 16 * (words - 1));
       multiply_add_16<half>(sums[0][words - 1], first, e[0], e[1]);
       multiply_add_16<half>(sums[1][words - 1], second, e[0], e[1]);
     }
@@ -274,28 +287,44 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   struct piece_factors {
     std::uint32_t k[4], v[4], hot[4], gk[4];
   };
-  __device__ __forceinline__ void load_factors(int j, piece_factors& factors) const {
-    const std::byte* other = region(j);
-    load_matrices(factors.k, rows_of_tile(keys, j) + right_offset);
-    load_matrices(factors.v, other + layout::values + right_offset);
-    load_matrices(factors.hot, other + layout::hot + right_cells);
-    load_matrices(factors.gk, other + layout::key_cells + right_cells);
+  __device__ __forceinline__ void load_factors(int j, std::uint32_t right,
+                                               piece_factors& factors) const {
+    if constexpr (layout::keys_together) {
+      load_matrices(factors.k, right + layout::k);
+      load_matrices(factors.v, right + layout::values);
+    } else {
+      load_matrices(factors.k, rows_of_tile(keys, j) + right_offset);
+      load_matrices(factors.v, region(j) + layout::values + right_offset);
+    }
+    load_matrices(factors.hot, right + layout::hot);
+    load_matrices(factors.gk, right + layout::key_cells);
   }
 
   /// The tile's queries against the keys of tile `j`; dS and P go to the warp's piece `held`.
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
-                                                      int j, int held, float lower,
+                                                      int j, int next, int held,
+                                                      const key_places& keys_of_lane,
+                                                      float2 (&radii)[2],
                                                       query_state& state, query_sums& sums) const {
     const std::byte* other = region(j);
+    const std::uint32_t right = of_tile(keys_of_lane.right, j);
+    const std::uint32_t turned = of_tile(keys_of_lane.turned, j);
     const std::byte* own_hot = region(warp) + layout::hot + turned_cells;
     float p[2][4], sides[2][4], ds[2][4];
     piece_factors factors;
-    load_factors(j, factors);
+    load_factors(j, right, factors);
+    [[maybe_unused]] radial_places places;
+    if constexpr (Radial) {
+      if constexpr (!Long) base::load_radii(keys_of_lane, j, radii);
+      look_up_radial(rows, j, keys_of_lane, radii, places, sides, ds);
+    } else {
+      clear(sides);
+      clear(ds);
+    }
     multiply_16<T>(p[0], state.q, factors.k[0], factors.k[1]);
     multiply_16<T>(p[1], state.q, factors.k[2], factors.k[3]);
-    multiply_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
-    multiply_16<T>(ds[1], state.grad_out, factors.v[2], factors.v[3]);
-    clear(sides);
+    multiply_add_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
+    multiply_add_16<T>(ds[1], state.grad_out, factors.v[2], factors.v[3]);
 #pragma unroll
     for (int w = 0; w + 1 < words; w += 2) {
       std::uint32_t gq[4], gv[4];
@@ -323,8 +352,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
           gk[m] = factors.gk[m];
         }
       } else {
-        load_matrices(hot, other + layout::hot + right_cells + 16 * w);
-        load_matrices(gk, other + layout::key_cells + right_cells + 16 * w);
+        load_matrices(hot, right + layout::hot + 16 * w);
+        load_matrices(gk, right + layout::key_cells + 16 * w);
       }
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -356,27 +385,32 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
-    [[maybe_unused]] radial_places places;
-    auto* piece =
-        reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                         layout::kinds_of_pieces * held * layout::piece_bytes) +
-        place.lane;
+    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                                   layout::kinds_of_pieces * held *
+                                                       layout::piece_bytes) +
+                  place.lane;
     // Matrices in the order that the keys take transposed.
     const auto matrix_of = [](int m) { return m / 2 + m % 2 * 2; };
-    if constexpr (Radial) look_up_radial(rows, j, places, p, sides, ds);
     if constexpr (layout::sums_late) {
 #pragma unroll
       for (int m = 0; m < 4; ++m)
         piece[2 * layout::piece_bytes / 4 + 32 * matrix_of(m)] =
             pack_places(places[m / 2][m % 2 * 2], places[m / 2][m % 2 * 2 + 1]);
     }
-
-    const float factor = problem.scale * log2_e;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        p[n][e] = fmaf(p[n][e], factor, fmaf(sides[n][e], log2_e, state.lse[e / 2]));
+        p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
+    [[maybe_unused]] std::uint32_t turned_k[4], turned_hot[words / 2][4];
+    if constexpr (layout::keys_together) {
+      // Before additions to sums by radial row are in the queue of shared memory.
+      base::load_radii(keys_of_lane, next, radii);
+      load_matrices_transposed(turned_k, turned + layout::k);
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        load_matrices_transposed(turned_hot[w], turned + layout::hot + 32 * w);
+    }
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
     // their LSE. The last tile of a short window may have others in its other rows.
     const int last = now.base + now.width - 1;
@@ -416,8 +450,6 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         }
         const bool lies_here = static_cast<std::int16_t>(rows.window[i]) >= 16 * (now.width - 1);
         const float delta = __fdividef(sum, weights);
-        if (lies_here && rows.token[i] >= 0 && place.t == 0)
-          problem.delta[head * problem.max_tokens + slot_at(now, place.g + 8 * i)] = delta * lower;
         // A row that is alone has dP = delta, whatever the rounding says.
         if (state.single[i]) unit = 0.0f;
         if (lies_here) state.delta[i] = rows.token[i] >= 0 ? -delta * unit : 0.0f;
@@ -428,18 +460,24 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         for (int e = 2 * i; e < 2 * i + 2; ++e)
           ds[n][e] = p[n][e] * fmaf(ds[n][e], unit, state.delta[i]);
     }
-    if constexpr (Radial && !layout::sums_late) sum_radial(j, places, p, ds);
+    if constexpr (Radial && Long) sum_radial(j, keys_of_lane, places, p, ds);
 
     const weight_fragment<half> gradients(ds);
     const weight_fragment<half> weights(p);
     {
-      std::uint32_t b[4];
-      load_matrices_transposed(b, rows_of_tile(keys, j) + left_offset);
+      if constexpr (!layout::keys_together)
+        load_matrices_transposed(turned_k, rows_of_tile(keys, j) + left_offset);
       const weight_fragment<T> left(ds);
-      multiply_add_16<T>(sums.dq[0], left.a, b[0], b[1]);
-      multiply_add_16<T>(sums.dq[1], left.a, b[2], b[3]);
+      multiply_add_16<T>(sums.dq[0], left.a, turned_k[0], turned_k[1]);
+      multiply_add_16<T>(sums.dq[1], left.a, turned_k[2], turned_k[3]);
     }
-    add_cells(gradients.a, weights.a, other + layout::hot + turned_cells, sums.cells);
+    if constexpr (layout::keys_together) {
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        add_cells(gradients.a, weights.a, turned_hot[w], sums.cells, 2 * w);
+    } else {
+      add_cells(gradients.a, weights.a, turned + layout::hot, sums.cells);
+    }
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     const weight_fragment<T> values_left(p);
 #pragma unroll

@@ -13,15 +13,29 @@
 namespace winnow::detail {
 
 // By address: the compiler does not find what many pointers share.
-__device__ __forceinline__ float2 load_pair(std::uint32_t address) {
+__device__ __forceinline__ std::uint32_t load_pair(std::uint32_t address) {
   std::uint32_t bits;
   asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
-  return __half22float2(*reinterpret_cast<const half2*>(&bits));
+  return bits;
 }
-__device__ __forceinline__ float load_half(std::uint32_t address) {
-  std::uint16_t bits;
-  asm volatile("ld.shared.b16 %0, [%1];\n" : "=h"(bits) : "r"(address) : "memory");
-  return __half2float(*reinterpret_cast<const half*>(&bits));
+/// Zero above it.
+__device__ __forceinline__ std::uint32_t load_half(std::uint32_t address) {
+  std::uint32_t bits;
+  asm volatile("ld.shared.u16 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
+  return bits;
+}
+__device__ __forceinline__ float load_float(std::uint32_t address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ float2 load_floats(std::uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(address)
+               : "memory");
+  return pair;
 }
 /// Adds to a word of shared memory. Also what is 0: a branch around each addition costs more.
 __device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
@@ -36,6 +50,9 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   using base::length;
   using base::place;
   using base::region;
+  using base::short_weight_points;
+  using base::right_cells;
+  using base::turned_cells;
   using base::warp;
   using base::weight_base;
   using base::weight_points;
@@ -50,70 +67,116 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// Of a lane's pairs in a piece, where in shared memory the products of the query are by the pair's table
   /// row, less what row g + 8 lies behind row g. Sums lie a constant further on. Short windows: `radial_step`.
   using radial_places = std::uint32_t[2][4];
-  static constexpr int radial_bytes_of_row = 4 * layout::radial_stride;
-  static_assert(layout::query_radial_stride == layout::radial_stride);
+
+  /// Where a lane finds what pieces have of keys, were they of tile 0, by shared memory's addresses.
+  struct key_places {
+    std::uint32_t right, turned;  ///< its rows of cells, as right factors and as transposed ones
+    /// Of its first key: the radius, products by radial row, and sums of long windows, less where those of its row's
+    /// products lie.
+    std::uint32_t radius, products, sums;
+    float inverse_a;
+  };
+  [[nodiscard]] __device__ __forceinline__ key_places places_of_keys() const {
+    const std::uint32_t tile = shared_address(region(0));
+    const auto in_tile = [&](int offset) { return tile + static_cast<std::uint32_t>(offset); };
+    return {in_tile(right_cells), in_tile(turned_cells),
+            shared_address(radii_of(0) + 2 * place.t * layout::radius_stride),
+            in_tile(layout::key_radial + place.t * layout::product_of_t +
+                    length * layout::key_radial_step),
+            in_tile(layout::column_sums + place.t * layout::sum_of_t -
+                    place.g * layout::query_step) -
+                shared_address(region(warp) + layout::query_radial),
+            __int_as_float(in_register(__float_as_int(group.inverse_a)))};
+  }
+  [[nodiscard]] static __device__ __forceinline__ std::uint32_t of_tile(std::uint32_t place_of_key,
+                                                                        int j) {
+    return place_of_key + static_cast<std::uint32_t>(j * layout::region_bytes);
+  }
 
   [[nodiscard]] __device__ __forceinline__ float* radii_of(int tile) const {
     return at<float>(layout::radius + tile * layout::next_tile);
   }
-  /// What the radial axis adds to a piece.
-  __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
-                                                 radial_places& places, float (&p)[2][4],
-                                                 float (&sides)[2][4], float (&ds)[2][4]) const {
-    const std::uint32_t of_rows =
-        shared_address(region(warp) + layout::query_radial) +
-        static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
-    const std::uint32_t of_columns =
-        shared_address(region(j) + layout::key_radial) +
-        static_cast<std::uint32_t>(4 * place.t * layout::key_radial_stride + 2 * length);
-    const float* other_radius = radii_of(j) + 2 * place.t * layout::token_stride;
-    const float inverse_a = __int_as_float(in_register(__float_as_int(group.inverse_a)));
-    const int most_steps = in_register((length << 22) - 1);
+  /// Of a lane's keys of tile `j`.
+  static __device__ __forceinline__ void load_radii(const key_places& keys_of_lane, int j,
+                                                    float2 (&radii)[2]) {
+    const std::uint32_t first =
+        keys_of_lane.radius + static_cast<std::uint32_t>(layout::next_tile * j);
+    constexpr int stride = 4 * layout::radius_stride;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
+      radii[n] = stride == 4 ? load_floats(first + 32 * n)
+                             : float2{load_float(first + 8 * n * stride),
+                                      load_float(first + (8 * n + 1) * stride)};
+  }
+  /// A `radial_step` in bytes.
+  template <int Bytes>
+  [[nodiscard]] static __device__ __forceinline__ std::uint32_t bytes_of(int step) {
+    static_assert(Bytes == 2 || Bytes == 4 || Bytes == 32);
+    return static_cast<std::uint32_t>(step >> (Bytes == 32 ? 17 : Bytes == 4 ? 20 : 21));
+  }
+  /// What the radial axis adds to a piece.
+  __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
+                                                 const key_places& keys_of_lane,
+                                                 const float2 (&radii)[2], radial_places& places,
+                                                 float (&p)[2][4],
+                                                 float (&ds)[2][4]) const {
+    const std::uint32_t of_rows =
+        shared_address(region(warp) + layout::query_radial) +
+        static_cast<std::uint32_t>(place.g * layout::query_step + length * layout::radial_step);
+    const std::uint32_t of_columns = of_tile(keys_of_lane.products, j);
+    const float inverse_a = keys_of_lane.inverse_a;
+    const int most_steps = in_register((length << 22) - 1);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float other = other_radius[(8 * n + c) * layout::token_stride];
+        const float other = c == 0 ? radii[n].x : radii[n].y;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;
           const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
-          const std::uint32_t of_row = of_rows + static_cast<std::uint32_t>(step >> 20);
+          const std::uint32_t of_row = of_rows + bytes_of<layout::radial_step>(step);
           places[n][e] = layout::sums_late ? static_cast<std::uint32_t>(step) : of_row;
-          const float2 query = load_pair(of_row + i * 8 * radial_bytes_of_row);
-          p[n][e] += query.x;
-          ds[n][e] += query.y;
-          sides[n][e] += load_half(of_columns + static_cast<std::uint32_t>(step >> 21) +
-                                   (8 * n + c) * 2 * layout::key_radial_stride);
+          const std::uint32_t query = load_pair(of_row + i * layout::half_step);
+          const std::uint32_t key =
+              load_half(of_columns + bytes_of<layout::key_radial_step>(step) +
+                        c * layout::product_of_c + n * layout::product_of_n);
+          const half2 sum = __hadd2(*reinterpret_cast<const half2*>(&query),
+                                    *reinterpret_cast<const half2*>(&key));
+          const float2 both = __half22float2(sum);
+          p[n][e] = both.x;
+          ds[n][e] = both.y;
         }
       }
+    }
   }
   /// Sums a piece of long windows up by radial row, for its rows and its columns. Integers have the same sum in every
   /// order.
-  __device__ __forceinline__ void sum_radial(int j, const radial_places& places,
+  __device__ __forceinline__ void sum_radial(int j, const key_places& keys_of_lane,
+                                             const radial_places& places,
                                              const float (&p)[2][4],
                                              const float (&ds)[2][4]) const {
-    constexpr int sums = layout::radial_sums - layout::query_radial;
-    const std::uint32_t to_columns =
-        shared_address(region(j) + layout::radial_sums) -
-        shared_address(region(warp) + layout::query_radial) +
-        static_cast<std::uint32_t>((32 + 2 * place.t - place.g) * radial_bytes_of_row);
-    // Half of the lanes with the same key add another key of theirs first: additions to the same word come one after
-    // the other.
+    constexpr int gradients = layout::radial_sums - layout::query_radial;
+    constexpr int weights = layout::weight_sums - layout::query_radial;
+    const std::uint32_t to_columns = of_tile(keys_of_lane.sums, j);
+    // In long windows, whose warps fill the queue of shared memory, half of the lanes with the same key add another
+    // key of theirs first: additions to the same word come one after the other.
     const bool swaps = (place.g & 1) != 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       int gradient[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const std::uint32_t of_row = places[n][e] + sums + e / 2 * 8 * radial_bytes_of_row;
+        const int half = e / 2 * layout::half_step;
         gradient[n] = __float2int_rn(ds[n][e] * gradient_points);
-        add_in_shared(of_row, gradient[n]);
-        add_in_shared(of_row + 16 * radial_bytes_of_row, __float2int_rn(p[n][e] * weight_points));
+        add_in_shared(places[n][e] + gradients + half, gradient[n]);
+        // Multiples of the smallest float are integers.
+        const int weight = __float_as_int(p[n][e] * (short_weight_points * 0x1p-149f));
+        add_in_shared(places[n][e] + weights, e / 2 == 0 ? weight : weight << 16);
       }
       const std::uint32_t low = places[0][e] + to_columns;
-      const std::uint32_t high = places[1][e] + (to_columns + 8 * radial_bytes_of_row);
-      const int column = (e & 1) * radial_bytes_of_row;
+      const std::uint32_t high = places[1][e] + (to_columns + layout::sum_of_n);
+      const int column = (e & 1) * layout::sum_of_c;
       add_in_shared((swaps ? high : low) + column, swaps ? gradient[1] : gradient[0]);
       add_in_shared((swaps ? low : high) + column, swaps ? gradient[0] : gradient[1]);
     }
@@ -184,13 +247,13 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
                                                      const std::uint32_t (&gradients)[4]) const {
     const std::uint32_t sums =
         shared_address(region(warp) + layout::late_sums) +
-        static_cast<std::uint32_t>(place.g * radial_bytes_of_row + 4 * length);
+        static_cast<std::uint32_t>(place.g * layout::query_step + 4 * length);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const float2 ds = unpack<half>(gradients[m]);
 #pragma unroll
       for (int c = 0; c < 2; ++c)
-        add_in_shared(place_of<-4>(sums, places[m], c) + m % 2 * 8 * radial_bytes_of_row,
+        add_in_shared(place_of<-4>(sums, places[m], c) + m % 2 * 8 * layout::query_step,
                       gradient_points_of(c == 0 ? ds.x : ds.y));
     }
   }

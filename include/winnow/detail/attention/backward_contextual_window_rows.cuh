@@ -21,8 +21,10 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::grads;
   using base::head;
   using base::keys;
+  using base::left_of_keys;
   using base::left_offset;
   using base::magnitude_of;
+  using base::memory;
   using base::multiply_axis;
   using base::multiply_cells;
   using base::of_keys;
@@ -33,11 +35,13 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::queries;
   using base::radii_of;
   using base::region;
+  using base::row_of_head;
   using base::rows_of_tile;
   using base::slot_at;
   using base::store_cells;
   using base::store_products;
   using base::sums;
+  using base::tokens_of;
   using base::warp;
   using base::weight_shift;
   using base::weight_unit;
@@ -53,13 +57,14 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     return base::template at<U>(offset);
   }
 
-  /// This lane's half of a row of O, for windows of several pieces; zeros where there is none.
+  /// This lane's half of a row of O, for short windows of several pieces; zeros where there is none.
   [[nodiscard]] __device__ __forceinline__ uint4 load_out(const turn& now,
                                                           const tile_tokens& rows) const {
     const int column = place.lane % 2 * width;
-    if (!(Long || now.width > 1) || rows.copied < 0 || column >= problem.head_dim)
+    static_assert(!Long);
+    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim)
       return {0, 0, 0, 0};
-    return *reinterpret_cast<const uint4*>(row_of<T>(problem.out, rows.copied, head) + column);
+    return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
   [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
     // Any other expression for long windows makes them spill.
@@ -68,11 +73,13 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   }
   /// delta = dO·O of the tile's rows, for windows of several pieces.
   __device__ __forceinline__ void measure_delta(const turn& now, const tile_tokens& rows,
-                                                const uint4& out) const {
+                                                uint4 out) const {
     const int row = place.lane / 2;
-    const uint4 grad =
-        *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + row * layout::row_bytes +
-                                        ((place.lane & 1) ^ (row >> 2 & 1)) * 16);
+    const int half_row = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
+    const uint4 grad = *reinterpret_cast<const uint4*>(rows_of_tile(grads, warp) + half_row);
+    if constexpr (Long)
+      out = *reinterpret_cast<const uint4*>(memory + layout::outs + warp * layout::tile_bytes +
+                                            half_row);
     const std::uint32_t x[4] = {out.x, out.y, out.z, out.w};
     const std::uint32_t y[4] = {grad.x, grad.y, grad.z, grad.w};
     float dot = 0.0f;
@@ -84,8 +91,9 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
-      own_deltas()[row * layout::token_stride] = dot;
-      if (rows.copied >= 0) problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
+      own_deltas()[row] = dot;
+      if (Long && rows.copied >= 0)
+        problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
   }
 
@@ -103,24 +111,35 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
               one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
       }
   }
-  /// Of long windows, of rows' dS, their P and columns' dS those in [from, to).
-  __device__ __forceinline__ void clear_radial_sums(int from, int to) const {
-    constexpr int vectors = layout::radial_bytes / 16 / 3;
-    auto* sums = reinterpret_cast<uint4*>(region(warp) + layout::radial_sums);
-    for (int i = from * vectors + place.lane; i < to * vectors; i += 32) sums[i] = {0, 0, 0, 0};
+  template <int From, int To>
+  __device__ __forceinline__ void clear_sums() const {
+    auto* sums = reinterpret_cast<uint4*>(region(warp) + From);
+#pragma unroll
+    for (int i = place.lane; i < (To - From) / 16; i += 32) sums[i] = {0, 0, 0, 0};
+  }
+  /// LSE of rows g and g + 8; infinity where there is none.
+  __device__ __forceinline__ void load_lse(const tile_tokens& rows, float (&lse)[2]) const {
+    std::int32_t tokens[2];
+    tokens_of(rows, tokens);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      lse[i] = INFINITY;
+      if (tokens[i] >= 0)
+        lse[i] =
+            problem.lse[tokens[i] * problem.lse_token_stride + head * problem.lse_head_stride];
+    }
   }
   /// What queries need that does not come with their rows.
   __device__ __forceinline__ void begin_queries(const tile_tokens& rows, query_state& state) const {
+    load_lse(rows, state.lse);
+    mark_queries(rows, state);
+  }
+  /// The same but for LSE.
+  __device__ __forceinline__ void mark_queries(const tile_tokens& rows, query_state& state) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      state.lse[i] = INFINITY;
-      if (rows.token[i] >= 0)
-        state.lse[i] =
-            problem.lse[rows.token[i] * problem.lse_token_stride + head * problem.lse_head_stride];
-      state.single[i] = rows.window[i] >> 16 == 1;
-    }
+    for (int i = 0; i < 2; ++i) state.single[i] = rows.window[i] >> 16 == 1;
     if constexpr (Long) {
-      clear_radial_sums(0, 2);
+      clear_sums<layout::radial_sums, layout::column_sums>();
       mark_cells(rows.code, state.hot);
       if (place.t == 0)
 #pragma unroll
@@ -134,7 +153,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     std::uint32_t hot[2][words];
     mark_cells(rows.code, hot);
     store_cells(own + layout::hot, hot);
-    if constexpr (Long) clear_radial_sums(2, 3);
+    if constexpr (Long)
+      clear_sums<layout::column_sums, layout::column_sums + layout::gradient_sum_bytes>();
     if constexpr (Radial) {
       if (place.t == 0)
 #pragma unroll
@@ -155,6 +175,11 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void take_rows(const turn& now, const tile_tokens& rows,
                                             const uint4& out, query_state& state) const {
     load_matrices(state.q, rows_of_tile(queries, warp) + left_offset);
+#pragma unroll
+    for (std::uint32_t& pair : state.q) {
+      const float2 x = unpack<T>(pair);
+      pair = pack<T>(x.x * problem.scale, x.y * problem.scale);
+    }
     load_matrices(state.grad_out, rows_of_tile(grads, warp) + left_offset);
     const unsigned magnitude = magnitude_of(state.grad_out);
     if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = magnitude;
@@ -165,19 +190,28 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void multiply_keys(const std::uint32_t (&code)[2]) const {
     std::byte* own = region(warp);
     std::uint32_t k[4];
-    load_matrices(k, rows_of_tile(keys, warp) + left_offset);
+    load_matrices(k, rows_of_tile(keys, warp) + left_of_keys());
     store_products(k, of_keys, code, own + layout::key_cells);
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target =
-          own + layout::key_radial + place.g * layout::key_radial_stride * 2 + 4 * place.t;
+      std::byte* target = own + layout::key_radial +
+                          (layout::by_radial_row
+                               ? place.t * layout::key_radial_step + 2 * place.g
+                               : place.g * layout::product_of_c + 2 * place.t * 2);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<std::uint32_t*>(target + i * 8 * layout::key_radial_stride * 2 +
-                                            16 * w) = product[i][w];
+        for (int w = 0; w < row_words; ++w) {
+          std::byte* word = target + i * layout::product_of_n + 8 * w * layout::key_radial_step;
+          if constexpr (layout::by_radial_row) {
+            *reinterpret_cast<std::uint16_t*>(word) = static_cast<std::uint16_t>(product[i][w]);
+            *reinterpret_cast<std::uint16_t*>(word + 4 * layout::key_radial_step) =
+                static_cast<std::uint16_t>(product[i][w] >> 16);
+          } else {
+            *reinterpret_cast<std::uint32_t*>(word) = product[i][w];
+          }
+        }
     }
   }
   /// Products of queries by radial row, which wait for those of dO.
@@ -209,15 +243,22 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       radial_products of_v;
       multiply_axis(state.grad_out, of_values, 2, of_v);
-      std::byte* target = region(warp) + layout::query_radial +
-                          place.g * layout::query_radial_stride * 4 + 8 * place.t;
+      std::byte* target = region(warp) + layout::query_radial + place.g * layout::query_step +
+                          (layout::by_radial_row ? place.t * layout::radial_step : 8 * place.t);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int w = 0; w < row_words; ++w)
-          *reinterpret_cast<uint2*>(target + i * 8 * layout::query_radial_stride * 4 + 32 * w) = {
-              __byte_perm(radial[i][w], of_v[i][w], 0x5410u),
-              __byte_perm(radial[i][w], of_v[i][w], 0x7632u)};
+        for (int w = 0; w < row_words; ++w) {
+          std::byte* word = target + i * layout::half_step + 8 * w * layout::radial_step;
+          const uint2 pair = {__byte_perm(radial[i][w], of_v[i][w], 0x5410u),
+                              __byte_perm(radial[i][w], of_v[i][w], 0x7632u)};
+          if constexpr (layout::by_radial_row) {
+            *reinterpret_cast<std::uint32_t*>(word) = pair.x;
+            *reinterpret_cast<std::uint32_t*>(word + 4 * layout::radial_step) = pair.y;
+          } else {
+            *reinterpret_cast<uint2*>(word) = pair;
+          }
+        }
     }
     __syncwarp();
     if (Long || now.width > 1) {

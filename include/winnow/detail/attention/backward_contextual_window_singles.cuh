@@ -10,10 +10,11 @@
 /// the tables' row NaN.
 ///
 /// A warp lists them first: so three loads, one behind the other, serve a lane's two tokens. Bound by their
-/// latency.
+/// latency, and by instructions that come from far, as each block runs this once.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/backward_contextual_window_rows.cuh"
 #include "winnow/detail/attention/backward_row.cuh"
@@ -26,7 +27,6 @@ template <class T, bool Radial, bool Long>
 struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
   using base = contextual_window_rows<T, Radial, Long>;
   using base::all_lanes;
-  using base::bounds;
   using base::group;
   using base::head;
   using base::length;
@@ -63,15 +63,15 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (problem.accumulate) {
-        if (problem.grad_v.data == nullptr || half * width >= problem.head_dim) continue;
-        T* target = gradient_row<T>(problem.grad_v, token, head) + half * width;
-        const std::uint32_t pairs[] = {grad[half].x, grad[half].y, grad[half].z, grad[half].w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const float2 more = unpack<T>(pairs[w]);
-          store_gradient(target + 2 * w, more.x, true);
-          store_gradient(target + 2 * w + 1, more.y, true);
-        }
+        if (problem.grad_v.data == nullptr) continue;
+        const uint4 old = load_half(problem.grad_v, token, half);
+        const auto sum = [](std::uint32_t x, std::uint32_t y) {
+          const float2 first = unpack<T>(x), second = unpack<T>(y);
+          return pack<T>(first.x + second.x, first.y + second.y);
+        };
+        store_half(problem.grad_v, token, half,
+                   {sum(old.x, grad[half].x), sum(old.y, grad[half].y), sum(old.z, grad[half].z),
+                    sum(old.w, grad[half].w)});
         continue;
       }
       store_half(problem.grad_q, token, half, {0, 0, 0, 0});
@@ -80,21 +80,19 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     }
   }
 
-  /// Up to 64 windows of one token, by one warp.
-  __device__ __forceinline__ void differentiate_listed(const int* slots, int count,
+  /// Up to 64 windows of one token, by one warp. \param listed their slots and tokens.
+  __device__ __forceinline__ void differentiate_listed(const int2* listed, int count,
                                                        float (&sums)[part_width],
                                                        float& poison) const {
     constexpr int at_once = 2;
+    constexpr unsigned infinite = std::is_same_v<T, half> ? 0x7c00u : 0x7f80u;
     std::int32_t token[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int number = 32 * i + place.lane;
-      token[i] = number < count ? order[slots[number]] : -1;
-    }
     uint4 grad[at_once][2], out[at_once][2];
     float lse[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
+      const int number = 32 * i + place.lane;
+      token[i] = number < count ? listed[number].y : -1;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         grad[i][half] = load_half(problem.grad_out, token[i], half);
@@ -105,66 +103,80 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     }
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
-      float probe = lse[i] * 0.0f;  // becomes NaN with any NaN or infinity
-      float2 x[part_width / 2];
+      unsigned largest = 0;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t of_grad[] = {grad[i][half].x, grad[i][half].y, grad[i][half].z,
-                                         grad[i][half].w};
-        const std::uint32_t of_out[] = {out[i][half].x, out[i][half].y, out[i][half].z,
-                                        out[i][half].w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const float2 o = unpack<T>(of_out[w]);
-          x[4 * half + w] = unpack<T>(of_grad[w]);
-          probe += (o.x + o.y) * 0.0f + (x[4 * half + w].x + x[4 * half + w].y) * 0.0f;
-        }
-      }
-      const bool finite = probe == 0.0f;
+      for (int half = 0; half < 2; ++half)
+        for (const uint4& bits : {grad[i][half], out[i][half]})
+          for (const unsigned pair : {bits.x, bits.y, bits.z, bits.w})
+            largest = __vmaxu2(largest, pair & 0x7fff7fffu);
+      const bool finite = max(largest & 0xffffu, largest >> 16) < infinite && lse[i] * 0.0f == 0.0f;
       if (token[i] >= 0 && finite) {
 #pragma unroll
-        for (int w = 0; w < part_width / 2; ++w) {
-          sums[2 * w] += x[w].x;
-          sums[2 * w + 1] += x[w].y;
+        for (int half = 0; half < 2; ++half) {
+          const unsigned pairs[] = {grad[i][half].x, grad[i][half].y, grad[i][half].z,
+                                    grad[i][half].w};
+#pragma unroll
+          for (int w = 0; w < 4; ++w) {
+            const float2 x = unpack<T>(pairs[w]);
+            sums[8 * half + 2 * w] += x.x;
+            sums[8 * half + 2 * w + 1] += x.y;
+          }
         }
         store_single(token[i], grad[i]);
       }
       unsigned broken = __ballot_sync(all_lanes, token[i] >= 0 && !finite);
       if (broken != 0) poison = NAN;
+#pragma unroll 1
       for (; broken != 0; broken &= broken - 1) {
-        const int slot = slots[32 * i + __ffs(static_cast<int>(broken)) - 1];
-        differentiate_row<T, backward_side::query>(whole, group, head, slot, {});
-        differentiate_row<T, backward_side::key>(whole, group, head, slot, {});
+        const int slot = listed[32 * i + __ffs(static_cast<int>(broken)) - 1].x;
+        differentiate_whole_row<T>(whole, group, head, slot);
       }
     }
   }
-  /// Slots that a warp looks at, at a time.
-  static constexpr int seen_at_once = 12;
-  static constexpr int lists = layout::regions + 1024;  // int32 [tiles][32 · seen_at_once]
-  static_assert(4 * tiles * sums_of_warp <= 1024);
-  static_assert(lists + 4 * tiles * 32 * seen_at_once <= layout::bytes);
+  /// Half of the lanes sum up half of the columns, and so on: in the end lanes 2d and 2d + 1 have column d.
+  template <int Columns>
+  __device__ __forceinline__ void fold(float (&sums)[part_width]) const {
+    const bool upper = (place.lane & 2 * Columns) != 0;
+#pragma unroll
+    for (int d = 0; d < Columns; ++d) {
+      const float other =
+          __shfl_xor_sync(all_lanes, upper ? sums[d] : sums[d + Columns], 2 * Columns);
+      sums[d] = (upper ? sums[d + Columns] : sums[d]) + other;
+    }
+    if constexpr (Columns > 1) fold<Columns / 2>(sums);
+  }
+  /// The warp that plans does so meanwhile.
+  static constexpr int single_warps = tiles - 1;
+  /// Windows that a warp looks at, at a time, over 32.
+  static constexpr int seen_at_once = 5;
+  static constexpr int lists = layout::regions + 1024;  // int2 [single_warps][32 · seen_at_once]
+  static_assert(4 * single_warps * sums_of_warp <= 1024);
+  static_assert(lists + 8 * single_warps * 32 * seen_at_once <= layout::bytes);
 
-  /// Windows of one token, of those in slots [from, until) a warp's share. Ends before a barrier that
+  /// Those of windows [from, until) that have one token, a warp's share of them. Ends before a barrier that
   /// `give_singles` waits for.
-  __device__ __forceinline__ void differentiate_singles(int from, int until) const {
+  __device__ __forceinline__ void differentiate_singles(const int2& windows) const {
     float sums[part_width] = {};
     float poison = 0.0f;
-    int* list = at<int>(lists) + warp * 32 * seen_at_once;
     constexpr int step = 32 * seen_at_once;
+    int2* list = at<int2>(lists) + warp * step;
 #pragma unroll 1
-    for (int first = from + warp * step; first < until; first += tiles * step) {
-      int2 windows[seen_at_once];
+    for (int first = windows.x + warp * step; first < windows.y; first += single_warps * step) {
+      int2 own[seen_at_once];  // slot and token; none: a negative one
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
-        const int slot = first + 32 * i + place.lane;
-        windows[i] = slot < until ? bounds[slot] : int2{0, 0};
+        const int window = first + 32 * i + place.lane;
+        const bool there = window < windows.y;
+        own[i] = {there ? group.offsets[window] : 0, there ? group.offsets[window + 1] : 0};
       }
+#pragma unroll
+      for (int i = 0; i < seen_at_once; ++i)
+        own[i].y = own[i].y - own[i].x == 1 ? order[own[i].x] : -1;
       int found = 0;
 #pragma unroll
       for (int i = 0; i < seen_at_once; ++i) {
-        const bool single = windows[i].y - windows[i].x == 1;
-        const unsigned lanes = __ballot_sync(all_lanes, single);
-        if (single) list[found + __popc(lanes & ((1u << place.lane) - 1))] = windows[i].x;
+        const unsigned lanes = __ballot_sync(all_lanes, own[i].y >= 0);
+        if (own[i].y >= 0) list[found + __popc(lanes & ((1u << place.lane) - 1))] = own[i];
         found += __popc(lanes);
       }
       __syncwarp();
@@ -173,14 +185,10 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
         differentiate_listed(list + next, found - next, sums, poison);
       __syncwarp();
     }
+    fold<part_width / 2>(sums);
+    sums[0] += __shfl_xor_sync(all_lanes, sums[0], 1);
     float* target = at<float>(layout::regions) + warp * sums_of_warp;
-#pragma unroll
-    for (int d = 0; d < part_width; ++d) {
-      float sum = sums[d];
-#pragma unroll
-      for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(all_lanes, sum, lanes);
-      if (place.lane == 0) target[d] = sum;
-    }
+    target[place.lane / 2] = sums[0];
     if (place.lane == 0) target[part_width] = poison;
   }
   /// Begins the block's parts, which are empty, with what windows of one token add.
@@ -191,7 +199,7 @@ struct contextual_window_singles : contextual_window_rows<T, Radial, Long> {
     const float* sums = at<float>(layout::regions);
     float of_weights = 0.0f, poison = 0.0f;
 #pragma unroll
-    for (int w = 0; w < tiles; ++w) {
+    for (int w = 0; w < single_warps; ++w) {
       of_weights += sums[w * sums_of_warp + d];
       poison += sums[w * sums_of_warp + part_width];
     }

@@ -19,11 +19,11 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::all_lanes;
   using base::assigned;
   using base::bounds;
-  using base::fill_turn;
   using base::grads;
   using base::group;
   using base::head;
   using base::keys;
+  using base::memory;
   using base::order;
   using base::part;
   using base::place;
@@ -31,6 +31,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::problem;
   using base::queries;
   using base::region;
+  using base::row_of_head;
   using base::rows_of_tile;
   using base::threads;
   using base::tiles;
@@ -58,21 +59,16 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     int key_rows = 0;                                      ///< of all tiles of keys
     int first_key = 0, key_count = 0;                      ///< this warp's keys
     int chunk = 0;                                         ///< of keys
-    bool first_of_queries = true, last_of_queries = true;  ///< among the turns of these queries
-    bool first_of_keys = true, last_of_keys = true;
+    unsigned ends = 15;                                    ///< in one register:
+    /// Among the turns of these queries, or keys.
+    [[nodiscard]] __device__ __forceinline__ bool first_of_queries() const { return (ends & 1) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool last_of_queries() const { return (ends & 2) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool first_of_keys() const { return (ends & 4) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool last_of_keys() const { return (ends & 8) != 0; }
   };
   /// Does a long window take several turns?
   static __device__ __forceinline__ bool is_cut(const int2& window) {
     return window.y - window.x > 16 * tiles;
-  }
-  /// Plans a turn, by one warp.
-  __device__ __forceinline__ void plan_turn(int number, cursor& next) const {
-    const int plan = plan_of(number);
-    int4 tile = {0, 0, 0, 0};
-    const int used = fill_turn(plan, next, tile);
-    if (place.lane < tiles) at<int4>(plan)[place.lane] = tile;
-    const int widest = __reduce_max_sync(all_lanes, tile.z);
-    if (place.lane == 0) *at<int2>(plan + layout::plan_used) = {used, widest};
   }
   /// Is the window in `slot` long, and the slot its first probe?
   [[nodiscard]] __device__ __forceinline__ static bool is_first_probe(int slot,
@@ -208,11 +204,14 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     return {min(of_cut.probes[0] * step, assigned), min(of_cut.probes[1] * step, assigned), true,
             !levels};
   }
+  /// Of a planned turn of short windows the tiles that hold queries, and the largest width of all tiles. Read where it
+  /// is needed: shared memory is nearer than a spilled register.
+  [[nodiscard]] __device__ __forceinline__ int2 extent_of_turn(int number) const {
+    return *at<int2>(plan_of(number) + layout::plan_used);
+  }
   [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number) const {
-    const int place_of_plan = plan_of(number);
-    const auto [used, widest] = *at<int2>(place_of_plan + layout::plan_used);
-    if (used == 0) return {};
-    const int4 tile = at<int4>(place_of_plan)[warp];
+    const auto [used, widest] = extent_of_turn(number);
+    const int4 tile = at<int4>(plan_of(number))[warp];
     return {tile.x, tile.y, tile.z, used, widest, number};
   }
   /// Has this warp rows in a turn?
@@ -223,13 +222,25 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   /// What a warp knows of its rows before they are there.
   struct tile_tokens {
     std::int32_t copied;    ///< the token whose row this lane copies half of; -1: none
-    std::int32_t token[2];  ///< of rows g and g + 8
-    std::uint32_t code[2];
+    std::int32_t token[Long ? 1 : 2];  ///< of short windows' rows g and g + 8; see `tokens_of`
+    std::uint32_t code[2];             ///< of rows g and g + 8
     /// Columns of their windows, from the first row of tile `base` on: the first in the lower half, how many
     /// in the upper.
     std::uint32_t window[2];
     float radius[2];
   };
+  /// The tokens of rows g and g + 8. In long windows, which have few registers, other lanes have them.
+  static __device__ __forceinline__ void tokens_of(const tile_tokens& rows,
+                                                   std::int32_t (&tokens)[2]) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (Long)
+        tokens[i] = __shfl_sync(all_lanes, rows.copied, 2 * (lane / 4 + 8 * i));
+      else
+        tokens[i] = rows.token[i];
+    }
+  }
   /// The slot of a row of this warp's tile, of a turn or from the tile's first slot on.
   [[nodiscard]] __device__ __forceinline__ int slot_at(const turn& now, int row) const {
     if constexpr (Long)
@@ -263,17 +274,19 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     }
     return result;
   }
-  /// Starts loading the rows of queries and keys, which may be the same: q, k and dO.
+  /// Starts loading the rows of queries and keys, which may be the same: q, k and dO, and O of long windows.
   __device__ __forceinline__ void copy_rows(const tile_tokens& rows, const tile_tokens& others,
                                             bool with_queries = true) const {
     if (with_queries) copy(rows_of_tile(queries, warp), problem.q, rows.copied);
-    copy(rows_of_tile(keys, warp), problem.k, others.copied);
+    copy_keys(rows_of_tile(keys, warp), problem.k, others.copied);
     if (with_queries) copy(rows_of_tile(grads, warp), problem.grad_out, rows.copied);
+    if (Long && with_queries)
+      copy(memory + layout::outs + warp * layout::tile_bytes, problem.out, rows.copied);
     commit_copies();
   }
   /// And v, whose place may have held sums.
   __device__ __forceinline__ void copy_values(const tile_tokens& others) const {
-    copy(region(warp) + layout::values, problem.v, others.copied);
+    copy_keys(region(warp) + layout::values, problem.v, others.copied);
     commit_copies();
   }
 
@@ -281,11 +294,22 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   __device__ __forceinline__ void copy(std::byte* tile, const row_view& view,
                                        std::int32_t token) const {
     const int row = place.lane / 2;
+    copy_half(tile + row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16, view,
+              token);
+  }
+  __device__ __forceinline__ void copy_keys(std::byte* tile, const row_view& view,
+                                            std::int32_t token) const {
+    if constexpr (layout::keys_together)
+      copy_half(tile + place.lane / 2 * layout::cell_bytes + place.lane % 2 * 16, view, token);
+    else
+      copy(tile, view, token);
+  }
+  __device__ __forceinline__ void copy_half(std::byte* target, const row_view& view,
+                                            std::int32_t token) const {
     const int column = place.lane % 2 * width;
-    const int target = row * layout::row_bytes + ((place.lane & 1) ^ (row >> 2 & 1)) * 16;
     const bool there = token >= 0 && column < problem.head_dim;
-    copy_async(tile + target,
-               row_of<T>(view, std::int64_t{max(token, 0)}, head) + (there ? column : 0), there);
+    copy_async(target,
+               row_of_head(view, max(token, 0)) + (there ? column : 0), there);
   }
 };
 

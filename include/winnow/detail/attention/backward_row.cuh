@@ -167,6 +167,32 @@ __device__ __noinline__ void differentiate_row(const backward_problem& problem,
   }
 }
 
+/// delta of a row, to memory. The whole warp takes part.
+template <class T>
+__device__ __forceinline__ void measure_row(const backward_problem& problem,
+                                            const group_problem& group, int head, int slot) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const std::int64_t token = group.order[slot];
+  const T* grad_out = row_of<T>(problem.grad_out, token, head);
+  const T* out = row_of<T>(problem.out, token, head);
+  float delta = 0.0f;
+  for (int d = lane; d < problem.head_dim; d += 32) delta += widen(grad_out[d]) * widen(out[d]);
+  for (int step = 16; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
+  if (lane == 0) problem.delta[head * problem.max_tokens + slot] = delta;
+  __syncwarp();
+}
+/// Both sides of a row whose window's deltas are not in memory.
+template <class T>
+__device__ __noinline__ void differentiate_whole_row(const backward_problem& problem,
+                                                     const group_problem& group, int head,
+                                                     int slot) {
+  const int end = group.bounds[2 * std::int64_t{slot} + 1];
+  for (int other = group.bounds[2 * std::int64_t{slot}]; other < end; ++other)
+    measure_row<T>(problem, group, head, other);
+  differentiate_row<T, backward_side::query>(problem, group, head, slot, {});
+  differentiate_row<T, backward_side::key>(problem, group, head, slot, {});
+}
+
 /// Zeroes this side's gradients of a token in no window. The whole warp takes part.
 template <class T, backward_side Side>
 __device__ __forceinline__ void zero_row(const backward_problem& problem, std::int64_t token,
@@ -230,14 +256,7 @@ __global__ void __launch_bounds__(32)
   const int assigned = group.counts->assigned;
   for (int slot = place.part; slot < assigned; slot += problem.blocks_per_head) {
     if constexpr (Side == backward_side::query) {
-      const std::int64_t token = group.order[slot];
-      const T* grad_out = row_of<T>(problem.grad_out, token, head);
-      const T* out = row_of<T>(problem.out, token, head);
-      float delta = 0.0f;
-      for (int d = lane; d < dim; d += 32) delta += widen(grad_out[d]) * widen(out[d]);
-      for (int step = 16; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
-      if (lane == 0) problem.delta[head * problem.max_tokens + slot] = delta;
-      __syncwarp();
+      measure_row<T>(problem, group, head, slot);
     }
     differentiate_row<T, Side>(problem, group, head, slot, parts);
   }

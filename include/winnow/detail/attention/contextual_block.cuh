@@ -247,6 +247,11 @@ struct contextual_block {
   __device__ float radial_product(int offset) const;
   /// 16 rows of q or K.
   __device__ void load_left(const std::byte* rows_, typename factor::rows& left) const;
+  /// Where this lane's row of `ldmatrix` lies in 16 rows of 32 bytes, whose matrices count column by column.
+  __device__ __forceinline__ const std::byte* left_rows(const std::byte* rows_) const {
+    return rows_ + place.lane % 16 * layout::row_bytes +
+           (place.lane / 16 ^ place.lane >> 2) % 2 * 16;
+  }
   /// The warp's rows at their first turn: Gq, and sums of nothing.
   __device__ void begin_rows(const turn& now, row_state& state) const;
   /// The same once q is there.

@@ -30,17 +30,14 @@ namespace winnow::detail {
 template <class T, bool Radial, class Layout>
 struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   using base = contextual_heads_products<T, Radial, Layout>;
-  using base::fixed_limit;
   using base::group;
   using base::group_head;
   using base::heads;
   using base::keys;
-  using base::lag;
   using base::place;
   using base::problem;
   using base::radial_sums;
   using base::shared;
-  using base::slack;
   using base::stores_products;
   using base::words;
   using typename base::head_state;
@@ -78,19 +75,21 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   struct radial_pairs {
     std::uint32_t of_rows[4], of_keys[4];
   };
-  /// \tparam Block of keys. \param slot of the keys. \param products slot of their products.
+  /// Radii of this lane's keys 2t and 2t + 1 of a block.
+  __device__ __forceinline__ float2 load_radii(int slot, int block) const {
+    return *reinterpret_cast<const float2*>(at<const float>(layout::radii_at(slot)) + 2 * place.t +
+                                            8 * block);
+  }
+  /// \tparam Block of keys. \param own their radii. \param products slot of their products.
   template <int Block>
-  __device__ __forceinline__ void look_up_radials(const heads_state& state, int slot, int products,
-                                                  radial_pairs& pairs,
+  __device__ __forceinline__ void look_up_radials(const heads_state& state, const float2& own,
+                                                  int products, radial_pairs& pairs,
                                                   radial_places& places) const {
     const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
     const std::uint32_t gk =
-        shared +
-        static_cast<std::uint32_t>(in_register(2 * place.t * layout::key_stride +
-                                               layout::key_products + 4 * state.length)) +
-        static_cast<std::uint32_t>(products * layout::slot_products);
-    const float2 own = *reinterpret_cast<const float2*>(at<const float>(layout::key_radius) +
-                                                        slot * keys + 2 * place.t + 8 * Block);
+        shared + static_cast<std::uint32_t>(
+                     in_register(2 * place.t * layout::key_stride + 4 * state.length) +
+                     layout::products_at(products));
     const auto look_up = [&](auto pair_constant) {
       constexpr int pair = decltype(pair_constant)::value;
       constexpr int i = pair % 2, j = pair / 2;
@@ -115,7 +114,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto add = [&](auto block_constant) {
       constexpr int b = decltype(block_constant)::value;
       radial_pairs pairs;
-      look_up_radials<b>(state, slot, slot, pairs, places);
+      look_up_radials<b>(state, load_radii(slot, b), slot, pairs, places);
       add_pairs(state, pairs.of_rows, scores[0][b], scores[1][b]);
       add_pairs(state, pairs.of_keys, sides[0][b], sides[1][b]);
     };
@@ -131,15 +130,19 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+      for (int b = 0; b < 2; ++b) {
+        const auto& left = keys_.left[h].a[0];
         multiply_16<T>(scores[h][b], (layout::keeps_queries ? state.q : loaded)[h].a[0],
-                       keys_.left[h].a[0][b], keys_.left[h].a[0][b + 2]);
+                       left[layout::only_right ? 2 * b : b], left[layout::only_right ? 2 * b + 1 : b + 2]);
+      }
     std::uint32_t places[2][layout::axes];
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-        places[b][axis] = position_twice(keys_.codes[b], axis);
+        places[b][axis] = layout::marks_codes
+                              ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
+                              : position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
       return one_hot(places[b][word / cell_words], this->own_cells(word));
     };
@@ -200,25 +203,30 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
                                         const Meanwhile& meanwhile, float (&s)[heads][2][4],
                                         const radial_places& places, heads_state& state) const {
-    if (!interior) {
-      // Bit 8b + e: does the row attend to the key of element e of block b?
+    if (__builtin_expect(!interior, 0)) {
+      // Does row g + 8i attend to key j of this lane's two keys of block b? Bit 4i and the key's place behind the lane's
+      // first one, or 2i and that.
+      constexpr int first = layout::keeps_neighbours ? 4 : 2;
+      constexpr unsigned own = layout::keeps_neighbours ? 0xfu : 0x303u;
       const row_windows windows = windows_of();
       std::uint32_t attended = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        attended += (bits_from(max(windows.first[i] - 2 * place.t, 0)) &
-                     ~bits_from(max(windows.last[i] - 2 * place.t, 0)) & 0x303u)
-                    << (2 * i);
+        attended += (bits_from(max(windows.first[i] - first * place.t, 0)) &
+                     ~bits_from(max(windows.last[i] - first * place.t, 0)) & own)
+                    << (first * i);
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const bool attends = (attended >> (8 * b + e) & 1) != 0;
+          const bool attends =
+              (attended >> (layout::keeps_neighbours ? 4 * (e / 2) + 2 * b + e % 2 : 8 * b + e) &
+               1) != 0;
 #pragma unroll
           for (int h = 0; h < heads; ++h) s[h][b][e] = attends ? s[h][b][e] : -INFINITY;
         }
     }
-    meanwhile();
+    if constexpr (!layout::loads_early) meanwhile();
     const float scale = problem.scale * log2_e;
     float largest[heads][2];
 #pragma unroll
@@ -230,28 +238,37 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto raise = [&](int h) {
       head_state& own = state.of_head[h];
       float by[2];
-      if (own.softmax.template raise<layout::loads_early>(largest[h], scale, slack, lag, by))
+      if (own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack,
+                                 state.lag, by)) {
         rescale_head(by, own);
+        if constexpr (Radial) shift_radials(h, by);
+      }
+    };
+    const auto find_rows = [&](int h) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
     };
     piece_values values;
     if constexpr (layout::loads_early) {
       load_values(slot, values);
+      meanwhile();
       bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
-      if (__any_sync(0xffffffffu, exceeds)) {
+      if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
-        for (int h = 0; h < heads; ++h)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
+        for (int h = 0; h < heads; ++h) find_rows(h);
 #pragma unroll
         for (int h = 0; h < heads; ++h) raise(h);
       }
     } else {
 #pragma unroll
       for (int h = 0; h < heads; ++h)
-        if (!state.of_head[h].softmax.holds(largest[h])) raise(h);
+        if (!state.of_head[h].softmax.holds(largest[h])) {
+          find_rows(h);
+          raise(h);
+        }
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -260,15 +277,11 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, state.of_head[h].softmax.offset[e / 2]));
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      if constexpr (!layout::loads_early) load_value(slot, h, values);
-      add_values(s[h], values.rows[h], state.of_head[h]);
-    }
     if constexpr (!layout::loads_early) load_codes(slot, values);
-    if (state.has_values) add_weights(s, values, places, state);
+    const key_columns columns = columns_of(values, state);
+    add_head<0>(slot, s[0], columns, places, values, state);
+    add_head<1>(slot, s[1], columns, places, values, state);
   }
-
   // --- Sums of weights ----------------------------------------------------------------------------
 
   /// What sums of weights need of 16 keys.
@@ -276,14 +289,46 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     std::uint32_t rows[heads][4];  ///< V
     uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
   };
+  /// Factors whose lanes hold column g of keys 2t and 2t + 1: one-hot rows of the first eight keys and of the others.
+  struct key_columns {
+    std::uint32_t low[words], high[words];
+  };
+  __device__ __forceinline__ key_columns columns_of(const piece_values& values,
+                                                    const heads_state& state) const {
+    std::uint32_t pairs[2][layout::axes];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint2& codes = values.codes[b];
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+        pairs[b][axis] =
+            layout::marks_codes
+                ? marked_pair(codes.x, codes.y, axis)
+                : (__byte_perm(codes.x, codes.y,
+                               0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
+                   0x00ff00ffu) |
+                      0x64006400u;
+    }
+    key_columns columns;
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const std::uint32_t cell =
+          state.first_cell + 0x00010001u * static_cast<unsigned>(word % cell_words * 8);
+      columns.low[word] = one_hot(pairs[0][word / cell_words], cell);
+      columns.high[word] = one_hot(pairs[1][word / cell_words], cell);
+    }
+    return columns;
+  }
   __device__ __forceinline__ void load_value(int slot, int h, piece_values& values) const {
-    load_matrices_transposed(values.rows[h], this->matrix_rows(this->tile_of(1, slot, h), 0));
+    load_matrices_transposed(
+        values.rows[h],
+        this->left_rows(reinterpret_cast<const std::byte*>(this->tile_of(1, slot, h))));
   }
   __device__ __forceinline__ void load_codes(int slot, piece_values& values) const {
 #pragma unroll
     for (int b = 0; b < 2; ++b)
-      values.codes[b] = *reinterpret_cast<const uint2*>(at<const std::uint32_t>(layout::key_code) +
-                                                        slot * keys + 8 * b + 2 * place.t);
+      values.codes[b] = *reinterpret_cast<const uint2*>(
+          at<const std::uint32_t>(layout::codes_at(slot)) + 8 * b + 2 * place.t);
   }
   __device__ __forceinline__ void load_values(int slot, piece_values& values) const {
     load_codes(slot, values);
@@ -293,103 +338,90 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void add_values(const float (&p)[2][4], const std::uint32_t (&b)[4],
                                              head_state& own) const {
     const weight_fragment<T> weights(p);
-    multiply_add_16<T>(own.o[0], weights.a, b[0], b[2]);
-    multiply_add_16<T>(own.o[1], weights.a, b[1], b[3]);
+    multiply_add_16<T>(own.o[0], weights.a, b[0], b[1]);
+    multiply_add_16<T>(own.o[1], weights.a, b[2], b[3]);
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
     multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
   }
   static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
     scale_rows(by, own.o);
     scale_rows(by, own.cells);
-    // Radial sums stay as they are: units shrink by the same power of two.
-    if constexpr (Radial) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) own.fixed_point[i] *= base::inverse_power(fmaxf(by[i], 0x1p-64f));
-    }
   }
-  /// As in contextual_weights.cuh.
-  __device__ __forceinline__ void keep_fixed_point(heads_state& state) const {
-    float units[heads][2];
-    float most = 0.0f;
-#pragma unroll
-    for (int h = 0; h < heads; ++h)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const head_state& own = state.of_head[h];
-        units[h][i] = own.softmax.sum[2 * i] * own.fixed_point[i];
-        most = fmaxf(most, units[h][i]);
-      }
-    if (__builtin_expect(!__any_sync(0xffffffffu, most >= fixed_limit), 1)) return;
+  /// A head's radial sums by the rows' factors, powers of two: shifts that round.
+  __device__ __forceinline__ void shift_radials(int h, const float (&by)[2]) const {
     __syncwarp();
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < 2; ++i) {
+      if (by[i] >= 1.0f) continue;
+      const int shift = min(127 - static_cast<int>(__float_as_uint(by[i]) >> 23), 31);
+      const std::uint32_t half_unit = (1u << shift) >> 1;
+      auto* sums = radial_sums() + i * (layout::radial_row(8) / 4) +
+                   h * (layout::radial_sums_bytes / 4);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool exceeds = units[h][i] >= fixed_limit;
-        if (!__any_sync(0xffffffffu, exceeds)) continue;
-        const float by = exceeds ? __uint_as_float(__float_as_uint(fixed_limit) + state.room -
-                                                   (__float_as_uint(units[h][i]) & 0x7f800000u))
-                                 : 1.0f;
-        state.of_head[h].fixed_point[i] *= by;
-        this->shift_sums(radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows, by);
+      for (int r = 4 * place.t; r < tile_rows; r += 16) {
+        auto& four = *reinterpret_cast<uint4*>(sums + r);
+        const uint4 sum = four;
+        four = {(sum.x + half_unit) >> shift, (sum.y + half_unit) >> shift,
+                (sum.z + half_unit) >> shift, (sum.w + half_unit) >> shift};
       }
+    }
     __syncwarp();
+  }
+  /// A weight in units, rounded: up to 2²⁴ of them, the bits of a float count its smallest number.
+  static __device__ __forceinline__ std::uint32_t count(float weight, std::uint32_t units) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(weight), "f"(__uint_as_float(units)));
+    return __float_as_uint(product);
   }
   template <int Behind>
   static __device__ __forceinline__ void add_radial(std::uint32_t address, std::uint32_t weight) {
     asm volatile("red.shared.add.u32 [%0 + %2], %1;\n" ::"r"(address), "r"(weight), "n"(Behind)
                  : "memory");
   }
-  /// Adds weights up by the cells of their keys, and by radial rows.
-  __device__ __forceinline__ void add_weights(const float (&p)[heads][2][4],
-                                              const piece_values& values,
-                                              const radial_places& places,
-                                              heads_state& state) const {
-    // Factors whose lanes hold column g of keys 2t and 2t + 1.
-    std::uint32_t pairs[2][layout::axes];
+  /// Adds weights up by the cells of their keys.
+  __device__ __forceinline__ void add_cells(const float (&p)[2][4], const key_columns& columns,
+                                            head_state& own) const {
+    const weight_fragment<half> weights(p);
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const uint2& codes = values.codes[b];
-#pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-        pairs[b][axis] =
-            (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
-             0x00ff00ffu) |
-            0x64006400u;
-    }
-    const weight_fragment<half> weights[heads] = {weight_fragment<half>(p[0]),
-                                                  weight_fragment<half>(p[1])};
-#pragma unroll
-    for (int word = 0; word < words; ++word) {
-      const int first = word % cell_words * 8 + spread(place.g);
-      const std::uint32_t cell = position_pair(first, first);
-      const std::uint32_t low = one_hot(pairs[0][word / cell_words], cell);
-      const std::uint32_t high = one_hot(pairs[1][word / cell_words], cell);
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
-        multiply_add_16<half>(state.of_head[h].cells[word], weights[h].a, low, high);
-    }
-    if constexpr (Radial) add_radials(p, places, state);
+    for (int word = 0; word < words; ++word)
+      multiply_add_16<half>(own.cells[word], weights.a, columns.low[word], columns.high[word]);
   }
-  __device__ __forceinline__ void add_radials(const float (&p)[heads][2][4],
-                                              const radial_places& places,
-                                              heads_state& state) const {
-    keep_fixed_point(state);
-    const auto add = [&](auto head_constant) {
-      constexpr int h = decltype(head_constant)::value;
-      const float(&scales)[2] = state.of_head[h].fixed_point;
+  /// And by radial rows. Additions to the same word come one after the other, and of neighbouring keys two of three
+  /// have the same radial row: then the first one's weight goes with the second one's, and to a spare word, as a branch
+  /// would cost more.
+  template <int H>
+  __device__ __forceinline__ void add_radials(const float (&p)[2][4], const radial_places& places,
+                                              const heads_state& state) const {
+    const auto add_row = [&](auto row_constant) {
+      constexpr int i = decltype(row_constant)::value;
+      constexpr int behind = H * layout::radial_sums_bytes + i * layout::radial_row(8);
+      std::uint32_t carried = 0;
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          add_radial<h * layout::radial_sums_bytes>(places.row[b][j][0],
-                                                    base::fixed(p[h][b][j], scales[0]));
-          add_radial<h * layout::radial_sums_bytes + layout::radial_row(8)>(
-              places.row[b][j][1], base::fixed(p[h][b][2 + j], scales[1]));
+      for (int k = 0; k < 4; ++k) {
+        const std::uint32_t own = places.row[k / 2][k % 2][i];
+        const std::uint32_t sum = count(p[k / 2][2 * i + k % 2], state.units) + carried;
+        if (layout::keeps_neighbours && k < 3) {
+          const bool goes_on = own == places.row[(k + 1) / 2][(k + 1) % 2][i];
+          add_radial<behind>(goes_on ? state.spare[i] : own, sum);
+          carried = goes_on ? sum : 0u;
+        } else {
+          add_radial<behind>(own, sum);
         }
+      }
     };
-    add(std::integral_constant<int, 0>());
-    add(std::integral_constant<int, 1>());
+    add_row(std::integral_constant<int, 0>());
+    add_row(std::integral_constant<int, 1>());
+  }
+  /// A head's sums of weights.
+  template <int H>
+  __device__ __forceinline__ void add_head(int slot, const float (&s)[2][4],
+                                           const key_columns& columns, const radial_places& places,
+                                           piece_values& values, heads_state& state) const {
+    head_state& own = state.of_head[H];
+    if constexpr (!layout::loads_early) load_value(slot, H, values);
+    add_values(s, values.rows[H], own);
+    add_cells(s, columns, own);
+    if constexpr (Radial) add_radials<H>(s, places, state);
   }
 
   // --- The end of 16 rows -------------------------------------------------------------------------
@@ -412,6 +444,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[8], state.length, place.t)};
     if constexpr (Radial) __syncwarp();
+    const float unit_of_sums = Radial ? reciprocal(__uint2float_rn(state.units)) : 1.0f;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis)
 #pragma unroll
@@ -421,13 +454,15 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           if (Radial && axis == 2) {
-            const float unit = by[h][i] * base::inverse_power(own.fixed_point[i]);
+            const float unit = by[h][i] * unit_of_sums;
 #pragma unroll
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums =
                   *reinterpret_cast<const uint2*>(radial_sums() + i * (layout::radial_row(8) / 4) +
-                                                  h * tile_rows + 8 * word + 2 * place.t);
-              w[i][word] = pack<T>(base::from_fixed(sums.x, unit), base::from_fixed(sums.y, unit));
+                                                  h * (layout::radial_sums_bytes / 4) + 8 * word +
+                                                  2 * place.t);
+              w[i][word] =
+                  pack<T>(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit);
             }
           } else {
             std::uint32_t cells[cell_words];

@@ -164,7 +164,7 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
   /// the products that it may run beside, and cost each copy a few instructions.
   __device__ __forceinline__ void request_keys(const request_place& next) const {
     const bool active = next.row < assigned;
-    const int target = layout::key_tiles + next.slot * layout::group_bytes +
+    const int target = layout::tiles_at(next.slot) +
                        place.t / 2 * 2 * layout::tile_bytes + quarter();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -177,11 +177,12 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
     const int lane = place.lane;
     const bool has_key = next.key + lane < next.end;
     const auto key = static_cast<std::uint32_t>(next.key + lane);
-    const auto key_place = static_cast<std::uint32_t>(4 * (next.slot * keys + lane));
-    copy_async_if<4>(active && lane < keys, shared + layout::key_code + key_place,
+    copy_async_if<4>(active && lane < keys,
+                     shared + static_cast<std::uint32_t>(layout::codes_at(next.slot) + 4 * lane),
                      group().positions + key, has_key);
     if constexpr (Radial)
-      copy_async_if<4>(active && lane < keys, shared + layout::key_radius + key_place,
+      copy_async_if<4>(active && lane < keys,
+                       shared + static_cast<std::uint32_t>(layout::radii_at(next.slot) + 4 * lane),
                        group().radius + key, has_key);
   }
   /// Asks for the rows of a tile.

@@ -33,12 +33,29 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   using rows_of_head = typename factor::rows;
   static constexpr int heads = layout::heads;
 
-  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2² for the
+  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2⁰ for the
   /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
-  static constexpr float slack = 12.0f, lag = -2.0f;
-  /// Units of radial sums as in contextual_block.cuh, or a few more, of weights that are larger.
-  static constexpr float fixed_start = 0x1p15f, fixed_start_short = 0x1p9f;
-  static constexpr int short_window = 256, room_window = 400;
+  ///
+  /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
+  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁴, as the error of
+  /// rounding grows with the number of keys. From 2¹⁸ keys on units are larger.
+  struct weight_range {
+    float slack, lag;  ///< of `scaled_softmax_state`
+  };
+  static constexpr int unit_bits = 9, most_longer_bits = 4, sum_bits = 32, short_bits = 8;
+  static constexpr int no_slack_bits = sum_bits - 1 - unit_bits - most_longer_bits;
+  /// The bits of n - 1.
+  static __device__ __forceinline__ int bits_of(int n) {
+    return 32 - __clz(n - 1);
+  }
+  /// \param longest keys of a row.
+  static __device__ __forceinline__ weight_range range_of(int longest) {
+    const int bits = max(bits_of(longest), short_bits);
+    const int longer = min(bits - short_bits, most_longer_bits);
+    return {static_cast<float>(max(sum_bits - 1 - unit_bits - bits - longer, 0)),
+            static_cast<float>(-longer)};
+  }
+  static constexpr float cubic_slack = 12.0f, cubic_lag = -2.0f;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -51,7 +68,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   struct head_state {
     /// Gq of rows g and g + 8 by cell, if not in shared memory.
     std::uint32_t products[2][stores_products ? 1 : words];
-    float fixed_point[2];  ///< the scales of radial sums
     scaled_softmax_state softmax;
     float o[2][4];
     float cells[words][4];  ///< weights by cell
@@ -69,7 +85,11 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
-    std::uint32_t room;  ///< see `keep_fixed_point`
+    float slack, lag;         ///< of the tile's rows
+    float inverse_factor;     ///< 1 over what makes logits count in base 2
+    std::uint32_t units;      ///< of a weight of 1, in radial sums
+    std::uint32_t spare[2];   ///< addresses of words that nobody reads, as of rows g and g + 8
+    std::uint32_t first_cell; ///< that this lane compares keys' positions with, twice
   };
 
   /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
@@ -109,15 +129,25 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   __device__ __forceinline__ void begin_block(heads_state& state) const {
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
-    // What reaches the limit is scaled down to a quarter of it; or more, where the weights whose rounding adds up
-    // are fewer and this saves half of the times.
-    state.room = group().counts->largest <= room_window ? 122u << 23 : 125u << 23;
     state.inverse_scale = __fdividef(1.0f, problem.scale);
+    state.inverse_factor = state.inverse_scale * ln_2;
+    const int cell = spread(place.g);
+    state.first_cell = kept_in_register(position_pair(cell, cell));
+    if constexpr (!Radial) state.slack = cubic_slack, state.lag = cubic_lag;
     if constexpr (Radial) {
-      state.inverse_a = group().inverse_a;
+      state.units =
+          max((1u << unit_bits) >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
+      state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
       state.radial = in_register(layout::scratch + this->scratch_of_warp() +
                                  layout::radial_row(place.g) + 4 * state.length);
-      state.most_steps = (state.length << 22) - 1;
+      if constexpr (layout::keeps_neighbours)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          state.spare[i] =
+              this->shared + static_cast<std::uint32_t>(layout::spare + 4 * place.lane -
+                                                        i * layout::radial_row(8));
+      state.most_steps = static_cast<int>(
+          kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
 #pragma unroll
       for (int j = 0; j < 2; ++j)
@@ -251,12 +281,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
-#pragma unroll
-    for (int h = 0; h < heads; ++h)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        state.of_head[h].fixed_point[i] =
-            length_of(i) <= short_window ? fixed_start_short : fixed_start;
+    const auto longest = static_cast<int>(
+        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
+    const weight_range range = range_of(longest);
+    state.slack = range.slack, state.lag = range.lag;
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {
@@ -264,17 +292,20 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t codes[2];    ///< of keys g and g + 8
   };
   __device__ __forceinline__ const T* tile_of(int which, int slot, int h) const {
-    return at<const T>(layout::key_tiles + slot * layout::group_bytes +
-                       (2 * h + which) * layout::tile_bytes);
+    return at<const T>(layout::tiles_at(slot) + (2 * h + which) * layout::tile_bytes);
   }
+  template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot) const {
     key_group result;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
-      this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
+      if constexpr (Right)
+        load_matrices(result.left[h].a[0], this->matrix_rows(tile_of(0, slot, h), 0));
+      else
+        this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      result.codes[i] = at<const std::uint32_t>(layout::key_code)[slot * keys + place.g + 8 * i];
+      result.codes[i] = at<const std::uint32_t>(layout::codes_at(slot))[place.g + 8 * i];
     return result;
   }
   /// A linear axis of keys' products with Tk, of one head.

@@ -256,12 +256,20 @@ struct contextual_heads_layout {
   static constexpr int key_tiles = query + slots * query_bytes;  // T [slots][heads][K, V][keys]
   static constexpr int group_bytes = heads * 2 * tile_bytes;
   static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys][key_stride]
+  /// What a slot has of keys. Slots share the memory of radial products.
+  WINNOW_HOST_DEVICE static constexpr int codes_at(int slot) { return key_code + 4 * keys * slot; }
+  WINNOW_HOST_DEVICE static constexpr int radii_at(int slot) {
+    return key_radius + 4 * keys * slot;
+  }
+  WINNOW_HOST_DEVICE static constexpr int tiles_at(int slot) {
+    return key_tiles + group_bytes * slot;
+  }
+  WINNOW_HOST_DEVICE static constexpr int products_at(int) { return key_products; }
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile; }
   static constexpr bool keeps_queries = false;  ///< in registers
+  static constexpr bool only_right = false, marks_codes = false, keeps_neighbours = false;
   static constexpr bool loads_early = false;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
-  static constexpr int slot_products =
-      0;  ///< of the slots, which share the memory of radial products
   static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
   static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
   /// Products of rows by cell, of lanes.

@@ -79,6 +79,13 @@ __device__ __forceinline__ std::uint32_t one_hot(std::uint32_t positions, std::u
 __device__ __forceinline__ constexpr std::uint32_t position_pair(int low, int high) {
   return 0x64006400u + static_cast<std::uint32_t>(low) + (static_cast<std::uint32_t>(high) << 16);
 }
+/// The fourth byte of a packed position, if it is to be the upper one of such halves.
+inline constexpr std::uint32_t position_mark = 0x64000000u;
+/// An axis of two marked positions.
+__device__ __forceinline__ std::uint32_t marked_pair(std::uint32_t low, std::uint32_t high,
+                                                     int axis) {
+  return __byte_perm(low, high, 0x7430u + 0x0101u * static_cast<unsigned>(axis));
+}
 /// A packed position's axis, twice.
 __device__ __forceinline__ std::uint32_t position_twice(std::uint32_t code, int axis) {
   return __byte_perm(code, 0x64u, 0x4040u + 0x0101u * static_cast<unsigned>(axis));
@@ -117,6 +124,11 @@ __device__ __forceinline__ int in_register(int value) {
 /// The same of the assembler, which knows nothing of what a shuffle brings.
 __device__ __forceinline__ std::uint32_t kept_in_register(std::uint32_t value) {
   return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x) & 31);
+}
+/// The same of what all lanes share, which it would keep in a uniform register and copy for each use.
+__device__ __forceinline__ std::uint32_t kept_by_lanes(std::uint32_t value) {
+  const auto lane = threadIdx.x & 31u;
+  return __shfl_sync(0xffffffffu, value ^ lane, static_cast<int>(lane)) ^ lane;
 }
 /// The bits from `first` on; from 32 on none.
 __device__ __forceinline__ std::uint32_t bits_from(int first) {

@@ -55,10 +55,10 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
   }
-  __device__ __forceinline__ std::uint32_t barrier(int array, int index) const {
+  __device__ __forceinline__ std::uint32_t barrier(int array, int index = 0) const {
     return shared + static_cast<std::uint32_t>(array + 8 * index);
   }
-  __device__ __forceinline__ void release(int array, int index) const {
+  __device__ __forceinline__ void release(int array, int index = 0) const {
     __syncwarp();
     arrive_warp(barrier(array, index), place.lane);
   }
@@ -67,8 +67,8 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
     uint4 pairs[heads][layout::product_pairs];
   };
   __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
-    const auto* products = at<const uint4>(layout::cell_products) +
-                           slot * (heads * layout::product_pairs * 32) + place.lane;
+    const auto* products =
+        at<const uint4>(slot) + 4 * layout::cell_place(place.g) + place.t;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -94,10 +94,10 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   }
   using cursor_of_team = ring_cursor<layout>;
   __device__ __forceinline__ void await(const cursor_of_team& cursor) const {
-    wait_for_phase(barrier(layout::full, cursor.slot), cursor.parity);
+    wait_for_phase(barrier(cursor.slot + layout::full), cursor.parity);
   }
   __device__ __forceinline__ void release(cursor_of_team& cursor) const {
-    release(layout::empty, cursor.slot);
+    release(cursor.slot + layout::empty);
     cursor.step();
   }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
@@ -131,15 +131,15 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
 #pragma unroll 1
     for (; key < end; key += keys) {
       await(cursor);
-      const key_group own_keys = this->load_group(cursor.keys);
+      const key_group own_keys = this->template load_group<true>(cursor.keys);
       float s[heads][2][4];
       typename base::radial_places places;
       // Everything is asked for before the first product, as the latter keep their order.
       typename base::radial_pairs pairs[2];
       key_cells cells;
       if constexpr (Radial) {
-        this->template look_up_radials<0>(state, cursor.keys, cursor.slot, pairs[0], places);
-        this->template look_up_radials<1>(state, cursor.keys, cursor.slot, pairs[1], places);
+        this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot, pairs[0], places);
+        this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot, pairs[1], places);
       }
       load_cells(cursor.slot, cells);
       this->score_heads(state, tile, own_keys, s);
@@ -161,8 +161,10 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
             }
             return windows;
           },
-          [] {}, s, places, state);
-      release(cursor);
+          // What is left of the piece is in registers.
+          [&] { release(cursor.slot + layout::empty); },
+          s, places, state);
+      cursor.step();
     }
     bool bad = false;
     if (own > 0) {
@@ -191,12 +193,12 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
     heads_state state;
     this->begin_block(state);
     bool bad = false;
-    cursor_of_team cursor{team};
+    cursor_of_team cursor(team);
     int buffer = team * layout::passes;
 #pragma unroll 1
     while (true) {
       await(cursor);
-      const int4 now = at<const int4>(layout::places)[cursor.slot];
+      const int4 now = *at<const int4>(cursor.slot + layout::places);
       if (now.x >= assigned) return bad;
       bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
                          cursor, state);
@@ -257,9 +259,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                      reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
       if (threadIdx.x == 0) {
         constexpr int readers = layout::team_readers * warp_arrivals;
-        for (int slot = 0; slot < layout::slots; ++slot) {
-          create_barrier(shared + layout::full + 8 * slot, warp_arrivals);
-          create_barrier(shared + layout::empty + 8 * slot, readers);
+        for (int i = 0; i < layout::slots; ++i) {
+          const std::uint32_t slot = shared + layout::products + i * layout::slot_bytes;
+          create_barrier(slot + layout::full, warp_arrivals);
+          create_barrier(slot + layout::empty, readers);
         }
         for (int i = 0; i < layout::teams; ++i)
           create_barrier(shared + layout::query_empty + 8 * i, readers);

@@ -28,19 +28,25 @@ struct ring_place {
 /// Where a warp of a team is in the ring.
 template <class Layout>
 struct ring_cursor {
-  int team;
-  int slot = team * Layout::team_slots;
-  int keys = team * Layout::team_key_slots;  ///< the slot of K and V
+  static constexpr int team_bytes = Layout::team_slots * Layout::slot_bytes;
+  static constexpr int team_key_bytes = Layout::team_key_slots * Layout::key_group_bytes;
+  int first_slot, first_keys;
+  int slot = first_slot;
+  int keys = first_keys;     ///< the slot of K and V
   std::uint32_t parity = 0;  ///< of the number of times that the slot has been filled before
 
+  __device__ __forceinline__ explicit ring_cursor(int team)
+      : first_slot(Layout::products + team * team_bytes),
+        first_keys(Layout::key_groups + team * team_key_bytes) {}
   __device__ __forceinline__ int next_keys() const {
-    const int next = keys + 1;
-    return next == (team + 1) * Layout::team_key_slots ? team * Layout::team_key_slots : next;
+    const int next = keys + Layout::key_group_bytes;
+    return next == first_keys + team_key_bytes ? first_keys : next;
   }
   __device__ __forceinline__ void step() {
     keys = next_keys();
-    if (++slot == (team + 1) * Layout::team_slots) {
-      slot = team * Layout::team_slots;
+    slot += Layout::slot_bytes;
+    if (slot == first_slot + team_bytes) {
+      slot = first_slot;
       parity ^= 1;
     }
   }
@@ -68,10 +74,13 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const packed_position* positions = in_registers(base::group().positions);
-  const float* radius = in_registers(base::group().radius);
   const T* first_key = in_registers(first_part(problem.k));
   const T* first_value = in_registers(first_part(problem.v));
+  std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
+  /// Half of the lanes ask for keys' positions, the others for their radii.
+  const std::uint32_t* own_array = in_registers(
+      place.lane < keys ? reinterpret_cast<const std::uint32_t*>(base::group().positions)
+                        : reinterpret_cast<const std::uint32_t*>(base::group().radius));
 
   __device__ __forceinline__ const int2* bounds() const {
     return reinterpret_cast<const int2*>(group().bounds);
@@ -82,11 +91,17 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     asm volatile("" : "+l"(pointer));
     return pointer;
   }
+  /// From a token's part of a row to the next one's. A lane's own register, as products with uniform ones need more
+  /// instructions.
+  static __device__ __forceinline__ std::int32_t token_bytes(const row_view& view) {
+    return static_cast<std::int32_t>(kept_by_lanes(
+        static_cast<std::uint32_t>(view.token_stride * std::int64_t{sizeof(T)})));
+  }
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
   }
-  __device__ __forceinline__ std::uint32_t barrier(int array, int index) const {
+  __device__ __forceinline__ std::uint32_t barrier(int array, int index = 0) const {
     return shared + static_cast<std::uint32_t>(array + 8 * index);
   }
 
@@ -156,7 +171,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
-          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
+          order + static_cast<std::uint32_t>(
+                      min(next.key + layout::key_of(own_key() + 8 * i), next.end - 1)));
     if (next.first == 0) return;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i)
@@ -169,10 +185,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter() % 2 * 8;
   }
   static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
-                                                        std::int64_t stride) {
-    asm("mad.wide.s32 %0, %1, %2, %0;"
-        : "+l"(first)
-        : "r"(token), "r"(static_cast<std::int32_t>(stride * int{sizeof(T)})));
+                                                        std::int32_t bytes) {
+    asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
     return first;
   }
   __device__ __forceinline__ int own_part() const {
@@ -191,21 +205,28 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                                int slot) const {
     if (next.row < assigned) {
       const std::uint32_t target =
-          address(layout::key_tiles + slot * layout::group_bytes + own_part());
+          address(layout::tiles_at(slot) + own_part());
+      // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
+      const T* sources[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::uint32_t own_target = target + 8 * i * layout::row_bytes;
-        copy_async_if<16>(true, own_target,
-                          token_part(first_key, own.keys[i], problem.k.token_stride), true);
-        copy_async_if<16>(true, own_target + layout::tile_bytes,
-                          token_part(first_value, own.keys[i], problem.v.token_stride), true);
+        sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
+        sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
       }
-      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
-      const int number = 4 * (slot * keys + place.lane % keys);
-      if (place.lane < keys)
-        copy_async_if<4>(true, address(layout::key_code + number), positions + key, true);
-      else if constexpr (Radial)
-        copy_async_if<4>(true, address(layout::key_radius + number), radius + key, true);
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16;\n"
+          "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
+          "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
+          "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
+          "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]),
+          "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
+          "n"(layout::tile_bytes + 8 * layout::row_bytes)
+          : "memory");
+      const auto key = static_cast<std::uint32_t>(
+          min(next.key + layout::key_of(place.lane % keys), next.end - 1));
+      copy_async_if<4>(true,
+                       address(slot + layout::key_code + 4 * place.lane),
+                       own_array + key, true);
     }
     commit_copies();
   }
@@ -228,16 +249,18 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
         copy_async_if<16>(true,
                           address(layout::query + tile * layout::query_bytes +
                                   row % layout::rows * layout::row_bytes + own_row_part()),
-                          token_part(first_part(problem.q), token, problem.q.token_stride), true);
+                          token_part(first_part(problem.q), token, token_bytes(problem.q)), true);
       }
       const auto slot =
           static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1));
       const int number = buffer * layout::pass_rows + place.lane + 32 * i;
       at<std::int32_t>(layout::row_order)[number] = tokens_[i];
       copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
-      copy_async_if<4>(true, address(layout::row_code + 4 * number), positions + slot, true);
+      copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot,
+                       true);
       if constexpr (Radial)
-        copy_async_if<4>(true, address(layout::row_radius + 4 * number), radius + slot, true);
+        copy_async_if<4>(true, address(layout::row_radius + 4 * number), group().radius + slot,
+                         true);
     }
   }
 
@@ -245,23 +268,41 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   __device__ __forceinline__ void announce(int slot) const {
     __syncwarp();
-    arrive_warp(barrier(layout::full, slot), place.lane);
+    arrive_warp(barrier(slot + layout::full), place.lane);
   }
   /// Products with Tk of the keys in a slot. \param keys_slot where K is.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
-    const key_group own = this->load_group(keys_slot);
+    // Lanes' keys, g and g + 8 among rows of a product, are these and the eighth ones after them.
+    const int key = layout::stored_key(place.g);
+    key_group own;
+    {
+      const int row = place.lane / 8 % 2 * 8 + layout::stored_key(place.lane % 8);
+      const int chunk = (place.lane / 16 ^ row >> 2) % 2 * 16;
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        load_matrices(own.left[h].a[0], address(layout::tiles_at(keys_slot) +
+                                                2 * h * layout::tile_bytes +
+                                                row * layout::row_bytes + chunk));
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        own.codes[i] = at<const std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i];
+    }
     const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       this->template multiply_radials<false>(tables, own.left,
-                                             at<std::byte>(layout::key_products) +
-                                                 slot * layout::slot_products +
-                                                 place.g * layout::key_stride,
+                                             at<std::byte>(layout::products_at(slot)) +
+                                                 key * layout::key_stride,
                                              8 * layout::key_stride);
+    if (place.t == 0)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        at<std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i] =
+            own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
     auto* target =
-        at<uint4>(layout::cell_products) + slot * (heads * layout::product_pairs * 32) + place.lane;
+at<uint4>(slot) + 4 * layout::cell_place(key) + place.t;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       std::uint32_t products[2][words];
@@ -280,7 +321,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ring_place ahead{};
     tokens own{};
     std::int32_t rows_[own_rows];
-    ring_cursor<layout> cursor{team};
+    ring_cursor<layout> cursor(team);
     const auto request_next = [&](int target) {
       request_keys(ahead, own, target);
       const ring_place next = ahead;
@@ -302,9 +343,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll 1
     while (true) {
       // Before the first release there is nothing to wait for.
-      wait_for_phase(barrier(layout::empty, cursor.slot), cursor.parity ^ 1);
-      if (place.lane == 0)
-        *at<int4>(layout::places + 16 * cursor.slot) = {now.row, now.key, now.end, 0};
+      wait_for_phase(barrier(cursor.slot + layout::empty), cursor.parity ^ 1);
+      if (now.first != 0 && place.lane == 0)
+        *at<int4>(cursor.slot + layout::places) = {now.row, now.key, now.end, 0};
       wait_for_copies<1>();
       __syncwarp();  // K and V are there
       if (now.row >= assigned) break;

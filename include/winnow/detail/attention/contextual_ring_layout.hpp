@@ -28,6 +28,13 @@ struct contextual_ring_layout {
   static constexpr int rows = 16;              ///< of a tile
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
+  static constexpr bool only_right = true;    ///< are keys but right factors where rows are?
+  static constexpr bool marks_codes = true;   ///< have keys' positions a `position_mark`?
+  /// Has a lane four neighbouring keys? Row 8b + 2t + j of a group is key 4t + 2b + j.
+  static constexpr bool keeps_neighbours = true;
+  WINNOW_HOST_DEVICE static constexpr int key_of(int row) {
+    return row % 8 / 2 * 4 + row / 8 * 2 + row % 2;
+  }
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
@@ -55,8 +62,13 @@ struct contextual_ring_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = warp_layout::radial_element;
   static constexpr int radial_bytes = warp_layout::radial_bytes;
-  /// Eight keys start in different banks, also where two words are stored at a time.
-  static constexpr int key_stride = radial_bytes + 32;
+  /// What readers look up of every other key starts in different banks. So does what is stored of keys, two words at a
+  /// time, as lanes take every other key first.
+  static constexpr int key_stride = radial_bytes + 16;
+  WINNOW_HOST_DEVICE static constexpr int stored_key(int g) { return g % 4 * 2 + g / 4; }
+  /// Where a key's products by cell are among eight keys'. Two keys that are stored at the same time, or read, fill all
+  /// banks.
+  WINNOW_HOST_DEVICE static constexpr int cell_place(int key) { return key ^ (key >> 1 & 1); }
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
   static constexpr int radial_stride = warp_layout::radial_stride;
@@ -75,25 +87,32 @@ struct contextual_ring_layout {
   static constexpr int query =
       row_radius + (Radial ? 4 * tiles * rows : 0);  // T [readers][heads][rows]
   static constexpr int query_bytes = heads * tile_bytes;
-  static constexpr int key_code = query + readers * query_bytes;      // uint32 [key_slots][keys]
-  static constexpr int key_radius = key_code + 4 * key_slots * keys;  // float [key_slots][keys]
-  static constexpr int key_tiles =
-      key_radius + (Radial ? 4 * key_slots * keys : 0);  // T [key_slots][heads][K, V][keys]
+  /// A group's K and V, T [heads][K, V][keys], positions, uint32 [keys], and radii, float [keys].
+  static constexpr int key_groups = query + readers * query_bytes;  // [key_slots]
   static constexpr int group_bytes = heads * 2 * tile_bytes;
-  /// Products of keys by cell, as lanes need them: uint4 [slots][heads][product_pairs][32].
+  static constexpr int key_code = group_bytes, key_radius = key_code + 4 * keys;
+  static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
+  /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
+  /// [keys][key_stride]. Then barriers, and a ring_place.
+  static constexpr int products = key_groups + key_slots * key_group_bytes;  // [slots]
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
-  static constexpr int cell_products = key_tiles + key_slots * group_bytes;
   static constexpr int cell_bytes = heads * product_pairs * 512;
-  /// And by radial row: [slots][keys][key_stride].
-  static constexpr int key_products = cell_products + slots * cell_bytes;
-  static constexpr int slot_products = Radial ? keys * key_stride : 0;
-  static constexpr int scratch = key_products + slots * slot_products;  // of readers
+  static constexpr int key_products = cell_bytes;
+  static constexpr int full = key_products + (Radial ? keys * key_stride : 0);
+  static constexpr int empty = full + 8;
+  static constexpr int places = empty + 8;
+  static constexpr int slot_bytes = places + 16;
+  /// Slots are named by where they begin.
+  WINNOW_HOST_DEVICE static constexpr int codes_at(int group) { return group + key_code; }
+  WINNOW_HOST_DEVICE static constexpr int radii_at(int group) { return group + key_radius; }
+  WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
+  WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
+  static constexpr int scratch = products + slots * slot_bytes;  // of readers
   static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
-  static constexpr int places = scratch + readers * scratch_bytes;     // ring_place [slots]
-  static constexpr int full = places + 16 * slots;                     // barriers [slots]
-  static constexpr int empty = full + 8 * slots;                       // [slots]
-  static constexpr int rows_empty = empty + 8 * slots;                 // [teams][passes]
-  static constexpr int query_empty = rows_empty + 8 * teams * passes;  // [teams]
+  /// Words that all lanes add to and nobody reads, of both heads.
+  static constexpr int spare = scratch + readers * scratch_bytes;  // uint32 [32] [2], the latter radial_sums_bytes behind
+  static constexpr int rows_empty = spare + 128 + radial_sums_bytes;    // barriers [teams][passes]
+  static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
   static constexpr int next_pass = query_empty + 8 * teams;            // int
   static constexpr int bad = next_pass + 4;                            // int
   static constexpr int listed = bad + 4;                               // int, passes in the list
@@ -101,7 +120,8 @@ struct contextual_ring_layout {
   static constexpr int pass_order = listed + 4;                        // uint16 [most_listed]
   static constexpr std::size_t bytes = pass_order + 2 * most_listed + 4;
 
-  static_assert(query % 16 == 0 && key_tiles % 16 == 0 && scratch % 16 == 0 && places % 16 == 0);
+  static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
+                products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0);
   static_assert(most_listed <= threads && scratch_bytes * readers >= 4 * most_listed);
   static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
   static_assert(bytes <= 227 * 1024);

@@ -148,8 +148,7 @@ template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_left(
     const std::byte* rows_, typename factor::rows& left) const {
   if constexpr (layout::turns_rows)
-    load_matrices(left.a[0], rows_ + place.lane % 16 * layout::row_bytes +
-                                 (place.lane / 16 ^ place.lane >> 2) % 2 * 16);
+    load_matrices(left.a[0], left_rows(rows_));
   else if constexpr (in_halves) {
     load_matrices(left.high[0], rows_ + chunk_at(place.lane % 16, place.lane / 16));
     load_matrices(left.low[0], rows_ + chunk_at(place.lane % 16, place.lane / 16 + 2));

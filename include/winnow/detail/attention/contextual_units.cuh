@@ -44,14 +44,12 @@ struct contextual_units : contextual_units_deal<T, Heads> {
   };
   struct heads_state {
     head_state of_head[heads];
-    float inverse_scale;
     int length;
     bool has_values;
     bool are_short;  ///< windows, for tiles
   };
   __device__ __forceinline__ heads_state begin_state() const {
     heads_state state;
-    state.inverse_scale = __fdividef(1.0f, problem.scale);
     state.length = group().quant_length;
     state.has_values = group().table_v.data != nullptr;
     return state;
@@ -69,6 +67,22 @@ struct contextual_units : contextual_units_deal<T, Heads> {
   }
   __device__ __forceinline__ void load_rows(int slot, int which, int h, rows_of_head& left) const {
     this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
+  }
+  using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+  /// Rows of q as factors, times the scale, which the keys' products with Tk go without. NaN where an element is too
+  /// large for products in halves.
+  __device__ __forceinline__ void scale_queries(rows_of_head& left) const {
+    bool is_large[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) is_large[i] = base::has_large(left, i);
+    const std::uint32_t scale = pack<T>(problem.scale, problem.scale);
+#pragma unroll
+    for (std::uint32_t& word : left.a[0])
+      *reinterpret_cast<pair*>(&word) =
+          __hmul2(*reinterpret_cast<pair*>(&word), *reinterpret_cast<const pair*>(&scale));
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (is_large[i]) left.a[0][i] = nan_halves;
   }
 
   /// V of 16 keys, as the right factor of weights.
@@ -202,7 +216,9 @@ struct contextual_units : contextual_units_deal<T, Heads> {
                                                axis_cells& cells) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t position = position_twice(codes[i], axis);
+      // As position_twice does, but the high bytes are those of a register that there is anyway.
+      const std::uint32_t position = __byte_perm(codes[i], this->own_cells(0),
+                                                 0x5050u + 0x0101u * static_cast<unsigned>(axis));
 #pragma unroll
       for (int word = 0; word < cell_words; ++word)
         cells[i][word] = one_hot(position, this->own_cells(word));
@@ -224,7 +240,8 @@ struct contextual_units : contextual_units_deal<T, Heads> {
         columns[b][word] = one_hot(pair, position_pair(first + 8 * word, first + 8 * word));
     }
   }
-  /// An axis of products by cell of both heads.
+  /// An axis of products by cell of both heads, of keys or backwards of queries. NaN where an element of a key is too
+  /// large for them.
   template <bool Backwards>
   __device__ __forceinline__ void multiply_axis(const table_view& table, int which,
                                                 const rows_of_head (&left)[heads], int axis,
@@ -242,27 +259,47 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       else
         row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[0][0][i], cells[0][i], place.t);
     }
-    if (axis > 0) return;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if (base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
+        if (!Backwards && axis == 0 && base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
   }
-  /// Adds an axis of 16 rows, by cell, times 16 columns.
+  /// The first axis may leave its third register of cells to the second one, as a product of 16 cells takes as long as
+  /// one of eight. For that one head's warps have no registers.
+  static constexpr bool leaves = heads == 2;
+  struct cells_left {
+    std::uint32_t rows[heads][2], columns[heads][2];
+  };
+  /// Adds an axis of a head's 16 rows, by cell, times 16 columns.
+  template <bool Leaves>
   static __device__ __forceinline__ void add_axis(const axis_cells& rows, const axis_cells& columns,
-                                                  bool is_first, float (&s)[2][4]) {
-    const std::uint32_t left[4] = {rows[0][0], rows[1][0], rows[0][1], rows[1][1]};
+                                                  int axis, bool is_first, int h, cells_left& left,
+                                                  float (&s)[2][4]) {
+    const std::uint32_t sixteen[4] = {rows[0][0], rows[1][0], rows[0][1], rows[1][1]};
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       if (is_first)
-        multiply_16<half>(s[b], left, columns[b][0], columns[b][1]);
+        multiply_16<half>(s[b], sixteen, columns[b][0], columns[b][1]);
       else
-        multiply_add_16<half>(s[b], left, columns[b][0], columns[b][1]);
-      multiply_add_half_8(s[b], rows[0][2], rows[1][2], columns[b][2]);
+        multiply_add_16<half>(s[b], sixteen, columns[b][0], columns[b][1]);
+    }
+    if (Leaves && axis == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        left.rows[h][i] = rows[i][2], left.columns[h][i] = columns[i][2];
+      return;
+    }
+    const std::uint32_t both[4] = {left.rows[h][0], left.rows[h][1], rows[0][2], rows[1][2]};
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      if (Leaves && axis == 1)
+        multiply_add_16<half>(s[b], both, left.columns[h][b], columns[b][2]);
+      else
+        multiply_add_half_8(s[b], rows[0][2], rows[1][2], columns[b][2]);
     }
   }
-  /// The logits of a unit over the scale, without masks.
+  /// The logits of a unit, without masks.
   __device__ __forceinline__ void score_unit(const heads_state& state, int slot,
                                              const std::uint32_t (&codes)[2],
                                              const std::uint32_t (&moves)[2],
@@ -272,30 +309,31 @@ struct contextual_units : contextual_units_deal<T, Heads> {
     for (int h = 0; h < heads; ++h) {
       load_rows(slot, keys_, h, k[h]);
       load_rows(slot, queries, h, q[h]);
+      scale_queries(q[h]);
     }
     axis_cells own[3];
+    cells_left left;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       one_hot_rows(codes, axis, own[axis]);
       axis_cells products[heads];
       multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) add_axis(own[axis], products[h], axis == 0, s[h]);
+      for (int h = 0; h < heads; ++h)
+        // There are no registers to leave cells in.
+        add_axis<false>(own[axis], products[h], axis, axis == 0, h, left, s[h]);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[h][b][e] *= state.inverse_scale;
+      for (int b = 0; b < 2; ++b)
         multiply_add_16<T>(s[h][b], q[h].a[0], k[h].a[0][b], k[h].a[0][b + 2]);
-      }
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       axis_cells products[heads];
       multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) add_axis(products[h], own[axis], false, s[h]);
+      for (int h = 0; h < heads; ++h) add_axis<leaves>(products[h], own[axis], axis, false, h, left, s[h]);
     }
   }
   /// Computes a unit whose rows are there.
@@ -308,7 +346,6 @@ struct contextual_units : contextual_units_deal<T, Heads> {
                                     moves_of(codes[1], state.length, place.t)};
     float s[heads][2][4];
     score_unit(state, slot, codes, moves, s);
-    const float scale = problem.scale * log2_e;
     const int count = 31 - __clz(static_cast<int>(marks));
     bool wanted[2];
 #pragma unroll
@@ -332,13 +369,13 @@ struct contextual_units : contextual_units_deal<T, Heads> {
         const float largest = quad_max(fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
                                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1])));
         // Of rows behind the last, finite.
-        const float offset = -fmaxf(largest, -1e30f) * scale;
+        const float offset = -fmaxf(largest, -1e30f) * log2_e;
         state.of_head[h].softmax.offset[i] = offset;
 #pragma unroll
         for (int b = 0; b < 2; ++b)
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            s[h][b][2 * i + j] = exp2_fast(fmaf(s[h][b][2 * i + j], scale, offset));
+            s[h][b][2 * i + j] = exp2_fast(fmaf(s[h][b][2 * i + j], log2_e, offset));
       }
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
 #pragma unroll
@@ -379,7 +416,6 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       const float by[2] = {reciprocal(own.softmax.sum[0]), reciprocal(own.softmax.sum[2])};
       scale_rows(by, own.o);
     }
-    using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
     const bool odd = place.t % 2 == 1;
     const bool column = odd <= (problem.head_dim > 8);
     bool bad = false;

@@ -5,8 +5,10 @@
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. Where windows are not too many, each block reads where all of them begin, adds up what those of more than
 /// 16 tokens cost, and takes its share of the sum: neighbouring windows, of which the first and the last may be cut
-/// between tiles.
-/// All blocks come to the same sums, so that nothing is taken twice.
+/// between tiles. All blocks come to the same sums, so that nothing is taken twice.
+///
+/// Behind another kernel of the call blocks begin one after the other, as multiprocessors have done with that one. Those
+/// that begin first, which are the first ones, then take more.
 #pragma once
 
 #include <cstdint>
@@ -28,16 +30,18 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// Costs of 16 rows' beginning and end and of 16 keys of theirs, in units of 100
   /// instructions of two heads.
   static constexpr int tile_cost = 8, group_cost = 8;
+  static_assert(tile_cost == group_cost);  // or cost_of_eight would be another sum
   static constexpr int most_groups = 255;  ///< of a tile, that count
+  /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
+  static constexpr float first_more = 0.18f;
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
   }
-  static __device__ __forceinline__ int cost_of(int groups) {
-    if (groups < 2) return 0;
-    return groups * cost_of_tile(groups);
-  }
   static __device__ __forceinline__ int groups_of(int tokens) { return (tokens + 15) / 16; }
+  __device__ __forceinline__ int2 slots_of(int window) const {
+    return {group().offsets[window], group().offsets[window + 1]};
+  }
 
   /// A window that the block has a part of.
   struct dealt_window {
@@ -53,10 +57,11 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// yet. \return how many windows each thread has, if any.
   __device__ __forceinline__ int load_sizes() const {
     const int windows = group().counts->windows;
-    if (windows > layout::dealt_windows || this->parts() > 1) return 0;
-    const int own_windows =
-        (windows + span * layout::threads - 1) / (span * layout::threads) * span;
-    load_groups(windows, own_windows * layout::threads);
+    if (windows > layout::dealt_windows || this->parts() > 1 ||
+        reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
+      return 0;
+    const int own_windows = (windows + 8 * layout::threads - 1) / (8 * layout::threads) * 8;
+    load_codes(windows, own_windows * layout::threads / 4);
     return own_windows;
   }
   /// Lists the block's part of windows and tiles, unless lists have no room for it, once all threads have read
@@ -64,20 +69,13 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   __device__ __forceinline__ bool deal_windows(int own_windows) const {
     if (own_windows == 0) return false;
     const int thread = static_cast<int>(threadIdx.x);
+    const int first_window = thread * own_windows;
+    const auto* const own_codes =
+        this->template table_at<const std::uint32_t>(layout::window_codes) + first_window / 8;
     int own_cost = 0;
-    const auto* const own_groups =
-        this->template table_at<const uint4>(layout::window_groups) + thread * own_windows / span;
-    const auto for_each_own = [&](const auto& visit) {
 #pragma unroll 1
-      for (int i = 0; i < own_windows / span; ++i) {
-        const uint4 eight = own_groups[i];
-        const std::uint32_t pairs[] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-        for (int j = 0; j < span; ++j)
-          visit(i * span + j, cost_of(static_cast<int>(pairs[j / 2] >> (j % 2 * 16) & 0xffffu)));
-      }
-    };
-    for_each_own([&](int, int cost) { own_cost += cost; });
+    for (int i = 0; i < own_windows / 8; ++i)
+      own_cost += cost_of_eight(own_codes[i], first_window + 8 * i);
     int before = own_cost;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -94,16 +92,27 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       if (i < warp) before += sums[i];
       sum += sums[i];
     }
-    const int first = static_cast<int>(std::int64_t{sum} * share / shares);
-    const int end = static_cast<int>(std::int64_t{sum} * (share + 1) / shares);
-    if (sum / shares >= most_cost) return false;
+    const float slope = base::problem.place.is_first ? 0.0f : first_more;
+    const auto cut = [&](int i) {
+      const float x = static_cast<float>(i) / static_cast<float>(shares);
+      return i == shares ? sum : static_cast<int>(static_cast<float>(sum) * (x + slope * (x - x * x)));
+    };
+    if (cut(1) >= most_cost) return false;
+    const int first = cut(share), end = cut(share + 1);
     auto* const list = this->template table_at<dealt_window>(layout::dealt_list);
     if (before < end && before + own_cost > first)
-      for_each_own([&](int i, int cost) {
-        if (cost > 0 && before < end && before + cost > first)
-          list[atomicAdd(counter_of(base::dealt), 1)] = {thread * own_windows + i, before};
-        before += cost;
-      });
+#pragma unroll 1
+      for (int i = 0; i < own_windows / 8 && before < end; ++i) {
+        const int window = first_window + 8 * i;
+        const int after = before + cost_of_eight(own_codes[i], window);
+        if (after > first)
+          for_each_long(own_codes[i], window, [&](int long_window, int cost) {
+            if (before < end && before + cost > first)
+              list[atomicAdd(counter_of(base::dealt), 1)] = {long_window, before};
+            before += cost;
+          });
+        before = after;
+      }
     __syncthreads();
     for (int i = thread; i < *counter_of(base::dealt); i += layout::threads)
       list_part(list[i], first, end);
@@ -111,33 +120,76 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   }
 
  private:
-  static constexpr int span = 8;  ///< windows of a thread that are read together
-  /// Leaves how many groups of 16 tokens windows have, zeros behind the last.
-  __device__ __forceinline__ void load_groups(int windows, int padded) const {
+  /// The code of a window: groups of 16 tokens behind its first one, in four bits, or so many that they are counted
+  /// again.
+  static constexpr std::uint32_t many_groups = 15;
+  /// Calls `visit` with each of eight windows that has more than 16 tokens, and its cost.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_long(std::uint32_t codes, int first,
+                                                const Visit& visit) const {
+#pragma unroll 1
+    while (codes != 0) {
+      const int shift = (__ffs(static_cast<int>(codes)) - 1) & ~3;
+      const std::uint32_t code = codes >> shift & many_groups;
+      codes &= ~(many_groups << shift);
+      const int window = first + shift / 4;
+      int groups = static_cast<int>(code) + 1;
+      if (code == many_groups) {
+        const int2 slots = slots_of(window);
+        groups = groups_of(slots.y - slots.x);
+      }
+      visit(window, groups * cost_of_tile(groups));
+    }
+  }
+  /// What eight windows cost: with c = groups - 1 > 0 each 8 (c + 1) (c + 2) = 8 (c (c + 3) + 2).
+  __device__ __forceinline__ int cost_of_eight(std::uint32_t codes, int first) const {
+    constexpr std::uint32_t ones = 0x11111111u, nibbles = 0x0f0f0f0fu, threes = 0x03030303u;
+    int cost = 0;
+    if ((codes & codes >> 1 & codes >> 2 & codes >> 3 & ones) != 0) {
+      for_each_long(codes, first, [&](int, int of_window) { cost += of_window; });
+      return cost;
+    }
+    const std::uint32_t even = codes & nibbles, odd = codes >> 4 & nibbles;
+    const unsigned sum = __dp4a(even, even + threes, __dp4a(odd, odd + threes, 0u));
+    return static_cast<int>(
+        tile_cost *
+        (sum + 2u * __popc((codes | codes >> 1 | codes >> 2 | codes >> 3) & ones)));
+  }
+  /// Leaves the windows' codes, zeros behind the last. \param fours of windows.
+  __device__ __forceinline__ void load_codes(int windows, int fours) const {
     const std::int32_t* const offsets = group().offsets;
-    auto* const groups = this->template table_at<std::uint16_t>(layout::window_groups);
+    auto* const codes = this->template table_at<std::uint16_t>(layout::window_codes);
     constexpr int batch = 8;  // loads that are under way together
 #pragma unroll 1
-    for (int begin = static_cast<int>(threadIdx.x); begin < padded;
+    for (int begin = static_cast<int>(threadIdx.x); begin < fours;
          begin += batch * layout::threads) {
-      int2 slots[batch];
+      int slots[batch][5];
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
-        const int window = min(begin + i * layout::threads, windows - 1);
-        slots[i] = {offsets[window], offsets[window + 1]};
+        const int window = 4 * (begin + i * layout::threads);
+        if (window + 4 <= windows) {
+          const int4 four = *reinterpret_cast<const int4*>(offsets + window);
+          slots[i][0] = four.x, slots[i][1] = four.y, slots[i][2] = four.z, slots[i][3] = four.w;
+          slots[i][4] = offsets[window + 4];
+        } else {
+#pragma unroll
+          for (int j = 0; j < 5; ++j) slots[i][j] = offsets[min(window + j, windows)];
+        }
       }
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
-        const int window = begin + i * layout::threads;
-        groups[window] = window < windows
-                             ? static_cast<std::uint16_t>(groups_of(slots[i].y - slots[i].x))
-                             : std::uint16_t{0};
+        const int four = begin + i * layout::threads;
+        int code = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          code |= max(min((slots[i][j + 1] - slots[i][j] - 1) >> 4, int{many_groups}), 0) << (4 * j);
+        if (four < fours) codes[four] = static_cast<std::uint16_t>(code);
       }
     }
   }
   /// Lists what begins in [first, end) of the costs.
   __device__ __forceinline__ void list_part(const dealt_window& own, int first, int end) const {
-    const int2 window = {group().offsets[own.window], group().offsets[own.window + 1]};
+    const int2 window = slots_of(own.window);
     const int groups = groups_of(window.y - window.x);
     const int cost = cost_of_tile(groups);
     const int first_tile = (max(first - own.before, 0) + cost - 1) / cost;

@@ -71,13 +71,14 @@ struct contextual_units_layout {
   static constexpr int key_code = steps + slots * step_bytes;  // uint32 [slots][16]
   static constexpr int row_token = key_code + 4 * slots * 16;  // int32 [slots][16]
   static constexpr int row_code = row_token + 4 * slots * 16;  // uint32 [slots][16]
-  static constexpr int products = row_code + 4 * slots * 16;   // [heads][axes]
-  static constexpr int products_bytes = 32 * 4 * 2 * tile_cells / 8;
-  static constexpr int warp_bytes = products + heads * 3 * products_bytes;
+  static constexpr int products = row_code + 4 * slots * 16;   // [heads]
+  static constexpr int products_bytes = 32 * 4 * 2 * cells / 8;
+  static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.
-  static constexpr int dealt_windows = 6144 / (8 * threads) * (8 * threads);
-  static constexpr int window_groups = block_bytes;                       // uint16
-  static constexpr int dealt_list = window_groups + 2 * dealt_windows;    // int2
+  static constexpr int dealt_windows = 16384;
+  static constexpr int window_codes = block_bytes;  // four bits
+  static constexpr int dealt_list =
+      window_codes + (dealt_windows + 8 * threads) / 2;                   // int2
   static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;  // int
   static_assert(warp_costs + 4 * warps <= block_bytes + warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;

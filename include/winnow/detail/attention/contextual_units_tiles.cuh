@@ -129,12 +129,22 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     load_tokens(next);
   }
 
-  /// Of a lane: an axis of the rows' products, as the left factor of 16 cells and that of eight.
+  /// Of a lane: an axis of the rows' products, as the left factor of 16 cells, then what is left of all axes.
   __device__ __forceinline__ uint4& sixteen_cells_at(int h, int axis) const {
-    return at<uint4>(layout::products + (h * 3 + axis) * layout::products_bytes)[place.lane];
+    return at<uint4>(layout::products + h * layout::products_bytes + axis * 512)[place.lane];
   }
-  __device__ __forceinline__ uint2& eight_cells_at(int h, int axis) const {
-    return at<uint2>(layout::products + (h * 3 + axis) * layout::products_bytes + 512)[place.lane];
+  __device__ __forceinline__ uint4& cells_left_at(int h) const { return sixteen_cells_at(h, 3); }
+  __device__ __forceinline__ uint2& eight_cells_at(int h) const {
+    return at<uint2>(layout::products + h * layout::products_bytes + 4 * 512)[place.lane];
+  }
+  /// Leaves them as they are when they are loaded again.
+  __device__ __forceinline__ void store_queries(int tile, int h, const rows_of_head& q) const {
+    std::byte* const rows = at<std::byte>(rows_at(tile, queries, h)) + place.g * layout::row_bytes +
+                            place.g / 4 * 16 + 4 * place.t;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      *reinterpret_cast<std::uint32_t*>(rows + j % 2 * 8 * layout::row_bytes +
+                                        (j / 2) * (16 - place.g / 4 * 32)) = q.a[0][j];
   }
   __device__ __forceinline__ void begin_tile(int tile, heads_state& state, tile_state& own) const {
     const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
@@ -142,7 +152,11 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                                     moves_of(row_codes[8], state.length, place.t)};
     rows_of_head q[heads];
 #pragma unroll
-    for (int h = 0; h < heads; ++h) this->load_rows(tile, queries, h, q[h]);
+    for (int h = 0; h < heads; ++h) {
+      this->load_rows(tile, queries, h, q[h]);
+      this->scale_queries(q[h]);
+      store_queries(tile, h, q[h]);
+    }
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       axis_cells products[heads];
@@ -151,7 +165,10 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       for (int h = 0; h < heads; ++h) {
         const axis_cells& cells = products[h];
         sixteen_cells_at(h, axis) = {cells[0][0], cells[1][0], cells[0][1], cells[1][1]};
-        eight_cells_at(h, axis) = {cells[0][2], cells[1][2]};
+        if (axis < 2)
+          reinterpret_cast<uint2*>(&cells_left_at(h))[axis] = {cells[0][2], cells[1][2]};
+        else
+          eight_cells_at(h) = {cells[0][2], cells[1][2]};
       }
     }
     begin_sums(state, own);
@@ -167,7 +184,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         for (float& sum : block) sum = 0.0f;
     }
   }
-  /// Logits of a group over the scale, without masks.
+  /// Logits of a group, without masks.
   __device__ __forceinline__ void score_group(const tile_place& now, const heads_state& state,
                                               float (&s)[heads][2][4]) const {
     const auto* row_codes = at<const std::uint32_t>(layout::row_code) + now.tile * 16 + place.g;
@@ -179,24 +196,31 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     rows_of_head k[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) this->load_rows(now.slot, keys_, h, k[h]);
+    typename base::cells_left left;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       axis_cells own, products[heads];
       this->one_hot_rows(of_rows, axis, own);
       this->template multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) base::add_axis(own, products[h], axis == 0, s[h]);
+      for (int h = 0; h < heads; ++h) base::template add_axis<base::leaves>(own, products[h], axis, axis == 0, h, left, s[h]);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       rows_of_head q;
       this->load_rows(now.tile, queries, h, q);
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[h][b][e] *= state.inverse_scale;
+      for (int b = 0; b < 2; ++b)
         multiply_add_16<T>(s[h][b], q.a[0], k[h].a[0][b], k[h].a[0][b + 2]);
-      }
+    }
+    std::uint32_t eight[heads][3][2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      const uint4 of_two = cells_left_at(h);
+      const uint2 of_third = eight_cells_at(h);
+      eight[h][0][0] = of_two.x, eight[h][0][1] = of_two.y;
+      eight[h][1][0] = of_two.z, eight[h][1][1] = of_two.w;
+      eight[h][2][0] = of_third.x, eight[h][2][1] = of_third.y;
     }
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
@@ -205,10 +229,9 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
         const uint4 sixteen = sixteen_cells_at(h, axis);
-        const uint2 eight = eight_cells_at(h, axis);
-        const axis_cells products = {{sixteen.x, sixteen.z, eight.x},
-                                     {sixteen.y, sixteen.w, eight.y}};
-        base::add_axis(products, columns, false, s[h]);
+        const axis_cells products = {{sixteen.x, sixteen.z, eight[h][axis][0]},
+                                     {sixteen.y, sixteen.w, eight[h][axis][1]}};
+        base::template add_axis<base::leaves>(products, columns, axis, false, h, left, s[h]);
       }
     }
   }
@@ -227,7 +250,6 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
             for (int h = 0; h < heads; ++h) s[h][b][j] = s[h][b][2 + j] = -INFINITY;
           }
     }
-    const float scale = problem.scale * log2_e;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       auto& softmax = state.of_head[h].softmax;
@@ -236,7 +258,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
           fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
       float by[2];
       const weight_limits limits = limits_of(state.are_short);
-      if (!softmax.holds(largest) && softmax.raise(largest, scale, limits.slack, limits.lag, by)) {
+      if (!softmax.holds(largest) && softmax.raise(largest, log2_e, limits.slack, limits.lag, by)) {
         scale_rows(by, state.of_head[h].o);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -252,7 +274,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, softmax.offset[e / 2]));
+          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], log2_e, softmax.offset[e / 2]));
     }
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
 #pragma unroll
@@ -316,6 +338,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the group before
       if (now.first) begin_tile(now.tile, state, own);
+      __syncwarp();  // q is there, times the scale
       if (next.row != next.row_end) request_group(next);
       commit_copies();
       attend_group(now, state, own);

@@ -117,14 +117,12 @@ struct scaled_softmax_state {
   }
   /// As in `softmax_state`. \param scale the factor. \param slack how far logits may exceed `largest`.
   /// \param lag weights are 2^(logit - largest - lag).
-  /// \tparam OfRows are `logit` rows' maxima, or this lane's?
-  template <bool OfRows = false>
   __device__ __forceinline__ bool raise(const float (&logit)[2], float scale, float slack,
                                         float lag, float (&factor)[2]) {
     bool rescale = false;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float row_logit = floorf((OfRows ? logit[i] : quad_max(logit[i])) * scale);
+      const float row_logit = floorf(quad_max(logit[i]) * scale);
       const bool is_first = limit[i] == -INFINITY;
       const float largest = is_first ? -INFINITY : -lag - offset[i];
       factor[i] = 1.0f;
@@ -137,6 +135,24 @@ struct scaled_softmax_state {
         limit[i] = __fdividef(row_logit + (slack + 1.0f), scale);
         offset[i] = -lag - row_logit;
       }
+      sum[2 * i] *= factor[i];
+    }
+    return __any_sync(0xffffffffu, rescale);
+  }
+  /// The same of rows' maxima, without a branch: what a row has summed up before its first key is 0, so that its
+  /// factor does not matter. \param inverse 1 over the factor.
+  __device__ __forceinline__ bool raise_rows(const float (&logit)[2], float scale, float inverse,
+                                             float slack, float lag, float (&factor)[2]) {
+    bool rescale = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool rises = logit[i] > limit[i];
+      const float row_logit = floorf(logit[i] * scale);
+      const float raised = rises ? -lag - row_logit : offset[i];
+      rescale |= rises && limit[i] != -INFINITY;
+      factor[i] = exp2_fast(fminf(raised - offset[i], 0.0f));
+      limit[i] = rises ? (row_logit + (slack + 1.0f)) * inverse : limit[i];
+      offset[i] = raised;
       sum[2 * i] *= factor[i];
     }
     return __any_sync(0xffffffffu, rescale);
