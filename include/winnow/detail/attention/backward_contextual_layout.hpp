@@ -147,7 +147,7 @@ struct contextual_window_layout {
   static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
   static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
-  static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
+  static constexpr int sum_bytes = 3 * tile_rows * 2;  ///< of a row, by table row
 
   static constexpr int magnitudes = 0;  // uint32 [tiles], and zeros
   /// Of the warp that plans short windows: which of its lanes are free, uint8 [32].
@@ -156,8 +156,8 @@ struct contextual_window_layout {
   static constexpr int block_radius = block_deltas + (sums_late ? 0 : 4 * 16 * tiles);
   static constexpr int plans =  // of turns: int4 [tiles],
       block_radius + (sums_late ? 0 : 4 * 16 * tiles);
-  static constexpr int plan_used = 16 * tiles;            // int2: tiles, the largest width
-  static constexpr int plan_slots = plan_used + 16;       // of short windows, int32 [tiles][16]
+  static constexpr int plan_used = 16 * tiles;       // int2: tiles, the largest width
+  static constexpr int plan_slots = plan_used + 16;  // of short windows, int32 [tiles][16]
   /// Which short windows come next, int2: in the first plan.
   static constexpr int next_windows = plans + plan_used + 8;
   static constexpr int plan_bytes = plan_slots + (Long ? 0 : 4 * 16 * tiles);
@@ -171,9 +171,10 @@ struct contextual_window_layout {
   static constexpr int next_window = whole_windows + 16;
   static constexpr int probes = next_window + 48;
   static constexpr int next_turn = probes + 8 * 32;  // 32 bytes
-  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;  // T [q, k, v][3 · tile_rows]
-  static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
-  static constexpr int regions =  // of each tile:
+  static constexpr int tables =
+      Long ? next_turn + 32 : waiting + 8 * 32;          // T [q, k, v][3 · tile_rows]
+  static constexpr int rows = tables + 3 * table_bytes;  // T [q, k, dO][tiles][16]
+  static constexpr int regions =                         // of each tile:
       rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
 
   static constexpr int cells_bytes = 16 * cell_bytes;
@@ -184,15 +185,15 @@ struct contextual_window_layout {
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
-  static constexpr int key_radial_bytes =
-      by_radial_row ? tile_rows * key_radial_step : Radial ? 2 * product_of_n : 0;
+  static constexpr int key_radial_bytes = by_radial_row ? tile_rows * key_radial_step
+                                          : Radial      ? 2 * product_of_n
+                                                        : 0;
   /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
   static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
   static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;
   /// Long windows: first what belongs to queries, which stay for several chunks of keys.
-  static constexpr int query_bytes =
-      pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes +
-      gradient_sum_bytes + weight_sum_bytes;
+  static constexpr int query_bytes = pieces_bytes + (own_cells ? 2 * cells_bytes : 0) +
+                                     query_radial_bytes + gradient_sum_bytes + weight_sum_bytes;
 
   static constexpr int key_rows =  // [16][cell_bytes]: one-hot cells, Gk, k and v
       keys_together ? query_bytes + gradient_sum_bytes + key_radial_bytes : 0;
@@ -217,12 +218,15 @@ struct contextual_window_layout {
       value_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_end = query_radial + query_radial_bytes;
   static constexpr int key_radial =  // half
-      keys_together ? query_bytes + gradient_sum_bytes : Long ? keys_end : query_end;
+      keys_together ? query_bytes + gradient_sum_bytes
+      : Long        ? keys_end
+                    : query_end;
   static constexpr int key_end =
       keys_together ? key_rows + cells_bytes : key_radial + key_radial_bytes;
-  static constexpr int radial_sums = query_end;                         // of long windows, int32: dS of rows,
-  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;  // P, uint16 by rows g and g + 8,
-  static constexpr int column_sums = weight_sums + weight_sum_bytes;    // dS of columns
+  static constexpr int radial_sums = query_end;  // of long windows, int32: dS of rows,
+  static constexpr int weight_sums =
+      radial_sums + gradient_sum_bytes;  // P, uint16 by rows g and g + 8,
+  static constexpr int column_sums = weight_sums + weight_sum_bytes;  // dS of columns
   /// Of short windows: int32 [tile_rows][16][dS of rows, P], so that 16 rows meet no bank twice, and then int32
   /// [16][radial_stride], dS of columns.
   static constexpr int late_sums = values;
@@ -233,17 +237,17 @@ struct contextual_window_layout {
   static constexpr int sums_bytes = 16 * sum_bytes;
   static constexpr int sums_of_keys = Long ? query_bytes : 2 * sums_bytes;
   static constexpr int region_bytes = Long || sums_late ? key_end : 3 * sums_bytes;
-  /// Each tile's deltas, float [16], which short windows of the radial axis forget before they have pieces, and radii,
-  /// which lie there behind one-hot cells.
-  static constexpr int deltas = sums_late ? regions + pieces : block_deltas;
+  /// Each tile's deltas and radii, float [16], where sums come late in the padding of rows of cells.
+  static constexpr int deltas = sums_late ? regions + key_cells + axes_bytes : block_deltas;
   static constexpr int radius = sums_late ? regions + hot + axes_bytes : block_radius;
-  static constexpr int radius_stride = sums_late ? cell_bytes / 4 : 1;
+  static constexpr int token_stride = sums_late ? cell_bytes / 4 : 1;
   static constexpr int next_tile = sums_late ? region_bytes : 4 * 16;
   /// Of queries that are not the tile's keys, uint32 [tiles][16].
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
+  static constexpr int outs =
+      next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
   static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);

@@ -36,12 +36,12 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::length;
   using base::look_up_radial;
   using base::memory;
+  using base::of_tile;
   using base::pack_places;
   using base::place;
   using base::problem;
   using base::queries;
   using base::region;
-  using base::of_tile;
   using base::right_offset;
   using base::rows_of_tile;
   using base::slot_at;
@@ -304,8 +304,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
                                                       int j, int next, int held,
                                                       const key_places& keys_of_lane,
-                                                      float2 (&radii)[2],
-                                                      query_state& state, query_sums& sums) const {
+                                                      float2 (&radii)[2], query_state& state,
+                                                      query_sums& sums) const {
     const std::byte* other = region(j);
     const std::uint32_t right = of_tile(keys_of_lane.right, j);
     const std::uint32_t turned = of_tile(keys_of_lane.turned, j);
@@ -385,10 +385,10 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
         multiply_add_half_8(sides[n], e[0], e[1], gk[n]);
       }
     }
-    auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
-                                                   layout::kinds_of_pieces * held *
-                                                       layout::piece_bytes) +
-                  place.lane;
+    auto* piece =
+        reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
+                                         layout::kinds_of_pieces * held * layout::piece_bytes) +
+        place.lane;
     // Matrices in the order that the keys take transposed.
     const auto matrix_of = [](int m) { return m / 2 + m % 2 * 2; };
     if constexpr (layout::sums_late) {
@@ -400,8 +400,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
+      for (int e = 0; e < 4; ++e) p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
     [[maybe_unused]] std::uint32_t turned_k[4], turned_hot[words / 2][4];
     if constexpr (layout::keys_together) {
       // Before additions to sums by radial row are in the queue of shared memory.

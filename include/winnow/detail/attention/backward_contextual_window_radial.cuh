@@ -50,8 +50,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   using base::length;
   using base::place;
   using base::region;
-  using base::short_weight_points;
   using base::right_cells;
+  using base::short_weight_points;
   using base::turned_cells;
   using base::warp;
   using base::weight_base;
@@ -79,14 +79,15 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   [[nodiscard]] __device__ __forceinline__ key_places places_of_keys() const {
     const std::uint32_t tile = shared_address(region(0));
     const auto in_tile = [&](int offset) { return tile + static_cast<std::uint32_t>(offset); };
-    return {in_tile(right_cells), in_tile(turned_cells),
-            shared_address(radii_of(0) + 2 * place.t * layout::radius_stride),
-            in_tile(layout::key_radial + place.t * layout::product_of_t +
-                    length * layout::key_radial_step),
-            in_tile(layout::column_sums + place.t * layout::sum_of_t -
-                    place.g * layout::query_step) -
-                shared_address(region(warp) + layout::query_radial),
-            __int_as_float(in_register(__float_as_int(group.inverse_a)))};
+    return {
+        in_tile(right_cells),
+        in_tile(turned_cells),
+        shared_address(radii_of(0) + 2 * place.t * layout::token_stride),
+        in_tile(layout::key_radial + place.t * layout::product_of_t +
+                length * layout::key_radial_step),
+        in_tile(layout::column_sums + place.t * layout::sum_of_t - place.g * layout::query_step) -
+            shared_address(region(warp) + layout::query_radial),
+        __int_as_float(in_register(__float_as_int(group.inverse_a)))};
   }
   [[nodiscard]] static __device__ __forceinline__ std::uint32_t of_tile(std::uint32_t place_of_key,
                                                                         int j) {
@@ -101,7 +102,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
                                                     float2 (&radii)[2]) {
     const std::uint32_t first =
         keys_of_lane.radius + static_cast<std::uint32_t>(layout::next_tile * j);
-    constexpr int stride = 4 * layout::radius_stride;
+    constexpr int stride = 4 * layout::token_stride;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
       radii[n] = stride == 4 ? load_floats(first + 32 * n)
@@ -118,8 +119,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
                                                  const key_places& keys_of_lane,
                                                  const float2 (&radii)[2], radial_places& places,
-                                                 float (&p)[2][4],
-                                                 float (&ds)[2][4]) const {
+                                                 float (&p)[2][4], float (&ds)[2][4]) const {
     const std::uint32_t of_rows =
         shared_address(region(warp) + layout::query_radial) +
         static_cast<std::uint32_t>(place.g * layout::query_step + length * layout::radial_step);
@@ -138,9 +138,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
           const std::uint32_t of_row = of_rows + bytes_of<layout::radial_step>(step);
           places[n][e] = layout::sums_late ? static_cast<std::uint32_t>(step) : of_row;
           const std::uint32_t query = load_pair(of_row + i * layout::half_step);
-          const std::uint32_t key =
-              load_half(of_columns + bytes_of<layout::key_radial_step>(step) +
-                        c * layout::product_of_c + n * layout::product_of_n);
+          const std::uint32_t key = load_half(of_columns + bytes_of<layout::key_radial_step>(step) +
+                                              c * layout::product_of_c + n * layout::product_of_n);
           const half2 sum = __hadd2(*reinterpret_cast<const half2*>(&query),
                                     *reinterpret_cast<const half2*>(&key));
           const float2 both = __half22float2(sum);
@@ -153,8 +152,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// Sums a piece of long windows up by radial row, for its rows and its columns. Integers have the same sum in every
   /// order.
   __device__ __forceinline__ void sum_radial(int j, const key_places& keys_of_lane,
-                                             const radial_places& places,
-                                             const float (&p)[2][4],
+                                             const radial_places& places, const float (&p)[2][4],
                                              const float (&ds)[2][4]) const {
     constexpr int gradients = layout::radial_sums - layout::query_radial;
     constexpr int weights = layout::weight_sums - layout::query_radial;

@@ -177,8 +177,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       const auto high = *reinterpret_cast<const std::uint32_t*>(sum + 4 * layout::radial_step);
       rows[0][w] = pack<T>(static_cast<float>(low & 0xffffu) * unit,
                            static_cast<float>(high & 0xffffu) * unit);
-      rows[1][w] = pack<T>(static_cast<float>(low >> 16) * unit,
-                           static_cast<float>(high >> 16) * unit);
+      rows[1][w] =
+          pack<T>(static_cast<float>(low >> 16) * unit, static_cast<float>(high >> 16) * unit);
     }
   }
   /// sum += rows · table.
@@ -280,9 +280,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        product[n][e] =
-            chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
-                        : sums_of_chains[0][n][e];
+        product[n][e] = chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
+                                    : sums_of_chains[0][n][e];
   }
   /// \param target one table's part; null: not wanted
   __device__ __forceinline__ void add_rows(float* target, int block, float by,
@@ -371,8 +370,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                              unsigned skip) const {
     const int row = place.lane / 2;
     const int column = place.lane % 2 * width;
-    const bool wanted = view.data != nullptr && token >= 0 && (skip >> row & 1u) == 0 &&
-                        column < problem.head_dim;
+    const bool wanted =
+        view.data != nullptr && token >= 0 && (skip >> row & 1u) == 0 && column < problem.head_dim;
     if (wanted)
       *reinterpret_cast<uint4*>(row_of_head(view, token) + column) =
           *reinterpret_cast<const uint4*>(staged_rows(which) + row * layout::cell_bytes +
@@ -380,7 +379,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   }
   /// Adds what a row of a gradient has in this lane's columns, if it is wanted.
   __device__ __forceinline__ void add_what_is_there(const T* row, bool wanted,
-                                                     float2 (&sum)[2]) const {
+                                                    float2 (&sum)[2]) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       if (!wanted || 8 * n >= problem.head_dim) continue;

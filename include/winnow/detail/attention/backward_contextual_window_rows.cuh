@@ -62,8 +62,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
                                                           const tile_tokens& rows) const {
     const int column = place.lane % 2 * width;
     static_assert(!Long);
-    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim)
-      return {0, 0, 0, 0};
+    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim) return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
   [[nodiscard]] __device__ __forceinline__ float* own_deltas() const {
@@ -91,7 +90,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
     dot += __shfl_xor_sync(all_lanes, dot, 1);
     if (place.lane % 2 == 0) {
-      own_deltas()[row] = dot;
+      own_deltas()[row * layout::token_stride] = dot;
       if (Long && rows.copied >= 0)
         problem.delta[head * problem.max_tokens + slot_at(now, row)] = dot;
     }
@@ -125,8 +124,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     for (int i = 0; i < 2; ++i) {
       lse[i] = INFINITY;
       if (tokens[i] >= 0)
-        lse[i] =
-            problem.lse[tokens[i] * problem.lse_token_stride + head * problem.lse_head_stride];
+        lse[i] = problem.lse[tokens[i] * problem.lse_token_stride + head * problem.lse_head_stride];
     }
   }
   /// What queries need that does not come with their rows.
@@ -195,10 +193,10 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target = own + layout::key_radial +
-                          (layout::by_radial_row
-                               ? place.t * layout::key_radial_step + 2 * place.g
-                               : place.g * layout::product_of_c + 2 * place.t * 2);
+      std::byte* target =
+          own + layout::key_radial +
+          (layout::by_radial_row ? place.t * layout::key_radial_step + 2 * place.g
+                                 : place.g * layout::product_of_c + 2 * place.t * 2);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
