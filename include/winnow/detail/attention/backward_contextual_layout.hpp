@@ -16,7 +16,7 @@ constexpr int contextual_window_capacity(std::size_t element_bytes, int head_dim
   return element_bytes == 2 && head_dim == 16 ? 320 : 0;
 }
 inline constexpr int contextual_short_capacity = 64;
-/// Ranges of slots of which the prices of short windows are summed up.
+/// Ranges of windows whose prices are summed up.
 inline constexpr int contextual_priced_ranges = 1024;
 /// \tparam Bytes size of an element. \tparam D padded head dim. \tparam Radial the third axis is the
 /// radial one.

@@ -2,11 +2,11 @@
 /// \file
 /// Gradients of windows with contextual position encoding in one pass, for 16-bit storage and head dim 16.
 ///
-/// What one block computes: the windows that start in a range of slots, of one head, in turns of four tiles of
-/// 16 rows, one a warp; with the radial axis of six.
+/// What one block computes: neighbouring windows, of one head, in turns of four tiles of 16 rows, one a warp; with the
+/// radial axis of six.
 ///
-/// Here are short windows, of up to 64 tokens: a tile holds as many whole windows as fit it, from anywhere in the
-/// range; a longer window takes several tiles of one turn, and others the last one's rest. Long windows, of up to
+/// Here are short windows, of up to 64 tokens: a tile holds as many whole windows as fit it, from some hundred
+/// neighbours; a longer window takes several tiles of one turn, and others the last one's rest. Long windows, of up to
 /// 320, have blocks of eight warps and turns of their own in backward_contextual_long.cuh; the rest is the same.
 ///
 /// So pairs meet only tiles of their own window, each pair once:
@@ -67,7 +67,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::await_rows;
   using base::await_tables;
   using base::await_values;
-  using base::begin_block;
   using base::begin_keys;
   using base::begin_planning;
   using base::clear;
@@ -270,8 +269,8 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   static constexpr bool copies_early = !Radial;
 
   __device__ __forceinline__ void run() const {
-    // Tables do not depend on the kernel that sums up prices.
-    begin_block();
+    // Two warps look for the block's share. Tables do not depend on the kernel that sums up prices.
+    base::template begin_block<64>();
     wait_for_predecessor();
     admit_successor();
     auto* share = at<int>(layout::deltas);

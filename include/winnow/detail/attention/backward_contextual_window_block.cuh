@@ -138,11 +138,12 @@ struct contextual_window_block {
     if (!linear(axis)) return layout::by_radial_row ? row : place_of;
     return which == of_keys ? row : 2 * (length - 1) - row;
   }
-  /// Tables that need no conversion arrive later: `await_tables`.
+  /// Tables that need no conversion arrive later: `await_tables`. By threads from `Idle` on.
+  template <int Idle>
   __device__ __forceinline__ void stage_table(int which, const table_view& view) const {
     const bool copies = view.data != nullptr && view.vectors && !view.is_float;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 3 * tile_rows * 2; i += threads) {
+    for (int i = static_cast<int>(threadIdx.x) - Idle; i < 3 * tile_rows * 2; i += threads - Idle) {
       const int position = i / 2;
       const int d = i % 2 * width;
       const int axis = position / tile_rows;
@@ -192,24 +193,29 @@ struct contextual_window_block {
     const int first = Long ? problem.short_parts : 0;
     return base + (group_head * problem.parts_per_head + first + part) * part_size;
   }
+  /// \tparam Idle threads that do something else.
+  template <int Idle = 0>
   __device__ __forceinline__ void begin_block() const {
+    const int thread = static_cast<int>(threadIdx.x) - Idle;
+    if (thread < 0) return;
     // Of tiles that there are not, too.
-    if (threadIdx.x < 16) at<unsigned>(layout::magnitudes)[threadIdx.x] = 0;
-    stage_table(of_queries, group.table_q);
-    stage_table(of_keys, group.table_k);
-    stage_table(of_values, group.table_v);
+    if (thread < 16) at<unsigned>(layout::magnitudes)[thread] = 0;
+    stage_table<Idle>(of_queries, group.table_q);
+    stage_table<Idle>(of_keys, group.table_k);
+    stage_table<Idle>(of_values, group.table_v);
     commit_copies();
-    clear_parts();
+    clear_parts<Idle>();
   }
   /// Before the barrier behind which tables are there.
   static __device__ __forceinline__ void await_tables() {
     wait_for_copies<0>();
   }
+  template <int Idle = 0>
   __device__ __forceinline__ void clear_parts() const {
     for (int which = 0; which < 3; ++which) {
       float* target = part_of(which);
       if (target == nullptr) continue;
-      for (int i = static_cast<int>(threadIdx.x); i < part_size / 4; i += threads)
+      for (int i = static_cast<int>(threadIdx.x) - Idle; i < part_size / 4; i += threads - Idle)
         reinterpret_cast<float4*>(target)[i] = {0.0f, 0.0f, 0.0f, 0.0f};
     }
   }
