@@ -146,7 +146,7 @@ TYPED_TEST(AttentionForwardDevice, AttendsInWindowsOfAllSizesByPosition) {
 TYPED_TEST(AttentionForwardDevice, AttendsInThousandsOfWindowsByPosition) {
   WINNOW_SKIP_WITHOUT_GPU();
   std::mt19937 engine(53);
-  for (const int windows : {7003, 17000}) {
+  for (const int windows : {7003, 17000, 50000}) {
     std::vector<int> sizes(static_cast<std::size_t>(windows));
     for (int& size : sizes)
       size = 1 + static_cast<int>(engine() % (engine() % 50 == 0 ? 130u : 3u));
@@ -159,6 +159,18 @@ TYPED_TEST(AttentionForwardDevice, AttendsInThousandsOfWindowsByPosition) {
       expect_matches_reference(problem, device);
     }
   }
+}
+
+/// Windows of more than 16 tokens that nearly all fall to a quarter of the blocks, which have no room for all at once.
+TYPED_TEST(AttentionForwardDevice, AttendsInUnevenWindowsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::vector<int> sizes(38000, 1);
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    if (i / 64 % 4 == 1) sizes[i] = 17 + static_cast<int>(i % 2);
+  attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 56))}, 16, 57);
+  device_attention<TypeParam> device(problem);
+  WINNOW_ASSERT_OK(run(device.forward()));
+  expect_matches_reference(problem, device);
 }
 
 /// Scales that are no power of two, and one over which halves overflow.

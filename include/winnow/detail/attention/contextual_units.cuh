@@ -286,8 +286,7 @@ struct contextual_units : contextual_units_deal<T, Heads> {
     }
     if (Leaves && axis == 0) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        left.rows[h][i] = rows[i][2], left.columns[h][i] = columns[i][2];
+      for (int i = 0; i < 2; ++i) left.rows[h][i] = rows[i][2], left.columns[h][i] = columns[i][2];
       return;
     }
     const std::uint32_t both[4] = {left.rows[h][0], left.rows[h][1], rows[0][2], rows[1][2]};
@@ -333,7 +332,8 @@ struct contextual_units : contextual_units_deal<T, Heads> {
       axis_cells products[heads];
       multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) add_axis<leaves>(products[h], own[axis], axis, false, h, left, s[h]);
+      for (int h = 0; h < heads; ++h)
+        add_axis<leaves>(products[h], own[axis], axis, false, h, left, s[h]);
     }
   }
   /// Computes a unit whose rows are there.

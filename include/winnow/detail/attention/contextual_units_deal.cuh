@@ -3,9 +3,10 @@
 /// Which windows of more than 16 tokens a block of contextual_units_kernel.cuh takes, dealt out by cost.
 ///
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
-/// work. Where windows are not too many, each block reads where all of them begin, adds up what those of more than
-/// 16 tokens cost, and takes its share of the sum: neighbouring windows, of which the first and the last may be cut
-/// between tiles. All blocks come to the same sums, so that nothing is taken twice.
+/// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
+/// of the sum: neighbouring windows, of which the first and the last may be cut between tiles. Where windows are many
+/// it takes part in every so many-th chunk of them only, as reading all of them takes more than it gains. All blocks of
+/// the same chunks come to the same sums, so that nothing is taken twice.
 ///
 /// Behind another kernel of the call blocks begin one after the other, as multiprocessors have done with that one. Those
 /// that begin first, which are the first ones, then take more.
@@ -48,34 +49,46 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     int window, before;  ///< what the windows before it cost
   };
   static_assert(sizeof(dealt_window) == 8);
-  /// So much may a block's part cost without its lists being too long: nothing on them costs less than a tile of a
-  /// window of two groups.
+  /// So much may cost what a block has on its lists at a time: nothing on them costs less than a tile of a window of two
+  /// groups.
   static constexpr int most_cost =
       (layout::warps * layout::most_tiles - 4) * (tile_cost + 2 * group_cost);
 
-  /// Reads the windows' sizes, unless there are too many. All threads take part; the warps' memory is not in use
-  /// yet. \return how many windows each thread has, if any.
-  __device__ __forceinline__ int load_sizes() const {
-    const int windows = group().counts->windows;
-    if (windows > layout::dealt_windows || this->parts() > 1 ||
-        reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
-      return 0;
-    const int own_windows = (windows + 8 * layout::threads - 1) / (8 * layout::threads) * 8;
-    load_codes(windows, own_windows * layout::threads / 4);
-    return own_windows;
+  /// Which of the windows a block shares with which others.
+  struct dealt_part {
+    int windows;  ///< of each thread, by number; none: windows are not dealt out
+    int parts, part;
+  };
+  /// The first of eight windows, from the number of one in a part on.
+  __device__ __forceinline__ static int window_of_part(const dealt_part& own, int number) {
+    return (number / chunk * own.parts + own.part) * chunk + number % chunk;
   }
-  /// Lists the block's part of windows and tiles, unless lists have no room for it, once all threads have read
-  /// sizes. \return whether it did.
-  __device__ __forceinline__ bool deal_windows(int own_windows) const {
-    if (own_windows == 0) return false;
+  /// Reads the sizes of a part's windows, unless there are too many. All threads take part; the warps' memory is not in
+  /// use yet.
+  __device__ __forceinline__ dealt_part load_sizes() const {
+    const int windows = group().counts->windows;
+    int parts = (windows + layout::dealt_windows - 1) / layout::dealt_windows;
+    while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
+    if (windows == 0 || parts > most_parts || this->parts() > 1 ||
+        reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
+      return {0, 1, 0};
+    const int chunks = (windows + parts * chunk - 1) / (parts * chunk);
+    const dealt_part own{(chunks * chunk + 8 * layout::threads - 1) / (8 * layout::threads) * 8,
+                         parts, share % parts};
+    load_codes(own, windows);
+    return own;
+  }
+  /// Lists the tiles of the block's share, once all threads have read sizes. \param turn of as many as lists need to
+  /// have room.
+  __device__ __forceinline__ void deal_windows(const dealt_part& own, int turn) const {
     const int thread = static_cast<int>(threadIdx.x);
-    const int first_window = thread * own_windows;
+    const int first_number = thread * own.windows;
     const auto* const own_codes =
-        this->template table_at<const std::uint32_t>(layout::window_codes) + first_window / 8;
+        this->template table_at<const std::uint32_t>(layout::window_codes) + first_number / 8;
     int own_cost = 0;
 #pragma unroll 1
-    for (int i = 0; i < own_windows / 8; ++i)
-      own_cost += cost_of_eight(own_codes[i], first_window + 8 * i);
+    for (int i = 0; i < own.windows / 8; ++i)
+      own_cost += cost_of_eight(own_codes[i], window_of_part(own, first_number + 8 * i));
     int before = own_cost;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -93,17 +106,20 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       sum += sums[i];
     }
     const float slope = base::problem.place.is_first ? 0.0f : first_more;
+    const int sharers = shares / own.parts, sharer = share / own.parts;
     const auto cut = [&](int i) {
-      const float x = static_cast<float>(i) / static_cast<float>(shares);
-      return i == shares ? sum : static_cast<int>(static_cast<float>(sum) * (x + slope * (x - x * x)));
+      const float x = static_cast<float>(i) / static_cast<float>(sharers);
+      return i == sharers ? sum
+                          : static_cast<int>(static_cast<float>(sum) * (x + slope * (x - x * x)));
     };
-    if (cut(1) >= most_cost) return false;
-    const int first = cut(share), end = cut(share + 1);
+    const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
+    const int first = share_end - share_cost + turn * most_cost;
+    const int end = min(first + most_cost, share_end);
     auto* const list = this->template table_at<dealt_window>(layout::dealt_list);
     if (before < end && before + own_cost > first)
 #pragma unroll 1
-      for (int i = 0; i < own_windows / 8 && before < end; ++i) {
-        const int window = first_window + 8 * i;
+      for (int i = 0; i < own.windows / 8 && before < end; ++i) {
+        const int window = window_of_part(own, first_number + 8 * i);
         const int after = before + cost_of_eight(own_codes[i], window);
         if (after > first)
           for_each_long(own_codes[i], window, [&](int long_window, int cost) {
@@ -116,10 +132,12 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     __syncthreads();
     for (int i = thread; i < *counter_of(base::dealt); i += layout::threads)
       list_part(list[i], first, end);
-    return true;
+    if (thread == 0) *counter_of(base::turns) = max(1, (share_cost + most_cost - 1) / most_cost);
   }
 
  private:
+  static constexpr int chunk = 64;  ///< neighbouring windows of a part
+  static constexpr int most_parts = 4;
   /// The code of a window: groups of 16 tokens behind its first one, in four bits, or so many that they are counted
   /// again.
   static constexpr std::uint32_t many_groups = 15;
@@ -152,13 +170,13 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const std::uint32_t even = codes & nibbles, odd = codes >> 4 & nibbles;
     const unsigned sum = __dp4a(even, even + threes, __dp4a(odd, odd + threes, 0u));
     return static_cast<int>(
-        tile_cost *
-        (sum + 2u * __popc((codes | codes >> 1 | codes >> 2 | codes >> 3) & ones)));
+        tile_cost * (sum + 2u * __popc((codes | codes >> 1 | codes >> 2 | codes >> 3) & ones)));
   }
-  /// Leaves the windows' codes, zeros behind the last. \param fours of windows.
-  __device__ __forceinline__ void load_codes(int windows, int fours) const {
+  /// Leaves the codes of a part's windows, zeros behind the last.
+  __device__ __forceinline__ void load_codes(const dealt_part& own, int windows) const {
     const std::int32_t* const offsets = group().offsets;
     auto* const codes = this->template table_at<std::uint16_t>(layout::window_codes);
+    const int fours = own.windows * layout::threads / 4;
     constexpr int batch = 8;  // loads that are under way together
 #pragma unroll 1
     for (int begin = static_cast<int>(threadIdx.x); begin < fours;
@@ -166,7 +184,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       int slots[batch][5];
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
-        const int window = 4 * (begin + i * layout::threads);
+        const int window = window_of_part(own, 4 * (begin + i * layout::threads));
         if (window + 4 <= windows) {
           const int4 four = *reinterpret_cast<const int4*>(offsets + window);
           slots[i][0] = four.x, slots[i][1] = four.y, slots[i][2] = four.z, slots[i][3] = four.w;
@@ -182,7 +200,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
         int code = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          code |= max(min((slots[i][j + 1] - slots[i][j] - 1) >> 4, int{many_groups}), 0) << (4 * j);
+          code |= max(min((slots[i][j + 1] - slots[i][j] - 1) >> 4, int{many_groups}), 0)
+                  << (4 * j);
         if (four < fours) codes[four] = static_cast<std::uint16_t>(code);
       }
     }

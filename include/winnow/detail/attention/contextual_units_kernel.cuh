@@ -152,16 +152,19 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     // Tables are read while the windows are.
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    const int own_windows = this->load_sizes();
+    auto dealt = this->load_sizes();
     this->load_tables();
     store_table_sums();
     clear_counters();
-    if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
+    if (threadIdx.x == 0) {
+      *counter_of(base::bad_rows) = 0;
+      *counter_of(base::turns) = this->parts();
+    }
     __syncthreads();
-    const int parts = this->parts();
-    const bool is_dealt = this->deal_windows(own_windows);
 #pragma unroll 1
     for (int part = 0;;) {
+      const bool is_dealt = dealt.windows > 0;
+      if (is_dealt) this->deal_windows(dealt, part);
       this->list_windows(part, windows, is_dealt);
       __syncthreads();
       // What some wait for is beside what others compute.
@@ -173,17 +176,20 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       __syncwarp();
       run_units();
       __syncthreads();
-      if (++part >= parts) break;
+      if (*counter_of(base::bad_rows) != 0) {
+        complete(part, is_dealt);
+        __syncthreads();
+      }
+      if (++part >= *counter_of(base::turns)) break;
       this->load_windows(part, windows);
+      dealt = this->load_sizes();
       clear_counters();
       __syncthreads();
     }
-    if (*counter_of(base::bad_rows) == 0) return;
-    complete(is_dealt);
   }
 
-  /// Computes rows again that came out with elements that are not finite.
-  __device__ __forceinline__ void complete(bool is_dealt) const {
+  /// Computes rows of a part again that came out with elements that are not finite.
+  __device__ __forceinline__ void complete(int part, bool is_dealt) const {
     const auto complete_rows_of = [&](int first, int end) {
       for (int row = first; row < end; ++row)
         for (int h = 0; h < heads; ++h) {
@@ -194,21 +200,18 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
         }
     };
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
-    const int parts = this->parts();
-    for (int part = 0; part < parts; ++part)
-      for (int round = 0; round < layout::rounds; ++round)
-        for (int lane = 0; lane < 32; ++lane) {
-          const std::int64_t slot = this->slot_of(part, round, lane);
-          if (slot >= assigned) continue;
-          const int first = static_cast<int>(slot);
-          const int2 window = bounds[first];
-          const int size = window.y - window.x;
-          if (is_dealt && size > layout::longest_short) continue;
-          if (size > layout::longest_short ? (first - window.x) % 16 == 0 : first == window.x)
-            complete_rows_of(first, min(first + 16, window.y));
-        }
+    for (int round = 0; round < layout::rounds; ++round)
+      for (int lane = 0; lane < 32; ++lane) {
+        const std::int64_t slot = this->slot_of(part, round, lane);
+        if (slot >= assigned) continue;
+        const int first = static_cast<int>(slot);
+        const int2 window = bounds[first];
+        const int size = window.y - window.x;
+        if (is_dealt && size > layout::longest_short) continue;
+        if (size > layout::longest_short ? (first - window.x) % 16 == 0 : first == window.x)
+          complete_rows_of(first, min(first + 16, window.y));
+      }
     if (!is_dealt) return;
-    // Lists are those of the only part.
     const int of_long = this->long_count(), count = of_long + this->tile_count();
     for (int i = warp; i < count; i += layout::warps) {
       const bool is_long = i < of_long;

@@ -43,7 +43,8 @@ struct contextual_units_plan
     next_tile,
     next_single,
     counters,
-    bad_rows = counters  ///< has some row an element that is not finite?
+    bad_rows = counters,  ///< has some row an element that is not finite?
+    turns  ///< of the block, which has a part of its slots in each, or of what it is dealt
   };
   static constexpr int tile_shift = 12, long_shift = 22;
   static_assert(layout::warps * layout::most_single < 1 << tile_shift &&

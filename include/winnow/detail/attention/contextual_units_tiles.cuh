@@ -133,7 +133,9 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ uint4& sixteen_cells_at(int h, int axis) const {
     return at<uint4>(layout::products + h * layout::products_bytes + axis * 512)[place.lane];
   }
-  __device__ __forceinline__ uint4& cells_left_at(int h) const { return sixteen_cells_at(h, 3); }
+  __device__ __forceinline__ uint4& cells_left_at(int h) const {
+    return sixteen_cells_at(h, 3);
+  }
   __device__ __forceinline__ uint2& eight_cells_at(int h) const {
     return at<uint2>(layout::products + h * layout::products_bytes + 4 * 512)[place.lane];
   }
@@ -203,7 +205,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       this->one_hot_rows(of_rows, axis, own);
       this->template multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
 #pragma unroll
-      for (int h = 0; h < heads; ++h) base::template add_axis<base::leaves>(own, products[h], axis, axis == 0, h, left, s[h]);
+      for (int h = 0; h < heads; ++h)
+        base::template add_axis<base::leaves>(own, products[h], axis, axis == 0, h, left, s[h]);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
