@@ -133,16 +133,16 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       for (int b = 0; b < 2; ++b) {
         const auto& left = keys_.left[h].a[0];
         multiply_16<T>(scores[h][b], (layout::keeps_queries ? state.q : loaded)[h].a[0],
-                       left[layout::only_right ? 2 * b : b], left[layout::only_right ? 2 * b + 1 : b + 2]);
+                       left[layout::only_right ? 2 * b : b],
+                       left[layout::only_right ? 2 * b + 1 : b + 2]);
       }
     std::uint32_t places[2][layout::axes];
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-        places[b][axis] = layout::marks_codes
-                              ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
-                              : position_twice(keys_.codes[b], axis);
+        places[b][axis] = layout::marks_codes ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
+                                              : position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
       return one_hot(places[b][word / cell_words], this->own_cells(word));
     };
@@ -203,25 +203,20 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
                                         const Meanwhile& meanwhile, float (&s)[heads][2][4],
                                         const radial_places& places, heads_state& state) const {
-    if (__builtin_expect(!interior, 0)) {
-      // Does row g + 8i attend to key j of this lane's two keys of block b? Bit 4i and the key's place behind the lane's
-      // first one, or 2i and that.
-      constexpr int first = layout::keeps_neighbours ? 4 : 2;
-      constexpr unsigned own = layout::keeps_neighbours ? 0xfu : 0x303u;
+    if (!interior) {
+      // Bit 8b + e: does the row attend to the key of element e of block b?
       const row_windows windows = windows_of();
       std::uint32_t attended = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        attended += (bits_from(max(windows.first[i] - first * place.t, 0)) &
-                     ~bits_from(max(windows.last[i] - first * place.t, 0)) & own)
-                    << (first * i);
+        attended += (bits_from(max(windows.first[i] - 2 * place.t, 0)) &
+                     ~bits_from(max(windows.last[i] - 2 * place.t, 0)) & 0x303u)
+                    << (2 * i);
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const bool attends =
-              (attended >> (layout::keeps_neighbours ? 4 * (e / 2) + 2 * b + e % 2 : 8 * b + e) &
-               1) != 0;
+          const bool attends = (attended >> (8 * b + e) & 1) != 0;
 #pragma unroll
           for (int h = 0; h < heads; ++h) s[h][b][e] = attends ? s[h][b][e] : -INFINITY;
         }
@@ -238,8 +233,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto raise = [&](int h) {
       head_state& own = state.of_head[h];
       float by[2];
-      if (own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack,
-                                 state.lag, by)) {
+      if (own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack, state.lag,
+                                 by)) {
         rescale_head(by, own);
         if constexpr (Radial) shift_radials(h, by);
       }
@@ -255,7 +250,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
-      if (__builtin_expect(__any_sync(0xffffffffu, exceeds), 0)) {
+      if (__any_sync(0xffffffffu, exceeds)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
         for (int h = 0; h < heads; ++h) find_rows(h);
@@ -304,8 +299,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         pairs[b][axis] =
             layout::marks_codes
                 ? marked_pair(codes.x, codes.y, axis)
-                : (__byte_perm(codes.x, codes.y,
-                               0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
+                : (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
                    0x00ff00ffu) |
                       0x64006400u;
     }
@@ -355,8 +349,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       if (by[i] >= 1.0f) continue;
       const int shift = min(127 - static_cast<int>(__float_as_uint(by[i]) >> 23), 31);
       const std::uint32_t half_unit = (1u << shift) >> 1;
-      auto* sums = radial_sums() + i * (layout::radial_row(8) / 4) +
-                   h * (layout::radial_sums_bytes / 4);
+      auto* sums = radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows;
 #pragma unroll
       for (int r = 4 * place.t; r < tile_rows; r += 16) {
         auto& four = *reinterpret_cast<uint4*>(sums + r);
@@ -386,31 +379,18 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     for (int word = 0; word < words; ++word)
       multiply_add_16<half>(own.cells[word], weights.a, columns.low[word], columns.high[word]);
   }
-  /// And by radial rows. Additions to the same word come one after the other, and of neighbouring keys two of three
-  /// have the same radial row: then the first one's weight goes with the second one's, and to a spare word, as a branch
-  /// would cost more.
+  /// And by radial rows.
   template <int H>
   __device__ __forceinline__ void add_radials(const float (&p)[2][4], const radial_places& places,
-                                              const heads_state& state) const {
-    const auto add_row = [&](auto row_constant) {
-      constexpr int i = decltype(row_constant)::value;
-      constexpr int behind = H * layout::radial_sums_bytes + i * layout::radial_row(8);
-      std::uint32_t carried = 0;
+                                              std::uint32_t units) const {
+    constexpr int behind = H * layout::radial_sums_bytes;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const std::uint32_t own = places.row[k / 2][k % 2][i];
-        const std::uint32_t sum = count(p[k / 2][2 * i + k % 2], state.units) + carried;
-        if (layout::keeps_neighbours && k < 3) {
-          const bool goes_on = own == places.row[(k + 1) / 2][(k + 1) % 2][i];
-          add_radial<behind>(goes_on ? state.spare[i] : own, sum);
-          carried = goes_on ? sum : 0u;
-        } else {
-          add_radial<behind>(own, sum);
-        }
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        add_radial<behind>(places.row[b][j][0], count(p[b][j], units));
+        add_radial<behind + layout::radial_row(8)>(places.row[b][j][1], count(p[b][2 + j], units));
       }
-    };
-    add_row(std::integral_constant<int, 0>());
-    add_row(std::integral_constant<int, 1>());
   }
   /// A head's sums of weights.
   template <int H>
@@ -421,7 +401,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     if constexpr (!layout::loads_early) load_value(slot, H, values);
     add_values(s, values.rows[H], own);
     add_cells(s, columns, own);
-    if constexpr (Radial) add_radials<H>(s, places, state);
+    if constexpr (Radial) add_radials<H>(s, places, state.units);
   }
 
   // --- The end of 16 rows -------------------------------------------------------------------------
@@ -459,10 +439,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
             for (int word = 0; word < row_words; ++word) {
               const uint2 sums =
                   *reinterpret_cast<const uint2*>(radial_sums() + i * (layout::radial_row(8) / 4) +
-                                                  h * (layout::radial_sums_bytes / 4) + 8 * word +
-                                                  2 * place.t);
-              w[i][word] =
-                  pack<T>(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit);
+                                                  h * tile_rows + 8 * word + 2 * place.t);
+              w[i][word] = pack<T>(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit);
             }
           } else {
             std::uint32_t cells[cell_words];

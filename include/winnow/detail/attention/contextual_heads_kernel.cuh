@@ -164,8 +164,8 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
   /// the products that it may run beside, and cost each copy a few instructions.
   __device__ __forceinline__ void request_keys(const request_place& next) const {
     const bool active = next.row < assigned;
-    const int target = layout::tiles_at(next.slot) +
-                       place.t / 2 * 2 * layout::tile_bytes + quarter();
+    const int target =
+        layout::tiles_at(next.slot) + place.t / 2 * 2 * layout::tile_bytes + quarter();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool valid = next.key + place.g + 8 * i < next.end && has_quarter();

@@ -37,17 +37,15 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
   ///
   /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
-  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁴, as the error of
-  /// rounding grows with the number of keys. From 2¹⁸ keys on units are larger.
+  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁵, as the error of
+  /// rounding grows with the number of keys. From 2¹⁷ keys on units are larger.
   struct weight_range {
     float slack, lag;  ///< of `scaled_softmax_state`
   };
-  static constexpr int unit_bits = 9, most_longer_bits = 4, sum_bits = 32, short_bits = 8;
+  static constexpr int unit_bits = 9, most_longer_bits = 5, sum_bits = 32, short_bits = 8;
   static constexpr int no_slack_bits = sum_bits - 1 - unit_bits - most_longer_bits;
   /// The bits of n - 1.
-  static __device__ __forceinline__ int bits_of(int n) {
-    return 32 - __clz(n - 1);
-  }
+  static __device__ __forceinline__ int bits_of(int n) { return 32 - __clz(n - 1); }
   /// \param longest keys of a row.
   static __device__ __forceinline__ weight_range range_of(int longest) {
     const int bits = max(bits_of(longest), short_bits);
@@ -85,11 +83,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
-    float slack, lag;         ///< of the tile's rows
-    float inverse_factor;     ///< 1 over what makes logits count in base 2
-    std::uint32_t units;      ///< of a weight of 1, in radial sums
-    std::uint32_t spare[2];   ///< addresses of words that nobody reads, as of rows g and g + 8
-    std::uint32_t first_cell; ///< that this lane compares keys' positions with, twice
+    float slack, lag;          ///< of the tile's rows
+    float inverse_factor;      ///< 1 over what makes logits count in base 2
+    std::uint32_t units;       ///< of a weight of 1, in radial sums
+    std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
   };
 
   /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
@@ -140,14 +137,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
       state.radial = in_register(layout::scratch + this->scratch_of_warp() +
                                  layout::radial_row(place.g) + 4 * state.length);
-      if constexpr (layout::keeps_neighbours)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          state.spare[i] =
-              this->shared + static_cast<std::uint32_t>(layout::spare + 4 * place.lane -
-                                                        i * layout::radial_row(8));
-      state.most_steps = static_cast<int>(
-          kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
+      state.most_steps =
+          static_cast<int>(kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
 #pragma unroll
       for (int j = 0; j < 2; ++j)

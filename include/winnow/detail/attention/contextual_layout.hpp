@@ -267,8 +267,8 @@ struct contextual_heads_layout {
   WINNOW_HOST_DEVICE static constexpr int products_at(int) { return key_products; }
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile; }
   static constexpr bool keeps_queries = false;  ///< in registers
-  static constexpr bool only_right = false, marks_codes = false, keeps_neighbours = false;
-  static constexpr bool loads_early = false;    ///< are there registers for V before weights?
+  static constexpr bool only_right = false, marks_codes = false;
+  static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
   static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
   static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;

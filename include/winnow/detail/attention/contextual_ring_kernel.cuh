@@ -67,8 +67,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
     uint4 pairs[heads][layout::product_pairs];
   };
   __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
-    const auto* products =
-        at<const uint4>(slot) + 4 * layout::cell_place(place.g) + place.t;
+    const auto* products = at<const uint4>(slot) + place.lane;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -138,8 +137,10 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       typename base::radial_pairs pairs[2];
       key_cells cells;
       if constexpr (Radial) {
-        this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot, pairs[0], places);
-        this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot, pairs[1], places);
+        this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot,
+                                          pairs[0], places);
+        this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot,
+                                          pairs[1], places);
       }
       load_cells(cursor.slot, cells);
       this->score_heads(state, tile, own_keys, s);
@@ -162,8 +163,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
             return windows;
           },
           // What is left of the piece is in registers.
-          [&] { release(cursor.slot + layout::empty); },
-          s, places, state);
+          [&] { release(cursor.slot + layout::empty); }, s, places, state);
       cursor.step();
     }
     bool bad = false;

@@ -94,8 +94,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   /// From a token's part of a row to the next one's. A lane's own register, as products with uniform ones need more
   /// instructions.
   static __device__ __forceinline__ std::int32_t token_bytes(const row_view& view) {
-    return static_cast<std::int32_t>(kept_by_lanes(
-        static_cast<std::uint32_t>(view.token_stride * std::int64_t{sizeof(T)})));
+    return static_cast<std::int32_t>(
+        kept_by_lanes(static_cast<std::uint32_t>(view.token_stride * std::int64_t{sizeof(T)})));
   }
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
@@ -171,8 +171,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
-          order + static_cast<std::uint32_t>(
-                      min(next.key + layout::key_of(own_key() + 8 * i), next.end - 1)));
+          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
     if (next.first == 0) return;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i)
@@ -204,8 +203,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
                                                int slot) const {
     if (next.row < assigned) {
-      const std::uint32_t target =
-          address(layout::tiles_at(slot) + own_part());
+      const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
       // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
       const T* sources[4];
 #pragma unroll
@@ -222,11 +220,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
           "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
           "n"(layout::tile_bytes + 8 * layout::row_bytes)
           : "memory");
-      const auto key = static_cast<std::uint32_t>(
-          min(next.key + layout::key_of(place.lane % keys), next.end - 1));
-      copy_async_if<4>(true,
-                       address(slot + layout::key_code + 4 * place.lane),
-                       own_array + key, true);
+      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
+      copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
+                       true);
     }
     commit_copies();
   }
@@ -272,37 +268,21 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Products with Tk of the keys in a slot. \param keys_slot where K is.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
-    // Lanes' keys, g and g + 8 among rows of a product, are these and the eighth ones after them.
-    const int key = layout::stored_key(place.g);
-    key_group own;
-    {
-      const int row = place.lane / 8 % 2 * 8 + layout::stored_key(place.lane % 8);
-      const int chunk = (place.lane / 16 ^ row >> 2) % 2 * 16;
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
-        load_matrices(own.left[h].a[0], address(layout::tiles_at(keys_slot) +
-                                                2 * h * layout::tile_bytes +
-                                                row * layout::row_bytes + chunk));
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        own.codes[i] = at<const std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i];
-    }
+    const key_group own = this->load_group(keys_slot);
     const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
-      this->template multiply_radials<false>(tables, own.left,
-                                             at<std::byte>(layout::products_at(slot)) +
-                                                 key * layout::key_stride,
-                                             8 * layout::key_stride);
+      this->template multiply_radials<false>(
+          tables, own.left, at<std::byte>(layout::products_at(slot)) + place.g * layout::key_stride,
+          8 * layout::key_stride);
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        at<std::uint32_t>(layout::codes_at(keys_slot))[key + 8 * i] =
+        at<std::uint32_t>(layout::codes_at(keys_slot))[place.g + 8 * i] =
             own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
-    auto* target =
-at<uint4>(slot) + 4 * layout::cell_place(key) + place.t;
+    auto* target = at<uint4>(slot) + place.lane;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       std::uint32_t products[2][words];

@@ -28,13 +28,8 @@ struct contextual_ring_layout {
   static constexpr int rows = 16;              ///< of a tile
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
-  static constexpr bool only_right = true;    ///< are keys but right factors where rows are?
-  static constexpr bool marks_codes = true;   ///< have keys' positions a `position_mark`?
-  /// Has a lane four neighbouring keys? Row 8b + 2t + j of a group is key 4t + 2b + j.
-  static constexpr bool keeps_neighbours = true;
-  WINNOW_HOST_DEVICE static constexpr int key_of(int row) {
-    return row % 8 / 2 * 4 + row / 8 * 2 + row % 2;
-  }
+  static constexpr bool only_right = true;     ///< are keys but right factors where rows are?
+  static constexpr bool marks_codes = true;    ///< have keys' positions a `position_mark`?
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
@@ -62,13 +57,8 @@ struct contextual_ring_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = warp_layout::radial_element;
   static constexpr int radial_bytes = warp_layout::radial_bytes;
-  /// What readers look up of every other key starts in different banks. So does what is stored of keys, two words at a
-  /// time, as lanes take every other key first.
-  static constexpr int key_stride = radial_bytes + 16;
-  WINNOW_HOST_DEVICE static constexpr int stored_key(int g) { return g % 4 * 2 + g / 4; }
-  /// Where a key's products by cell are among eight keys'. Two keys that are stored at the same time, or read, fill all
-  /// banks.
-  WINNOW_HOST_DEVICE static constexpr int cell_place(int key) { return key ^ (key >> 1 & 1); }
+  /// Eight keys start in different banks, also where two words are stored at a time.
+  static constexpr int key_stride = radial_bytes + 32;
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
   static constexpr int radial_stride = warp_layout::radial_stride;
@@ -109,15 +99,13 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
   static constexpr int scratch = products + slots * slot_bytes;  // of readers
   static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
-  /// Words that all lanes add to and nobody reads, of both heads.
-  static constexpr int spare = scratch + readers * scratch_bytes;  // uint32 [32] [2], the latter radial_sums_bytes behind
-  static constexpr int rows_empty = spare + 128 + radial_sums_bytes;    // barriers [teams][passes]
+  static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
-  static constexpr int next_pass = query_empty + 8 * teams;            // int
-  static constexpr int bad = next_pass + 4;                            // int
-  static constexpr int listed = bad + 4;                               // int, passes in the list
-  static constexpr int most_listed = 256;                              ///< of a block
-  static constexpr int pass_order = listed + 4;                        // uint16 [most_listed]
+  static constexpr int next_pass = query_empty + 8 * teams;             // int
+  static constexpr int bad = next_pass + 4;                             // int
+  static constexpr int listed = bad + 4;                                // int, passes in the list
+  static constexpr int most_listed = 256;                               ///< of a block
+  static constexpr int pass_order = listed + 4;                         // uint16 [most_listed]
   static constexpr std::size_t bytes = pass_order + 2 * most_listed + 4;
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
