@@ -134,17 +134,15 @@ struct contextual_window_layout {
   /// same token only those meet in a bank whose rows are the same modulo four. Bytes from a radial row to the next one:
   static constexpr bool by_radial_row = Radial && Long;
   static constexpr int radial_step = by_radial_row ? 4 * 8 : 4;
-  static constexpr int key_radial_step = by_radial_row ? 2 * 16 : 2;
   /// From one query to the next one, and to the eighth.
   static constexpr int query_step = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int half_step = by_radial_row ? tile_rows * radial_step : 8 * query_step;
-  /// Of keys 2t + c + 8n, from t, c and n to the next one: sums of dS, and products.
+  /// Of keys 2t + c + 8n, from t, c and n to the next one.
   static constexpr int sum_of_t = by_radial_row ? 4 : 2 * query_step;
   static constexpr int sum_of_c = by_radial_row ? half_step : query_step;
   static constexpr int sum_of_n = by_radial_row ? 16 : 8 * query_step;
-  static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
-  static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
-  static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
+  /// Products of keys are by key.
+  static constexpr int key_product_bytes = 2 * radial_stride;
   static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
 
   static constexpr int magnitudes = 0;                    // uint32 [tiles]
@@ -175,8 +173,7 @@ struct contextual_window_layout {
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
-  static constexpr int key_radial_bytes =
-      by_radial_row ? tile_rows * key_radial_step : Radial ? 2 * product_of_n : 0;
+  static constexpr int key_radial_bytes = Radial ? 16 * key_product_bytes : 0;
   /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
   static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
   static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;
