@@ -143,7 +143,7 @@ struct contextual_window_layout {
   static constexpr int sum_of_n = by_radial_row ? 16 : 8 * query_step;
   /// Products of keys are by key.
   static constexpr int key_product_bytes = 2 * radial_stride;
-  static constexpr int sum_bytes = 3 * tile_rows * 2;        ///< of a row, by table row
+  static constexpr int sum_bytes = 3 * tile_rows * 2;  ///< of a row, by table row
 
   static constexpr int magnitudes = 0;                    // uint32 [tiles]
   static constexpr int deltas = 64;                       // float [tiles][16]
@@ -162,8 +162,10 @@ struct contextual_window_layout {
   static constexpr int next_window = whole_windows + 16;
   static constexpr int probes = next_window + 48;
   static constexpr int next_turn = probes + 8 * 32;  // 32 bytes
-  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;  // T [q, k, v][3 · tile_rows]
-  static constexpr int rows = tables + 3 * table_bytes;              // T [q, k, dO][tiles][16]
+  /// T [q, k, v][3 · tile_rows].
+  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;
+  /// T [q, k, dO][tiles][16], k elsewhere where keys are together.
+  static constexpr int rows = tables + 3 * table_bytes;
   static constexpr int regions =  // of each tile:
       rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
 
@@ -178,15 +180,16 @@ struct contextual_window_layout {
   static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
   static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;
   /// Long windows: first what belongs to queries, which stay for several chunks of keys.
-  static constexpr int query_bytes =
-      pieces_bytes + (own_cells ? 2 * cells_bytes : 0) + query_radial_bytes +
-      gradient_sum_bytes + weight_sum_bytes;
+  static constexpr int query_bytes = pieces_bytes + (own_cells ? 2 * cells_bytes : 0) +
+                                     query_radial_bytes + gradient_sum_bytes + weight_sum_bytes;
 
   static constexpr int key_rows =  // [16][cell_bytes]: one-hot cells, Gk, k and v
       keys_together ? query_bytes + gradient_sum_bytes + key_radial_bytes : 0;
   static constexpr int k = key_rows + 2 * axes_bytes;
   static constexpr int values =  // T [16]: v
-      keys_together ? k + row_bytes : Long ? query_bytes : 0;
+      keys_together ? k + row_bytes
+      : Long        ? query_bytes
+                    : 0;
   static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
       keys_together ? key_rows : values + tile_bytes;
   static constexpr int key_cells =  // half [16][cell_bytes]: Gk
@@ -199,12 +202,15 @@ struct contextual_window_layout {
       value_cells + (own_cells ? cells_bytes : 0);
   static constexpr int query_end = query_radial + query_radial_bytes;
   static constexpr int key_radial =  // half
-      keys_together ? query_bytes + gradient_sum_bytes : Long ? keys_end : query_end;
+      keys_together ? query_bytes + gradient_sum_bytes
+      : Long        ? keys_end
+                    : query_end;
   static constexpr int key_end =
       keys_together ? key_rows + cells_bytes : key_radial + key_radial_bytes;
   static constexpr int radial_sums = Long ? query_end : key_end;  // int32: dS of rows,
-  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;    // P, of long windows uint16 by rows g and
-  static constexpr int column_sums = weight_sums + weight_sum_bytes;      // g + 8, dS of columns
+  /// P; in long windows uint16 of rows g and g + 8.
+  static constexpr int weight_sums = radial_sums + gradient_sum_bytes;
+  static constexpr int column_sums = weight_sums + weight_sum_bytes;  // dS of columns
   /// When the pieces are done, their memory takes the sums by table row, of dTq, dTv and dTk. As with
   /// rows, 16 bytes change places in every other four.
   static constexpr int sums_bytes = 16 * sum_bytes;
@@ -216,7 +222,8 @@ struct contextual_window_layout {
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
+  /// O of long windows' queries, T [tiles][16].
+  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);

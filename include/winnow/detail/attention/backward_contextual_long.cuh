@@ -61,12 +61,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   using base::store_queries;
   using base::store_sums;
   using base::take;
-  using base::take_keys;
   using base::take_key_gradients;
+  using base::take_keys;
   using base::take_query_gradients;
-  using base::take_weights;
   using base::take_rows;
   using base::take_tokens;
+  using base::take_weights;
   using base::takes_part;
   using base::tiles;
   using base::warp;

@@ -94,8 +94,7 @@ struct contextual_window_block {
   }
   /// Of q, k or dO.
   __device__ __forceinline__ std::byte* rows_of_tile(int which, int tile) const {
-    if (layout::keys_together && which == keys)
-      return region(tile) + layout::k;
+    if (layout::keys_together && which == keys) return region(tile) + layout::k;
     const int number = layout::keys_together ? which / 2 : which;
     return memory + layout::rows + (number * tiles + tile) * layout::tile_bytes;
   }

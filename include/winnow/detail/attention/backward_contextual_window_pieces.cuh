@@ -36,11 +36,11 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::length;
   using base::look_up_radial;
   using base::memory;
+  using base::of_tile;
   using base::place;
   using base::problem;
   using base::queries;
   using base::region;
-  using base::of_tile;
   using base::right_offset;
   using base::rows_of_tile;
   using base::slot_at;
@@ -300,8 +300,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
                                                       int j, int next, int held, float lower,
                                                       const key_places& keys_of_lane,
-                                                      float2 (&radii)[2],
-                                                      query_state& state, query_sums& sums) const {
+                                                      float2 (&radii)[2], query_state& state,
+                                                      query_sums& sums) const {
     const std::byte* other = region(j);
     const std::uint32_t right = of_tile(keys_of_lane.right, j);
     const std::uint32_t turned = of_tile(keys_of_lane.turned, j);
@@ -384,8 +384,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
+      for (int e = 0; e < 4; ++e) p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
     [[maybe_unused]] std::uint32_t turned_k[4], turned_hot[words / 2][4];
     if constexpr (layout::keys_together) {
       // Before additions to sums by radial row are in the queue of shared memory.

@@ -45,8 +45,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   using base::length;
   using base::place;
   using base::region;
-  using base::short_weight_points;
   using base::right_cells;
+  using base::short_weight_points;
   using base::turned_cells;
   using base::warp;
   using base::weight_base;
@@ -73,13 +73,14 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   [[nodiscard]] __device__ __forceinline__ key_places places_of_keys() const {
     const std::uint32_t tile = shared_address(region(0));
     const auto in_tile = [&](int offset) { return tile + static_cast<std::uint32_t>(offset); };
-    return {in_tile(right_cells), in_tile(turned_cells),
-            shared_address(at<float>(layout::radius) + 2 * place.t),
-            in_tile(layout::key_radial + 2 * place.t * layout::key_product_bytes + 2 * length),
-            in_tile(layout::column_sums + place.t * layout::sum_of_t -
-                    place.g * layout::query_step) -
-                shared_address(region(warp) + layout::query_radial),
-            __int_as_float(in_register(__float_as_int(group.inverse_a)))};
+    return {
+        in_tile(right_cells),
+        in_tile(turned_cells),
+        shared_address(at<float>(layout::radius) + 2 * place.t),
+        in_tile(layout::key_radial + 2 * place.t * layout::key_product_bytes + 2 * length),
+        in_tile(layout::column_sums + place.t * layout::sum_of_t - place.g * layout::query_step) -
+            shared_address(region(warp) + layout::query_radial),
+        __int_as_float(in_register(__float_as_int(group.inverse_a)))};
   }
   [[nodiscard]] static __device__ __forceinline__ std::uint32_t of_tile(std::uint32_t place_of_key,
                                                                         int j) {
@@ -103,8 +104,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
                                                  const key_places& keys_of_lane,
                                                  const float2 (&radii)[2], radial_places& places,
-                                                 float (&p)[2][4],
-                                                 float (&ds)[2][4]) const {
+                                                 float (&p)[2][4], float (&ds)[2][4]) const {
     const std::uint32_t of_rows =
         shared_address(region(warp) + layout::query_radial) +
         static_cast<std::uint32_t>(place.g * layout::query_step + length * layout::radial_step);
@@ -136,8 +136,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// Sums a piece up by radial row, for its rows and its columns. Integers have the same sum in every
   /// order.
   __device__ __forceinline__ void sum_radial(int j, const key_places& keys_of_lane,
-                                             const radial_places& places,
-                                             const float (&p)[2][4],
+                                             const radial_places& places, const float (&p)[2][4],
                                              const float (&ds)[2][4]) const {
     constexpr int gradients = layout::radial_sums - layout::query_radial;
     constexpr int weights = layout::weight_sums - layout::query_radial;

@@ -142,8 +142,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       const auto high = *reinterpret_cast<const std::uint32_t*>(sum + 4 * layout::radial_step);
       rows[0][w] = pack<T>(static_cast<float>(low & 0xffffu) * unit,
                            static_cast<float>(high & 0xffffu) * unit);
-      rows[1][w] = pack<T>(static_cast<float>(low >> 16) * unit,
-                           static_cast<float>(high >> 16) * unit);
+      rows[1][w] =
+          pack<T>(static_cast<float>(low >> 16) * unit, static_cast<float>(high >> 16) * unit);
     }
   }
   /// sum += rows · table.
@@ -245,9 +245,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        product[n][e] =
-            chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
-                        : sums_of_chains[0][n][e];
+        product[n][e] = chains == 2 ? sums_of_chains[0][n][e] + sums_of_chains[chains - 1][n][e]
+                                    : sums_of_chains[0][n][e];
   }
   __device__ __forceinline__ void add_rows(int which, int block, float by,
                                            const float (&product)[2][4]) const {
@@ -352,8 +351,8 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                                              unsigned skip) const {
     const int row = place.lane / 2;
     const int column = place.lane % 2 * width;
-    const bool wanted = view.data != nullptr && token >= 0 && (skip >> row & 1u) == 0 &&
-                        column < problem.head_dim;
+    const bool wanted =
+        view.data != nullptr && token >= 0 && (skip >> row & 1u) == 0 && column < problem.head_dim;
     if (wanted)
       *reinterpret_cast<uint4*>(row_of_head(view, token) + column) =
           *reinterpret_cast<const uint4*>(staged_rows(which) + row * layout::cell_bytes +
@@ -388,8 +387,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // NaN with any NaN or infinity.
-      const float probe =
-          (sum[0][2 * i] + sum[0][2 * i + 1]) + (sum[1][2 * i] + sum[1][2 * i + 1]);
+      const float probe = (sum[0][2 * i] + sum[0][2 * i + 1]) + (sum[1][2 * i] + sum[1][2 * i + 1]);
       broken[i] = !(probe * 0.0f == 0.0f) && tokens[i] >= 0;
     }
     if (!__any_sync(all_lanes, broken[0] || broken[1])) return 0;
@@ -426,10 +424,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   __device__ __forceinline__ void store_keys(const Tile& tile, const tile_tokens& rows,
                                              float by_key, float by_value, const float (&dk)[2][4],
                                              const float (&dv)[2][4]) const {
-    const float both[2][4] = {{dk[0][0] + dv[0][0], dk[0][1] + dv[0][1], dk[0][2] + dv[0][2],
-                               dk[0][3] + dv[0][3]},
-                              {dk[1][0] + dv[1][0], dk[1][1] + dv[1][1], dk[1][2] + dv[1][2],
-                               dk[1][3] + dv[1][3]}};
+    const float both[2][4] = {
+        {dk[0][0] + dv[0][0], dk[0][1] + dv[0][1], dk[0][2] + dv[0][2], dk[0][3] + dv[0][3]},
+        {dk[1][0] + dv[1][0], dk[1][1] + dv[1][1], dk[1][2] + dv[1][2], dk[1][3] + dv[1][3]}};
     std::int32_t tokens[2];
     tokens_of(rows, tokens);
     const unsigned broken = broken_rows(both, tokens);

@@ -61,8 +61,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
                                                           const tile_tokens& rows) const {
     const int column = place.lane % 2 * width;
     static_assert(!Long);
-    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim)
-      return {0, 0, 0, 0};
+    if (now.width <= 1 || rows.copied < 0 || column >= problem.head_dim) return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(row_of_head(problem.out, rows.copied) + column);
   }
   /// delta = dO·O of the tile's rows, for windows of several pieces.

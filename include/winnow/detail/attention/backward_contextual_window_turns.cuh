@@ -56,14 +56,18 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     int widest = 0;  ///< the largest width of all tiles
     int number = 0;  ///< of short windows' turn
     // Of long windows:
-    int first = 0;                                         ///< slot of the tile's first row
-    int key_rows = 0;                                      ///< of all tiles of keys
-    int first_key = 0, key_count = 0;                      ///< this warp's keys
-    int chunk = 0;                                         ///< of keys
-    unsigned ends = 15;                                    ///< in one register:
+    int first = 0;                     ///< slot of the tile's first row
+    int key_rows = 0;                  ///< of all tiles of keys
+    int first_key = 0, key_count = 0;  ///< this warp's keys
+    int chunk = 0;                     ///< of keys
+    unsigned ends = 15;                ///< in one register:
     /// Among the turns of these queries, or keys.
-    [[nodiscard]] __device__ __forceinline__ bool first_of_queries() const { return (ends & 1) != 0; }
-    [[nodiscard]] __device__ __forceinline__ bool last_of_queries() const { return (ends & 2) != 0; }
+    [[nodiscard]] __device__ __forceinline__ bool first_of_queries() const {
+      return (ends & 1) != 0;
+    }
+    [[nodiscard]] __device__ __forceinline__ bool last_of_queries() const {
+      return (ends & 2) != 0;
+    }
     [[nodiscard]] __device__ __forceinline__ bool first_of_keys() const { return (ends & 4) != 0; }
     [[nodiscard]] __device__ __forceinline__ bool last_of_keys() const { return (ends & 8) != 0; }
   };
@@ -228,7 +232,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
 
   /// What a warp knows of its rows before they are there.
   struct tile_tokens {
-    std::int32_t copied;    ///< the token whose row this lane copies half of; -1: none
+    std::int32_t copied;               ///< the token whose row this lane copies half of; -1: none
     std::int32_t token[Long ? 1 : 2];  ///< of short windows' rows g and g + 8; see `tokens_of`
     std::uint32_t code[2];             ///< of rows g and g + 8
     /// Columns of their windows, from the first row of tile `base` on: the first in the lower half, how many
@@ -315,8 +319,7 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
                                             std::int32_t token) const {
     const int column = place.lane % 2 * width;
     const bool there = token >= 0 && column < problem.head_dim;
-    copy_async(target,
-               row_of_head(view, max(token, 0)) + (there ? column : 0), there);
+    copy_async(target, row_of_head(view, max(token, 0)) + (there ? column : 0), there);
   }
 };
 
