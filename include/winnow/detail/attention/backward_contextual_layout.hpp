@@ -123,12 +123,12 @@ struct contextual_window_layout {
   static constexpr int cell_axes = Radial ? 2 : 3;
   /// Of a token's one-hot cells, or of its products by cell, in half.
   static constexpr int axes_bytes = cell_axes * tile_cells * 2;
-  /// With the radial axis a long window's keys have all that pieces load in one row, products, k and v: so a piece
-  /// computes fewer addresses. One-hot cells are made from codes instead, as shared memory is what pieces wait for.
+  /// With the radial axis a long window's keys have all that pieces load in one row: one-hot cells, products, k and
+  /// v. So a piece computes fewer addresses, for which there are no registers.
   static constexpr bool keys_together = Radial && Long;
   /// From row to row: eight rows lie in different banks.
   static constexpr int cell_bytes =
-      axes_bytes + (keys_together ? 2 * row_bytes : 0) + (Radial ? 16 : 0);
+      keys_together ? 2 * axes_bytes + 2 * row_bytes + 16 : axes_bytes + (Radial ? 16 : 0);
   static constexpr int radial_stride = tile_rows + 2;
   /// What short windows have by token and radial row, long ones have by radial row and token: of four lanes with the
   /// same token only those meet in a bank whose rows are the same modulo four. Bytes from a radial row to the next one:
@@ -183,16 +183,17 @@ struct contextual_window_layout {
   static constexpr int query_bytes = pieces_bytes + (own_cells ? 2 * cells_bytes : 0) +
                                      query_radial_bytes + gradient_sum_bytes + weight_sum_bytes;
 
-  static constexpr int key_rows =  // [16][cell_bytes]: Gk, k and v
+  static constexpr int key_rows =  // [16][cell_bytes]: one-hot cells, Gk, k and v
       keys_together ? query_bytes + gradient_sum_bytes + key_radial_bytes : 0;
-  static constexpr int k = key_rows + axes_bytes;
+  static constexpr int k = key_rows + 2 * axes_bytes;
   static constexpr int values =  // T [16]: v
       keys_together ? k + row_bytes
       : Long        ? query_bytes
                     : 0;
-  static constexpr int hot = values + tile_bytes;  // half [16][cell_bytes]: one-hot cells, not of keys together
-  static constexpr int key_cells =                 // half [16][cell_bytes]: Gk
-      keys_together ? key_rows : hot + cells_bytes;
+  static constexpr int hot =  // half [16][cell_bytes]: one-hot cells
+      keys_together ? key_rows : values + tile_bytes;
+  static constexpr int key_cells =  // half [16][cell_bytes]: Gk
+      keys_together ? key_rows + axes_bytes : hot + cells_bytes;
   static constexpr int keys_end = keys_together ? key_rows : key_cells + cells_bytes;
   static constexpr int pieces = Long ? 0 : keys_end;  // [held_pieces][dS, P][piece_bytes]
   static constexpr int query_cells = pieces + pieces_bytes;
@@ -223,9 +224,7 @@ struct contextual_window_layout {
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
   /// O of long windows' queries, T [tiles][16].
   static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
-  /// Cells of keys together, uint32 [tiles][16].
-  static constexpr int key_codes = outs + (Long ? tiles * tile_bytes : 0);
-  static constexpr std::size_t bytes = key_codes + (keys_together ? 4 * 16 * tiles : 0);
+  static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);
   static_assert(sums_of_keys + sums_bytes <= region_bytes && query_radial <= region_bytes);

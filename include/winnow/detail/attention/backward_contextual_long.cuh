@@ -112,12 +112,12 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
                                               query_state& state, query_sums& sums) const {
     const key_places places = base::places_of_keys();
     int j = warp < now.width ? warp : warp - now.width;
-    typename base::key_tokens tokens;
-    if constexpr (Radial) base::load_keys(places, j, tokens);
+    float2 radii[2];
+    if constexpr (Radial) base::load_radii(places, j, radii);
 #pragma unroll 1
     for (int held = 0; held < now.width; ++held) {
       const int next = j + 1 < now.width ? j + 1 : 0;
-      differentiate_piece(now, rows, j, next, held, lower, places, tokens, state, sums);
+      differentiate_piece(now, rows, j, next, held, lower, places, radii, state, sums);
       j = next;
     }
   }

@@ -195,10 +195,10 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       clear_queries(sums);
       const int last = now.base + now.width - 1;
       const auto places = base::places_of_keys();
-      typename base::key_tokens tokens;
+      float2 radii[2];
 #pragma unroll 1
       for (int j = now.base; j <= last; ++j)
-        differentiate_piece(now, rows, j, j, j, scale.down, places, tokens, state, sums);
+        differentiate_piece(now, rows, j, j, j, scale.down, places, radii, state, sums);
       take_queries(sums);
     }
     meet_tiles(now);

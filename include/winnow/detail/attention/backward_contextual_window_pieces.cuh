@@ -52,7 +52,6 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   using base::weight_unit;
   using base::words;
   using typename base::key_places;
-  using typename base::key_tokens;
   using typename base::layout;
   using typename base::radial_places;
   using typename base::tile_tokens;
@@ -210,7 +209,16 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       multiply_add_16<half>(sums[words - 1], weights, e[0], e[1]);
     }
   }
-  /// The same of two weights.
+  /// The same of two weights, words w and w + 1.
+  static __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
+                                                   const std::uint32_t (&second)[4],
+                                                   const std::uint32_t (&hot)[4],
+                                                   float (&sums)[2][words][4], int w) {
+    multiply_add_16<half>(sums[0][w], first, hot[0], hot[1]);
+    multiply_add_16<half>(sums[1][w], second, hot[0], hot[1]);
+    multiply_add_16<half>(sums[0][w + 1], first, hot[2], hot[3]);
+    multiply_add_16<half>(sums[1][w + 1], second, hot[2], hot[3]);
+  }
   __device__ __forceinline__ void add_cells(const std::uint32_t (&first)[4],
                                             const std::uint32_t (&second)[4], std::uint32_t hot,
                                             float (&sums)[2][words][4]) const {
@@ -218,10 +226,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     for (int w = 0; w + 1 < words; w += 2) {
       std::uint32_t e[4];
       load_matrices_transposed(e, hot + 16 * w);
-      multiply_add_16<half>(sums[0][w], first, e[0], e[1]);
-      multiply_add_16<half>(sums[1][w], second, e[0], e[1]);
-      multiply_add_16<half>(sums[0][w + 1], first, e[2], e[3]);
-      multiply_add_16<half>(sums[1][w + 1], second, e[2], e[3]);
+      add_cells(first, second, e, sums, w);
     }
     if constexpr (words % 2 == 1) {
       std::uint32_t e[2];
@@ -231,24 +236,11 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       multiply_add_16<half>(sums[1][words - 1], second, e[0], e[1]);
     }
   }
-  /// One-hot cells of rows g and g + 8, as a left factor or as a right one of products by cell.
-  __device__ __forceinline__ void mark_cells(const std::uint32_t (&code)[2],
-                                             std::uint32_t (&hot)[2][words]) const {
-#pragma unroll
-    for (int axis = 0; axis < layout::cell_axes; ++axis)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t position = position_twice(code[i], axis);
-#pragma unroll
-        for (int w = 0; w < cell_words; ++w)
-          hot[i][axis * cell_words + w] =
-              one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
-      }
-  }
-  /// Right factors of sums by cell, where one-hot rows are in no memory: a lane makes its column for tokens 2t, 2t + 1
-  /// and 2t + 8, 2t + 9.
-  template <class Add>
-  __device__ __forceinline__ void for_cells_of(const uint2 (&codes)[2], const Add& add) const {
+  /// The same by the cells of queries whose one-hot rows are in no memory: a lane makes its column for queries
+  /// 2t, 2t + 1, 2t + 8 and 2t + 9.
+  __device__ __forceinline__ void add_query_cells(const std::uint32_t (&weights)[4],
+                                                  const uint2 (&codes)[2],
+                                                  float (&sums)[words][4]) const {
     const int cell = spread(place.g);
 #pragma unroll
     for (int axis = 0; axis < layout::cell_axes; ++axis) {
@@ -257,7 +249,8 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
 #pragma unroll
       for (int word = 0; word < cell_words; ++word) {
         const std::uint32_t column = position_pair(8 * word + cell, 8 * word + cell);
-        add(axis * cell_words + word, one_hot(positions[0], column), one_hot(positions[1], column));
+        multiply_add_16<half>(sums[axis * cell_words + word], weights,
+                              one_hot(positions[0], column), one_hot(positions[1], column));
       }
     }
   }
@@ -299,7 +292,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       load_matrices(factors.k, rows_of_tile(keys, j) + right_offset);
       load_matrices(factors.v, region(j) + layout::values + right_offset);
     }
-    if constexpr (!layout::keys_together) load_matrices(factors.hot, right + layout::hot);
+    load_matrices(factors.hot, right + layout::hot);
     load_matrices(factors.gk, right + layout::key_cells);
   }
 
@@ -307,7 +300,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   __device__ __forceinline__ void differentiate_piece(const turn& now, const tile_tokens& rows,
                                                       int j, int next, int held, float lower,
                                                       const key_places& keys_of_lane,
-                                                      key_tokens& tokens, query_state& state,
+                                                      float2 (&radii)[2], query_state& state,
                                                       query_sums& sums) const {
     const std::byte* other = region(j);
     const std::uint32_t right = of_tile(keys_of_lane.right, j);
@@ -318,14 +311,12 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     load_factors(j, right, factors);
     [[maybe_unused]] radial_places places;
     if constexpr (Radial) {
-      if constexpr (!Long) base::load_keys(keys_of_lane, j, tokens);
-      look_up_radial(rows, j, keys_of_lane, tokens, places, sides, ds);
+      if constexpr (!Long) base::load_radii(keys_of_lane, j, radii);
+      look_up_radial(rows, j, keys_of_lane, radii, places, sides, ds);
     } else {
       clear(sides);
       clear(ds);
     }
-    [[maybe_unused]] std::uint32_t key_hot[2][words];
-    if constexpr (layout::keys_together) mark_cells(tokens.codes, key_hot);
     multiply_16<T>(p[0], state.q, factors.k[0], factors.k[1]);
     multiply_16<T>(p[1], state.q, factors.k[2], factors.k[3]);
     multiply_add_16<T>(ds[0], state.grad_out, factors.v[0], factors.v[1]);
@@ -357,12 +348,9 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
           gk[m] = factors.gk[m];
         }
       } else {
-        if constexpr (!layout::keys_together) load_matrices(hot, right + layout::hot + 16 * w);
+        load_matrices(hot, right + layout::hot + 16 * w);
         load_matrices(gk, right + layout::key_cells + 16 * w);
       }
-      if constexpr (layout::keys_together)
-#pragma unroll
-        for (int m = 0; m < 4; ++m) hot[m] = key_hot[m / 2][w + m % 2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply_add_16<half>(p[n], gq, hot[2 * n], hot[2 * n + 1]);
@@ -397,13 +385,14 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) p[n][e] = fmaf(p[n][e] + sides[n][e], log2_e, state.lse[e / 2]);
-    [[maybe_unused]] std::uint32_t turned_k[4];
-    [[maybe_unused]] uint2 turned_codes[2];
+    [[maybe_unused]] std::uint32_t turned_k[4], turned_hot[words / 2][4];
     if constexpr (layout::keys_together) {
       // Before additions to sums by radial row are in the queue of shared memory.
-      base::load_keys(keys_of_lane, next, tokens);
-      base::load_codes(keys_of_lane, j, turned_codes);
+      base::load_radii(keys_of_lane, next, radii);
       load_matrices_transposed(turned_k, turned + layout::k);
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        load_matrices_transposed(turned_hot[w], turned + layout::hot + 32 * w);
     }
     // All pairs of a tile of keys in the midst of a window attend; rows that are none have no weight by
     // their LSE. The last tile of a short window may have others in its other rows.
@@ -467,13 +456,13 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       multiply_add_16<T>(sums.dq[0], left.a, turned_k[0], turned_k[1]);
       multiply_add_16<T>(sums.dq[1], left.a, turned_k[2], turned_k[3]);
     }
-    if constexpr (layout::keys_together)
-      for_cells_of(turned_codes, [&](int w, std::uint32_t low, std::uint32_t high) {
-        multiply_add_16<half>(sums.cells[0][w], gradients.a, low, high);
-        multiply_add_16<half>(sums.cells[1][w], weights.a, low, high);
-      });
-    else
+    if constexpr (layout::keys_together) {
+#pragma unroll
+      for (int w = 0; w < words / 2; ++w)
+        add_cells(gradients.a, weights.a, turned_hot[w], sums.cells, 2 * w);
+    } else {
       add_cells(gradients.a, weights.a, turned + layout::hot, sums.cells);
+    }
     if constexpr (Radial) add_magnitudes(gradients.a, sums.total);
     auto* piece = reinterpret_cast<std::uint32_t*>(region(warp) + layout::pieces +
                                                    2 * held * layout::piece_bytes) +
@@ -524,9 +513,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
     multiply_add_16<T>(sums.dv[0], factors.weights, factors.grad_out[0], factors.grad_out[1]);
     multiply_add_16<T>(sums.dv[1], factors.weights, factors.grad_out[2], factors.grad_out[3]);
     if constexpr (Long)
-      for_cells_of(factors.codes, [&](int w, std::uint32_t low, std::uint32_t high) {
-        multiply_add_16<half>(sums.cells[w], factors.gradients, low, high);
-      });
+      add_query_cells(factors.gradients, factors.codes, sums.cells);
     else
       add_cells(factors.gradients, region(i) + layout::hot + turned_cells, sums.cells);
     if constexpr (Radial) add_magnitudes(factors.gradients, sums.total);

@@ -66,9 +66,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// Where a lane finds what pieces have of keys, were they of tile 0, by shared memory's addresses.
   struct key_places {
     std::uint32_t right, turned;  ///< its rows of cells, as right factors and as transposed ones
-    /// Of key 2t: the radius, products by radial row, and sums, less where those of its row's products lie.
+    /// Of its first key: the radius, products by radial row, and sums, less where those of its row's products lie.
     std::uint32_t radius, products, sums;
-    std::uint32_t codes;  ///< of key g
     float inverse_a;
   };
   [[nodiscard]] __device__ __forceinline__ key_places places_of_keys() const {
@@ -81,7 +80,6 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         in_tile(layout::key_radial + 2 * place.t * layout::key_product_bytes + 2 * length),
         in_tile(layout::column_sums + place.t * layout::sum_of_t - place.g * layout::query_step) -
             shared_address(region(warp) + layout::query_radial),
-        shared_address(at<std::uint32_t>(layout::key_codes) + place.g),
         __int_as_float(in_register(__float_as_int(group.inverse_a)))};
   }
   [[nodiscard]] static __device__ __forceinline__ std::uint32_t of_tile(std::uint32_t place_of_key,
@@ -89,30 +87,12 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     return place_of_key + static_cast<std::uint32_t>(j * layout::region_bytes);
   }
 
-  /// What a lane knows of a tile of keys before its piece.
-  struct key_tokens {
-    float2 radii[2];         ///< of keys 2t, 2t + 1 and 2t + 8, 2t + 9
-    std::uint32_t codes[2];  ///< of keys g and g + 8, if they are together
-  };
-  static __device__ __forceinline__ void load_keys(const key_places& keys_of_lane, int j,
-                                                   key_tokens& tokens) {
-    const auto tile = static_cast<std::uint32_t>(64 * j);
-    tokens.radii[0] = load_floats(keys_of_lane.radius + tile);
-    tokens.radii[1] = load_floats(keys_of_lane.radius + tile + 32);
-    if constexpr (layout::keys_together) {
-      tokens.codes[0] = load_pair(keys_of_lane.codes + tile);
-      tokens.codes[1] = load_pair(keys_of_lane.codes + tile + 32);
-    }
-  }
-  /// The cells of keys 2t, 2t + 1 and 2t + 8, 2t + 9.
-  static __device__ __forceinline__ void load_codes(const key_places& keys_of_lane, int j,
-                                                    uint2 (&codes)[2]) {
-    constexpr int behind_radii = layout::key_codes - layout::radius;
+  /// Of a lane's keys of tile `j`.
+  static __device__ __forceinline__ void load_radii(const key_places& keys_of_lane, int j,
+                                                    float2 (&radii)[2]) {
     const std::uint32_t first = keys_of_lane.radius + static_cast<std::uint32_t>(64 * j);
-    const float2 low = load_floats(first + behind_radii);
-    const float2 high = load_floats(first + behind_radii + 32);
-    codes[0] = {__float_as_uint(low.x), __float_as_uint(low.y)};
-    codes[1] = {__float_as_uint(high.x), __float_as_uint(high.y)};
+    radii[0] = load_floats(first);
+    radii[1] = load_floats(first + 32);
   }
   /// A `radial_step` in bytes.
   template <int Bytes>
@@ -123,7 +103,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// What the radial axis adds to a piece.
   __device__ __forceinline__ void look_up_radial(const tile_tokens& rows, int j,
                                                  const key_places& keys_of_lane,
-                                                 const key_tokens& tokens, radial_places& places,
+                                                 const float2 (&radii)[2], radial_places& places,
                                                  float (&p)[2][4], float (&ds)[2][4]) const {
     const std::uint32_t of_rows =
         shared_address(region(warp) + layout::query_radial) +
@@ -135,7 +115,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float other = c == 0 ? tokens.radii[n].x : tokens.radii[n].y;
+        const float other = c == 0 ? radii[n].x : radii[n].y;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int e = 2 * i + c;

@@ -333,10 +333,10 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
             store_gradient(target + 8 * n + c, sum[n][2 * i + c] * by, true);
     }
   }
-  /// A gradient's rows in shared memory, where nobody needs the products of the tile's keys any more: so each lane writes
+  /// A gradient's rows in shared memory, where nobody needs the tile's one-hot cells any more: so each lane writes
   /// half a row, of the token whose half it has copied.
   __device__ __forceinline__ std::byte* staged_rows(int which) const {
-    return region(warp) + layout::key_cells + which * layout::row_bytes;
+    return region(warp) + layout::hot + which * layout::row_bytes;
   }
   __device__ __forceinline__ void stage_rows(int which, float by, const float (&sum)[2][4]) const {
     std::byte* target = staged_rows(which) + place.g * layout::cell_bytes + 4 * place.t;

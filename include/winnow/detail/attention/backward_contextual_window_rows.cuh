@@ -25,7 +25,6 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   using base::left_offset;
   using base::magnitude_of;
   using base::memory;
-  using base::mark_cells;
   using base::multiply_axis;
   using base::multiply_cells;
   using base::of_keys;
@@ -90,6 +89,20 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     }
   }
 
+  /// One-hot cells of rows g and g + 8.
+  __device__ __forceinline__ void mark_cells(const std::uint32_t (&code)[2],
+                                             std::uint32_t (&hot)[2][words]) const {
+#pragma unroll
+    for (int axis = 0; axis < layout::cell_axes; ++axis)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::uint32_t position = position_twice(code[i], axis);
+#pragma unroll
+        for (int w = 0; w < cell_words; ++w)
+          hot[i][axis * cell_words + w] =
+              one_hot(position, position_pair(8 * w + place.t, 8 * w + place.t + 4));
+      }
+  }
   template <int From, int To>
   __device__ __forceinline__ void clear_sums() const {
     auto* sums = reinterpret_cast<uint4*>(region(warp) + From);
@@ -120,16 +133,9 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   /// The same of keys.
   __device__ __forceinline__ void begin_keys(const tile_tokens& rows) const {
     std::byte* own = region(warp);
-    if constexpr (layout::keys_together) {
-      if (place.t == 0)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::key_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
-    } else {
-      std::uint32_t hot[2][words];
-      mark_cells(rows.code, hot);
-      store_cells(own + layout::hot, hot);
-    }
+    std::uint32_t hot[2][words];
+    mark_cells(rows.code, hot);
+    store_cells(own + layout::hot, hot);
     clear_sums<Long ? layout::column_sums : layout::radial_sums,
                layout::column_sums + layout::gradient_sum_bytes>();
     if constexpr (Radial) {
