@@ -141,8 +141,10 @@ struct contextual_window_layout {
   static constexpr int sum_of_t = by_radial_row ? 4 : 2 * query_step;
   static constexpr int sum_of_c = by_radial_row ? half_step : query_step;
   static constexpr int sum_of_n = by_radial_row ? 16 : 8 * query_step;
-  /// Products of keys are by key.
-  static constexpr int key_product_bytes = 2 * radial_stride;
+  static constexpr int key_radial_step = by_radial_row ? 2 * 16 : 2;
+  static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
+  static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
+  static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
   static constexpr int sum_bytes = 3 * tile_rows * 2;  ///< of a row, by table row
 
   static constexpr int magnitudes = 0;                    // uint32 [tiles]
@@ -175,7 +177,8 @@ struct contextual_window_layout {
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
-  static constexpr int key_radial_bytes = Radial ? 16 * key_product_bytes : 0;
+  static constexpr int key_radial_bytes =
+      by_radial_row ? tile_rows * key_radial_step : Radial ? 2 * product_of_n : 0;
   /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
   static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
   static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;

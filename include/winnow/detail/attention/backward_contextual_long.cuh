@@ -305,16 +305,14 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       const auto begin_between = [&] {
         if (!queries_end) begin_next();
       };
-      if (queries_end && used <= few_tiles && used_by_keys <= few_tiles) {
-        base::template add_to_parts<0, 3, few_tiles>(used, used_by_keys, lower, begin_next);
-      } else {
-        if (used_by_keys <= few_tiles)
-          base::template add_to_parts<2, 3, few_tiles>(used, used_by_keys, lower, begin_between);
-        else
-          base::template add_to_parts<2, 3, tiles>(used, used_by_keys, lower, begin_between);
-        if (queries_end)
-          base::template add_to_parts<0, 2, tiles>(used, used_by_keys, lower, begin_next);
-      }
+      if (used_by_keys <= few_tiles)
+        base::template add_to_parts<2, 3, few_tiles>(used, used_by_keys, lower, begin_between);
+      else
+        base::template add_to_parts<2, 3, tiles>(used, used_by_keys, lower, begin_between);
+      if (queries_end && used <= few_tiles)
+        base::template add_to_parts<0, 2, few_tiles>(used, used_by_keys, lower, begin_next);
+      else if (queries_end)
+        base::template add_to_parts<0, 2, tiles>(used, used_by_keys, lower, begin_next);
       if (queries_end) {
         // Nobody needs these any more: so their registers are free while tables' gradients are added up.
         state = {};

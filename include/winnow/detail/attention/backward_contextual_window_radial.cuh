@@ -77,7 +77,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         in_tile(right_cells),
         in_tile(turned_cells),
         shared_address(at<float>(layout::radius) + 2 * place.t),
-        in_tile(layout::key_radial + 2 * place.t * layout::key_product_bytes + 2 * length),
+        in_tile(layout::key_radial + place.t * layout::product_of_t +
+                length * layout::key_radial_step),
         in_tile(layout::column_sums + place.t * layout::sum_of_t - place.g * layout::query_step) -
             shared_address(region(warp) + layout::query_radial),
         __int_as_float(in_register(__float_as_int(group.inverse_a)))};
@@ -122,8 +123,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
           const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
           places[n][e] = of_rows + bytes_of<layout::radial_step>(step);
           const std::uint32_t query = load_pair(places[n][e] + i * layout::half_step);
-          const std::uint32_t key =
-              load_half(of_columns + bytes_of<2>(step) + (8 * n + c) * layout::key_product_bytes);
+          const std::uint32_t key = load_half(of_columns + bytes_of<layout::key_radial_step>(step) +
+                                              c * layout::product_of_c + n * layout::product_of_n);
           const half2 sum = __hadd2(*reinterpret_cast<const half2*>(&query),
                                     *reinterpret_cast<const half2*>(&key));
           const float2 both = __half22float2(sum);

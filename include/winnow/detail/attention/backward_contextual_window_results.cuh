@@ -225,7 +225,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
                             (place.lane % 8 + place.lane / 16 * 8) * layout::sum_bytes +
                             ((place.lane >> 3 & 1) ^ (place.lane >> 2 & 1)) * 16;
     // Two chains of products where there are many tiles, and registers for them.
-    constexpr int chains = Radial && Tiles == 8 ? 2 : 1;
+    constexpr int chains = Radial && Tiles > 4 ? 2 : 1;
     float sums_of_chains[chains][2][4];
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {

@@ -178,16 +178,16 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target = own + layout::key_radial + place.g * layout::key_product_bytes +
-                          (layout::by_radial_row ? 2 : 4) * place.t;
+      std::byte* target = own + layout::key_radial + place.g * layout::product_of_c +
+                          (layout::by_radial_row ? layout::key_radial_step : 4) * place.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < row_words; ++w) {
-          std::byte* word = target + i * 8 * layout::key_product_bytes + 16 * w;
+          std::byte* word = target + i * layout::product_of_n + 8 * w * layout::key_radial_step;
           if constexpr (layout::by_radial_row) {
             *reinterpret_cast<std::uint16_t*>(word) = static_cast<std::uint16_t>(product[i][w]);
-            *reinterpret_cast<std::uint16_t*>(word + 8) =
+            *reinterpret_cast<std::uint16_t*>(word + 4 * layout::key_radial_step) =
                 static_cast<std::uint16_t>(product[i][w] >> 16);
           } else {
             *reinterpret_cast<std::uint32_t*>(word) = product[i][w];
