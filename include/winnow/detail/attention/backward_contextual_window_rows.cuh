@@ -127,7 +127,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       if (place.t == 0)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
+          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] =
+              base::marked_code(rows.code[i]);
     }
   }
   /// The same of keys.
