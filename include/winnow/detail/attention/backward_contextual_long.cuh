@@ -281,10 +281,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       if (warp == planner) {
         if (now.first_of_queries()) plan_queries(number + 1);
         __syncwarp();
-        if (now.last_of_queries())
-          begin_turn(number + 1, 0);
-        else
-          begin_turn(number, now.chunk + 1);
+        begin_turn(number + (now.last_of_queries() ? 1 : 0),
+                   now.last_of_queries() ? 0 : now.chunk + 1);
       }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);
