@@ -138,12 +138,12 @@ struct contextual_window_layout {
   /// same token only those meet in a bank whose rows are the same modulo four. Bytes from a radial row to the next one:
   static constexpr bool by_radial_row = Radial && Long;
   static constexpr int radial_step = by_radial_row ? 4 * 8 : 4;
-  static constexpr int key_radial_step = by_radial_row ? 2 * 16 : 2;
   /// From one query to the next one, and to the eighth.
   static constexpr int query_step = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int half_step = by_radial_row ? tile_rows * radial_step : 8 * query_step;
-  /// Of keys 2t + c + 8n, from t, c and n to the next one: sums of dS, and products.
+  /// Of keys 2t + c + 8n, from t, c and n to the next one: sums of dS of long windows, and products.
   static constexpr int sum_of_t = 4, sum_of_c = half_step, sum_of_n = 16;
+  static constexpr int key_radial_step = by_radial_row ? 2 * 16 : 2;
   static constexpr int product_of_t = by_radial_row ? 4 : 4 * radial_stride;
   static constexpr int product_of_c = by_radial_row ? 2 : 2 * radial_stride;
   static constexpr int product_of_n = by_radial_row ? 16 : 16 * radial_stride;
@@ -171,10 +171,11 @@ struct contextual_window_layout {
   static constexpr int next_window = whole_windows + 16;
   static constexpr int probes = next_window + 48;
   static constexpr int next_turn = probes + 8 * 32;  // 32 bytes
-  static constexpr int tables =
-      Long ? next_turn + 32 : waiting + 8 * 32;          // T [q, k, v][3 · tile_rows]
-  static constexpr int rows = tables + 3 * table_bytes;  // T [q, k, dO][tiles][16]
-  static constexpr int regions =                         // of each tile:
+  /// T [q, k, v][3 · tile_rows].
+  static constexpr int tables = Long ? next_turn + 32 : waiting + 8 * 32;
+  /// T [q, k, dO][tiles][16], k elsewhere where keys are together.
+  static constexpr int rows = tables + 3 * table_bytes;
+  static constexpr int regions =  // of each tile:
       rows + (keys_together ? 2 : 3) * tiles * tile_bytes;
 
   static constexpr int cells_bytes = 16 * cell_bytes;
@@ -246,8 +247,8 @@ struct contextual_window_layout {
   static constexpr int query_codes = regions + tiles * region_bytes;
   /// Of the next turn's queries and keys, [2]: tokens, cells, radii, 4 bytes each [3][tiles][16].
   static constexpr int next_tokens = query_codes + (Long ? 4 * 16 * tiles : 0);
-  static constexpr int outs =
-      next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);  // T [tiles][16]: O
+  /// O of long windows' queries, T [tiles][16].
+  static constexpr int outs = next_tokens + (Long ? 2 * 3 * 4 * 16 * tiles : 0);
   static constexpr std::size_t bytes = outs + (Long ? tiles * tile_bytes : 0);
   static_assert(min_blocks * (bytes + 1024) <= 228 * 1024, "on a multiprocessor of the largest");
   static_assert(tables % 16 == 0 && cell_bytes % 16 == 0 && radial_sums % 16 == 0);

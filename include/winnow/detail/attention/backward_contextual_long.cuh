@@ -124,23 +124,23 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
   /// The same pieces as keys, two at a time. Of chunks of more queries than keys, two tiles may go with the same
   /// keys in one step.
   __device__ __forceinline__ void answer_pieces(const turn& now, key_sums& sums) const {
-    const auto queries_of = [&](int step) {
-      const int i = warp - step;
-      return i >= 0 ? i : i + now.width;
-    };
+    const auto before = [&](int i) { return i > 0 ? i - 1 : now.width - 1; };
+    const int used = warp < now.width ? now.used : 0;
 #pragma unroll 1
-    for (int more = 0; more < now.used; more += now.width)
+    for (int more = 0; more < used; more += now.width) {
+      int i = warp;
 #pragma unroll 1
       for (int step = 0; step < now.width;) {
-        const int i = queries_of(step) + more;
-        const int next = queries_of(step + 1) + more;
-        const bool both = step + 1 < now.width && i < now.used && next < now.used;
+        const int next = before(i);
+        const bool both = step + 1 < now.width && max(i, next) + more < used;
         if (both)
-          differentiate_keys({i, next}, {step, step + 1}, sums);
-        else if (i < now.used)
-          differentiate_keys(i, step, sums);
+          differentiate_keys({i + more, next + more}, {step, step + 1}, sums);
+        else if (i + more < used)
+          differentiate_keys(i + more, step, sums);
+        i = both ? before(next) : next;
         step += both ? 2 : 1;
       }
+    }
   }
 
   /// Keys that are done with these queries: sums by table row, and dk.
@@ -211,7 +211,7 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
     clear(of_keys.dv);
     clear(of_keys.cells);
     clear(of_keys.total);
-    if (warp < now.width) answer_pieces(now, of_keys);
+    answer_pieces(now, of_keys);
     meet();
     float dk[2][4];
     finish_keys(others, of_keys, dk);
@@ -282,10 +282,8 @@ struct contextual_long_differentiator : contextual_long_turns<T, Radial> {
       if (warp == planner) {
         if (now.first_of_queries()) plan_queries(number + 1);
         __syncwarp();
-        if (now.last_of_queries())
-          begin_turn(number + 1, 0);
-        else
-          begin_turn(number, now.chunk + 1);
+        begin_turn(number + (now.last_of_queries() ? 1 : 0),
+                   now.last_of_queries() ? 0 : now.chunk + 1);
       }
       if (takes_part(now))
         differentiate(now, rows, others, state, of_queries, kept);

@@ -258,10 +258,13 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
       }
     }
   }
+  /// A code as `positions_of` takes it: its highest byte is that of halves to compare.
+  static __device__ __forceinline__ std::uint32_t marked_code(std::uint32_t code) {
+    return __byte_perm(code, 0x64u, 0x4210u);
+  }
   /// Two tokens' positions on an axis, as `position_pair`.
   static __device__ __forceinline__ std::uint32_t positions_of(const uint2& codes, int axis) {
-    const unsigned select = static_cast<unsigned>(axis) * 0x0101u + 0x0400u;
-    return (__byte_perm(codes.x, codes.y, select) & 0x00ff00ffu) | position_pair(0, 0);
+    return __byte_perm(codes.x, codes.y, 0x7430u + static_cast<unsigned>(axis) * 0x0101u);
   }
   static __device__ __forceinline__ void add_magnitudes(const std::uint32_t (&weights)[4],
                                                         float (&total)[4]) {
@@ -490,7 +493,7 @@ struct contextual_window_pieces : contextual_window_radial<T, Radial, Long> {
   struct answer_factors {
     std::uint32_t gradients[4], weights[4];  ///< dS and P, by keys
     std::uint32_t q[4], grad_out[4];
-    uint2 codes[2];  ///< of long windows
+    uint2 codes[2];  ///< of long windows, marked
   };
   /// \param held the queries' piece that is this tile's.
   __device__ __forceinline__ void load_answer(int i, int held, answer_factors& factors) const {

@@ -142,7 +142,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
       if (place.t == 0)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] = rows.code[i];
+          at<std::uint32_t>(layout::query_codes)[16 * warp + place.g + 8 * i] =
+              base::marked_code(rows.code[i]);
     }
   }
   /// The same of keys.
@@ -193,10 +194,8 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
     if constexpr (Radial) {
       std::uint32_t product[2][row_words];
       multiply_axis(k, of_keys, 2, product);
-      std::byte* target =
-          own + layout::key_radial +
-          (layout::by_radial_row ? place.t * layout::key_radial_step + 2 * place.g
-                                 : place.g * layout::product_of_c + 2 * place.t * 2);
+      std::byte* target = own + layout::key_radial + place.g * layout::product_of_c +
+                          (layout::by_radial_row ? layout::key_radial_step : 4) * place.t;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
