@@ -27,10 +27,10 @@ __device__ __forceinline__ std::uint32_t price_of_window(int length) {
   const int tiles_of_window = (length + 15) / 16;
   if (length > contextual_short_capacity) return 4;
   if (!Radial && length == 1) return 10;
-  if (tiles_of_window <= 1) return (Radial ? 28 : 43) * length;
+  if (tiles_of_window <= 1) return (Radial ? 30 : 43) * length;
   return tiles_of_window == 2   ? (Radial ? 1860 : 1200)
-         : tiles_of_window == 3 ? 2800
-                                : (Radial ? 6300 : 3500);
+         : tiles_of_window == 3 ? (Radial ? 3080 : 2800)
+                                : (Radial ? 5600 : 3500);
 }
 /// Of one warp: loads `Count` times 32 windows at a time.
 template <bool Radial, int Count>
