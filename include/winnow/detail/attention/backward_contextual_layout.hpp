@@ -112,6 +112,8 @@ struct contextual_gradient_layout {
 template <bool Radial, bool Long>
 struct contextual_window_layout {
   static constexpr int tiles = Long ? 8 : 4;  ///< one a warp
+  /// In a turn: of long windows those of 9 tiles, cut into 5 and 4, have the fewest in a chunk.
+  static constexpr int least_tiles = Long ? 4 : 1;
   static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;
@@ -177,8 +179,9 @@ struct contextual_window_layout {
   /// Gq and Gv of the tile's rows, half [16][cell_bytes]; with the radial axis in registers.
   static constexpr bool own_cells = !Radial;
   static constexpr int query_radial_bytes = Radial ? 2 * half_step : 0;
-  static constexpr int key_radial_bytes =
-      by_radial_row ? tile_rows * key_radial_step : Radial ? 2 * product_of_n : 0;
+  static constexpr int key_radial_bytes = by_radial_row ? tile_rows * key_radial_step
+                                          : Radial      ? 2 * product_of_n
+                                                        : 0;
   /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
   static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
   static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;

@@ -211,7 +211,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
       load_matrices_transposed(right[tile], rows + tile * tile_pitch(of));
-      if (tile > 0)
+      if (tile >= layout::least_tiles)
 #pragma unroll
         for (std::uint32_t& pair : right[tile]) pair = tile < used ? pair : 0;
     }
