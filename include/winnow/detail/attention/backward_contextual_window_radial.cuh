@@ -37,6 +37,14 @@ __device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
   asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(address), "r"(more) : "memory");
 }
 
+/// x · by, at least 0 and below 2²³, as an integer in one instruction: the bits of a multiple of the smallest float are
+/// one. Also where the compiler may flush such floats to 0.
+__device__ __forceinline__ int round_to_integer(float x, unsigned by) {
+  float multiple;
+  asm("mul.rn.f32 %0, %1, %2;\n" : "=f"(multiple) : "f"(x), "f"(__uint_as_float(by)));
+  return __float_as_int(multiple);
+}
+
 template <class T, bool Radial, bool Long>
 struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   using base = contextual_window_turns<T, Radial, Long>;
@@ -153,12 +161,11 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         const int half = e / 2 * layout::half_step;
         gradient[n] = __float2int_rn(ds[n][e] * gradient_points);
         add_in_shared(places[n][e] + gradients + half, gradient[n]);
-        // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
         if constexpr (layout::by_radial_row) {
-          // Multiples of the smallest float are integers.
-          const int weight = __float_as_int(p[n][e] * (short_weight_points * 0x1p-149f));
+          const int weight = round_to_integer(p[n][e], short_weight_points);
           add_in_shared(places[n][e] + weights, e / 2 == 0 ? weight : weight << 16);
         } else {
+          // Where a float's ulp is 1, its low bits are an integer. What is above them is masked out of the sum.
           const int weight = __float_as_int(fmaf(p[n][e], weight_points, weight_base));
           add_in_shared(places[n][e] + weights + half, weight);
         }
