@@ -113,6 +113,8 @@ template <bool Radial, bool Long>
 struct contextual_window_layout {
   /// One a warp. Most spherical windows have three tiles, of which six leave no room.
   static constexpr int tiles = Long ? 8 : Radial ? 6 : 4;
+  /// In a turn: of long windows those of 9 tiles, cut into 5 and 4, have the fewest in a chunk.
+  static constexpr int least_tiles = Long ? 4 : 1;
   static constexpr int min_blocks = Long ? 1 : Radial ? 2 : 3;
   static constexpr int capacity =
       Long ? contextual_window_capacity(2, 16) : contextual_short_capacity;

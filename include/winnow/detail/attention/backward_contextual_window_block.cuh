@@ -34,7 +34,7 @@ struct contextual_window_block {
   static constexpr float weight_base = 0x1p23f;
   static constexpr int weight_mask = 0x7fffff;
   /// Of long windows in 16 bits: sums are at most 2^15, about.
-  static constexpr float short_weight_points = 0x1p5f;
+  static constexpr unsigned short_weight_points = 1u << 5;
   /// That of dS is as in backward_contextual_tables.cuh.
   static constexpr float gradient_points = 0x1p17f;
   static constexpr float largest_sum = 0x1p13f;

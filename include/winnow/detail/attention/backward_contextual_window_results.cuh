@@ -169,7 +169,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
   __device__ __forceinline__ void take_weights(axis_rows& rows) const {
     const std::byte* sums = region(warp) + layout::weight_sums + place.g * layout::query_step +
                             place.t * layout::radial_step;
-    constexpr float unit = 1.0f / base::short_weight_points;
+    constexpr float unit = 1.0f / static_cast<float>(base::short_weight_points);
 #pragma unroll
     for (int w = 0; w < row_words; ++w) {
       const auto* sum = sums + 8 * w * layout::radial_step;
@@ -246,7 +246,7 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
       load_matrices_transposed(right[tile], rows + tile * tile_pitch(of));
-      if (tile > 0)
+      if (tile >= layout::least_tiles)
 #pragma unroll
         for (std::uint32_t& pair : right[tile]) pair = tile < used ? pair : 0;
     }
