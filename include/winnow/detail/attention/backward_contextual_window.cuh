@@ -35,8 +35,9 @@
 /// windows a block has in backward_contextual_window_share.cuh, how short ones fill a turn in
 /// backward_contextual_window_packing.cuh, those of one token in backward_contextual_window_singles.cuh, what a warp
 /// knows of a turn in backward_contextual_window_turns.cuh, how a tile begins in
-/// backward_contextual_window_rows.cuh, its products in backward_contextual_window_pieces.cuh and, on the radial axis,
-/// in backward_contextual_window_radial.cuh, what leaves it in backward_contextual_window_results.cuh.
+/// backward_contextual_window_rows.cuh, its products with tables in backward_contextual_window_products.cuh, its pieces
+/// in backward_contextual_window_pieces.cuh and, on the radial axis, in backward_contextual_window_radial.cuh, what
+/// leaves it in backward_contextual_window_results.cuh.
 ///
 /// Bound by the latency of dependent instructions, and by shared memory, whose pipe is busy for 65 to 75 % of the
 /// time: registers and shared memory allow 12 warps a multiprocessor, and a warp issues an instruction in six cycles.
