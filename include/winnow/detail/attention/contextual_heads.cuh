@@ -284,7 +284,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     std::uint32_t rows[heads][4];  ///< V
     uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
   };
-  /// Factors whose lanes hold column g of keys 2t and 2t + 1: one-hot rows of the first eight keys and of the others.
+  /// Factors whose lanes hold column g of keys 2t and 2t + 1: one-hot rows of the first eight keys, and of the others.
   struct key_columns {
     std::uint32_t low[words], high[words];
   };
@@ -341,7 +341,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     scale_rows(by, own.o);
     scale_rows(by, own.cells);
   }
-  /// A head's radial sums by the rows' factors, powers of two: shifts that round.
+  /// A head's radial sums by the rows' factors, powers of two: shifts that round. What a sum close to 2³² loses by
+  /// that rounding would not be seen behind such a shift.
   __device__ __forceinline__ void shift_radials(int h, const float (&by)[2]) const {
     __syncwarp();
 #pragma unroll
@@ -360,7 +361,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     }
     __syncwarp();
   }
-  /// A weight in units, rounded: up to 2²⁴ of them, the bits of a float count its smallest number.
+  /// A weight in units, rounded. Up to 2²⁴ times a float's smallest number, the bits of the float are that integer, and
+  /// so are those of `units` themselves.
   static __device__ __forceinline__ std::uint32_t count(float weight, std::uint32_t units) {
     float product;
     asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(weight), "f"(__uint_as_float(units)));

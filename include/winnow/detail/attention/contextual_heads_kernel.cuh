@@ -228,11 +228,10 @@ struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Ra
     // Tables are read while the first tile is looked for.
     take_tile(next, static_cast<int>(threadIdx.x) / 32);
     commit_copies();
-    this->stage_tables();
+    this->load_tables();
     arrive();
     advance(next);
     commit_copies();
-    this->load_value_tables();
     arrive();
     request_keys(next);
     complete_request(next);

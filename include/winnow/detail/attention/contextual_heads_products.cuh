@@ -89,37 +89,57 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
   };
 
-  /// Tq and Tk of both heads; all warps of the block take part. A lane's loads go out together.
-  __device__ __forceinline__ void stage_tables() const {
+  /// The tables of both heads; all warps of the block take part. All loads go out together.
+  __device__ __forceinline__ void load_tables() const {
     using element = typename factor::element;
-#pragma unroll 1
-    for (int block = static_cast<int>(threadIdx.x) / 32; block < 3 * axis_blocks;
-         block += layout::warps) {
-      const bool radial = Radial && block >= 2 * axis_blocks;
-      const int axis = block / axis_blocks;
-      element parts[heads][2];
+    constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
+    const int first = static_cast<int>(threadIdx.x) / 32;
+    element parts[turns][heads][2];
+    const auto for_each_block = [&](const auto& visit) {
+#pragma unroll
+      for (int turn = 0; turn < turns; ++turn) {
+        const int block = min(first + turn * layout::warps, 3 * axis_blocks - 1);
+        const bool radial = Radial && block >= 2 * axis_blocks;
+#pragma unroll
+        for (int h = 0; h < heads; ++h)
+          visit(parts[turn][h], factor_of_head(group().table_q, 0, h),
+                factor_of_head(group().table_k, 1, h), block / axis_blocks, block % axis_blocks,
+                radial);
+      }
+    };
+    if (group().table_q.is_float || group().table_k.is_float)
+      for_each_block(
+          [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
+            own[0] = q.template load<true>(axis, block, 0, radial);
+            own[1] = k.template load<false>(axis, block, 0, radial);
+          });
+    else
+      for_each_block(
+          [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
+            own[0] = q.template load_stored<true>(axis, block, radial);
+            own[1] = k.template load_stored<false>(axis, block, radial);
+          });
+    this->load_value_tables();
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) {
+      const int block = first + turn * layout::warps;
+      if (block >= 3 * axis_blocks) break;
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
-        parts[h][0] = factor_of_head(group().table_q, 0, h)
-                          .template load<true>(axis, block % axis_blocks, 0, radial);
-        parts[h][1] = factor_of_head(group().table_k, 1, h)
-                          .template load<false>(axis, block % axis_blocks, 0, radial);
-        if constexpr (layout::scales_tables) {
-          const float by = 1.0f / problem.scale;
-          for (std::uint32_t* pair : {&parts[h][1].x, &parts[h][1].y}) {
-            T elements[2];
-            memcpy(elements, pair, sizeof elements);
-            *pair = pack<T>(widen(elements[0]) * by, widen(elements[1]) * by);
-          }
-        }
-      }
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
+        if constexpr (layout::scales_tables) scale(parts[turn][h][1], 1.0f / problem.scale);
 #pragma unroll
         for (int which = 0; which < 2; ++which)
           this->template table_at<element>(
               h * layout::head_bytes + layout::tables +
-              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[h][which];
+              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[turn][h][which];
+      }
+    }
+  }
+  static __device__ __forceinline__ void scale(typename factor::element& own, float by) {
+    for (std::uint32_t* pair : {&own.x, &own.y}) {
+      T elements[2];
+      memcpy(elements, pair, sizeof elements);
+      *pair = pack<T>(widen(elements[0]) * by, widen(elements[1]) * by);
     }
   }
   /// What all rows of the warp have in common.

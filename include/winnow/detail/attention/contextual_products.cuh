@@ -387,13 +387,14 @@ struct table_factor {
       }
     }
   }
-  /// The same of a linear axis of a table of 16-bit T, without a branch or a conversion.
+  /// The same of a table of 16-bit T, without a branch or a conversion.
   template <bool Backwards>
-  __device__ __forceinline__ element load_stored(int axis, int block) const {
+  __device__ __forceinline__ element load_stored(int axis, int block,
+                                                 bool radial_axis = false) const {
     static_assert(matrices && !Neighbours && steps == 1);
     const lane_place place;
     const T* row = static_cast<const T*>(table.data) +
-                   (row_of<Backwards>(block, false) * static_cast<int>(table.row_stride) +
+                   (row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
                     axis * static_cast<int>(table.axis_stride) + head_offset);
     const auto pair = [&](int column) {
       return table.data != nullptr && column < dim

@@ -4,16 +4,16 @@
 /// contextual_heads_kernel.cuh, with keys multiplied for several tiles at once. 16-bit storage, head dim 16.
 ///
 /// A block has four teams of three warps, which take passes of 32 rows from a counter, those with the most keys first
-/// (contextual_ring_order.cuh). One warp of a team multiplies the
-/// pass's keys with Tk, 16 at a time, and leaves their products in the team's ring of slots, with K and V
-/// (contextual_ring_keys.cuh). Two warps read them, each for its tile of 16 rows, and do what is left of a piece.
-/// Barriers in shared memory say which slots are full and which may be filled again; a team's warps meet nowhere else,
-/// and teams not at all.
+/// (contextual_ring_order.cuh). One warp of a team multiplies the pass's keys with Tk, 16 at a time, and leaves their
+/// products in the team's ring of slots, with K and V (contextual_ring_keys.cuh). Two warps read them, each for its tile
+/// of 16 rows, and do what is left of a piece. Barriers in shared memory say which slots are full and which may be filled
+/// again; a team's warps meet nowhere else, and teams not at all.
 ///
 /// What readers keep of two heads takes more than the 168 registers that twelve warps have each. So the four warps
 /// that multiply keys give some of theirs away, which takes the target sm_90a.
 ///
-/// What bounds it: shared memory's bandwidth, three quarters of which it takes, and instructions.
+/// What bounds it: instructions of three warps a scheduler, most of which wait for the one before. Shared memory's
+/// bandwidth, of which it takes three quarters, does not: less of it gains nothing.
 ///
 /// NaN and infinity: as in contextual_heads.cuh.
 #pragma once
@@ -250,12 +250,11 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            shortest};
     };
     {
-      const contextual_heads_products<T, Radial, layout> stager{block()};
-      stager.stage_tables();
-      stager.load_value_tables();
       const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                       group.counts->assigned, own.share, own.shares};
-      const int listed = passes.list(reinterpret_cast<int*>(memory + layout::scratch),
+      const int size = passes.size_of(static_cast<int>(threadIdx.x));
+      contextual_heads_products<T, Radial, layout>{block()}.load_tables();
+      const int listed = passes.list(size, reinterpret_cast<int*>(memory + layout::scratch),
                                      reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
       if (threadIdx.x == 0) {
         constexpr int readers = layout::team_readers * warp_arrivals;

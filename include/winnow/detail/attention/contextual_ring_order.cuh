@@ -19,19 +19,24 @@ struct ring_order {
   int assigned;
   int share, shares;
 
-  /// By all threads of the block, which meet. \param sizes room for one of each pass. \param order of the passes.
-  /// \return how many passes are in it: all, or none, as there are too many.
-  __device__ __forceinline__ int list(int* sizes, std::uint16_t* order) const {
+  [[nodiscard]] __device__ __forceinline__ int count() const {
     const int units = (assigned + Layout::pass_rows - 1) / Layout::pass_rows;
-    const int passes = (units - share + shares - 1) / shares;
+    return (units - share + shares - 1) / shares;
+  }
+  /// The keys of a pass, if there is that pass.
+  [[nodiscard]] __device__ __forceinline__ int size_of(int pass) const {
+    if (pass >= min(count(), Layout::most_listed)) return 0;
+    const int row = (share + pass * shares) * Layout::pass_rows;
+    return bounds[min(row + Layout::pass_rows, assigned) - 1].y - bounds[row].x;
+  }
+  /// By all threads of the block, which meet. \param size of the pass with the thread's number. \param sizes room for
+  /// one of each pass. \param order of the passes. \return how many passes are in it: all, or none, as there are too
+  /// many.
+  __device__ __forceinline__ int list(int size, int* sizes, std::uint16_t* order) const {
+    const int passes = count();
     if (passes > Layout::most_listed) return 0;
     const int own = static_cast<int>(threadIdx.x);
-    int size = 0;
-    if (own < passes) {
-      const int row = (share + own * shares) * Layout::pass_rows;
-      size = bounds[min(row + Layout::pass_rows, assigned) - 1].y - bounds[row].x;
-      sizes[own] = size;
-    }
+    if (own < passes) sizes[own] = size;
     __syncthreads();
     if (own < passes) {
       int rank = 0;
