@@ -34,7 +34,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static_assert(tile_cost == group_cost);  // or cost_of_eight would be another sum
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
-  static constexpr float first_more = 0.18f;
+  /// Of many windows more are short, and those are not dealt out.
+  static __device__ __forceinline__ float first_more(int parts) { return parts > 1 ? 0.3f : 0.16f; }
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
@@ -105,7 +106,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       if (i < warp) before += sums[i];
       sum += sums[i];
     }
-    const float slope = base::problem.place.is_first ? 0.0f : first_more;
+    const float slope = base::problem.place.is_first ? 0.0f : first_more(own.parts);
     const int sharers = shares / own.parts, sharer = share / own.parts;
     const auto cut = [&](int i) {
       const float x = static_cast<float>(i) / static_cast<float>(sharers);
