@@ -71,6 +71,23 @@ struct contextual_units : contextual_units_copies<T, Heads> {
   __device__ __forceinline__ void load_rows(int slot, int which, int h, rows_of_head& left) const {
     this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
   }
+  using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+  /// Rows of q as factors, times the scale, which the keys' products with Tk go without. It is a power of two, so that
+  /// nothing is rounded. NaN where an element is too large for products in halves.
+  __device__ __forceinline__ void scale_queries(rows_of_head& left) const {
+    bool is_large[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) is_large[i] = base::has_large(left, i);
+    const std::uint32_t scale = pack<T>(problem.scale, problem.scale);
+#pragma unroll
+    for (std::uint32_t& word : left.a[0])
+      *reinterpret_cast<pair*>(&word) =
+          __hmul2(*reinterpret_cast<pair*>(&word), *reinterpret_cast<const pair*>(&scale));
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (is_large[i]) left.a[0][i] = nan_halves;
+  }
+
   /// V of 16 keys, as the right factor of weights.
   __device__ __forceinline__ void load_values(int slot, int h, std::uint32_t (&b)[4]) const {
     const int lane = in_register(place.lane);
@@ -79,15 +96,6 @@ struct contextual_units : contextual_units_copies<T, Heads> {
                                     (lane >> 3 ^ lane >> 2) % 2 * 16);
   }
 
-  /// Four elements of Tk over the scale, so that all parts of a logit are one sum: the scale is a power of two, and nothing is
-  /// rounded.
-  static __device__ __forceinline__ uint2 scaled(uint2 four, float by) {
-    const auto two = [&](std::uint32_t word) {
-      const T* const both = reinterpret_cast<const T*>(&word);
-      return pack<T>(widen(both[0]) * by, widen(both[1]) * by);
-    };
-    return {two(four.x), two(four.y)};
-  }
   /// The tables of all heads; all warps of the block take part. All loads go out together.
   __device__ __forceinline__ void load_tables() const {
     using element = typename factor::element;
@@ -115,20 +123,17 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         own[1] = k.template load_stored<false>(axis, block);
       });
     this->load_value_tables();
-    const float inverse_scale = __fdividef(1.0f, problem.scale);
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
       const int block = first + turn * layout::warps;
       if (block >= 3 * axis_blocks) break;
 #pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        parts[turn][h][1] = scaled(parts[turn][h][1], inverse_scale);
+      for (int h = 0; h < heads; ++h)
 #pragma unroll
         for (int which = 0; which < 2; ++which)
           this->template table_at<element>(
               h * layout::head_bytes + layout::tables +
               which * layout::table_bytes)[factor::element_at(block, 0)] = parts[turn][h][which];
-      }
     }
   }
 
@@ -164,7 +169,8 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         columns[b][word] = one_hot(pair, position_pair(first + 8 * word, first + 8 * word));
     }
   }
-  /// An axis of products by cell of both heads.
+  /// An axis of products by cell of both heads, of keys or backwards of queries. NaN where an element of a key is too
+  /// large for them.
   template <bool Backwards>
   __device__ __forceinline__ void multiply_axis(const table_view& table, int which,
                                                 const rows_of_head (&left)[heads], int axis,
@@ -182,12 +188,11 @@ struct contextual_units : contextual_units_copies<T, Heads> {
       else
         row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[0][0][i], cells[0][i], place.t);
     }
-    if (axis > 0) return;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if (base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
+        if (!Backwards && axis == 0 && base::has_large(left[h], i)) cells[h][i][0] = nan_halves;
   }
   /// The first axis may leave its third register of cells to the second one, as a product of 16 cells takes as long as
   /// one of eight. For that one head's warps have no registers.
@@ -222,7 +227,7 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         multiply_add_half_8(s[b], rows[0][2], rows[1][2], columns[b][2]);
     }
   }
-  /// The logits of a unit over the scale, without masks.
+  /// The logits of a unit, without masks.
   __device__ __forceinline__ void score_unit(const heads_state& state, int slot,
                                              const std::uint32_t (&codes)[2],
                                              const std::uint32_t (&moves)[2],
@@ -232,6 +237,7 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     for (int h = 0; h < heads; ++h) {
       load_rows(slot, keys_, h, k[h]);
       load_rows(slot, queries, h, q[h]);
+      scale_queries(q[h]);
     }
     axis_cells own[3];
     cells_left left;
@@ -269,7 +275,6 @@ struct contextual_units : contextual_units_copies<T, Heads> {
                                     moves_of(codes[1], state.length, place.t)};
     float s[heads][2][4];
     score_unit(state, slot, codes, moves, s);
-    const float scale = problem.scale * log2_e;
     const int count = 31 - __clz(static_cast<int>(marks));
     bool wanted[2];
 #pragma unroll
@@ -293,13 +298,13 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         const float largest = quad_max(fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
                                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1])));
         // Of rows behind the last, finite.
-        const float offset = -fmaxf(largest, -1e30f) * scale;
+        const float offset = -fmaxf(largest, -1e30f) * log2_e;
         state.of_head[h].softmax.offset[i] = offset;
 #pragma unroll
         for (int b = 0; b < 2; ++b)
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            s[h][b][2 * i + j] = exp2_fast(fmaf(s[h][b][2 * i + j], scale, offset));
+            s[h][b][2 * i + j] = exp2_fast(fmaf(s[h][b][2 * i + j], log2_e, offset));
       }
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
 #pragma unroll
@@ -340,7 +345,6 @@ struct contextual_units : contextual_units_copies<T, Heads> {
       const float by[2] = {reciprocal(own.softmax.sum[0]), reciprocal(own.softmax.sum[2])};
       scale_rows(by, own.o);
     }
-    using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
     const bool odd = place.t % 2 == 1;
     const bool column = odd <= (problem.head_dim > 8);
     bool bad = false;

@@ -68,6 +68,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// use yet.
   __device__ __forceinline__ dealt_part load_sizes() const {
     const int windows = group().counts->windows;
+    // More parts differ by more than blocks do, but then those that begin first could not take more.
+    const int most_parts = base::problem.place.is_first ? 2 : 4;
     int parts = (windows + layout::dealt_windows - 1) / layout::dealt_windows;
     while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
     if (windows == 0 || parts > most_parts || this->parts() > 1 ||
@@ -138,7 +140,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
 
  private:
   static constexpr int chunk = 64;  ///< neighbouring windows of a part
-  static constexpr int most_parts = 4;
   /// The code of a window: groups of 16 tokens behind its first one, in four bits, or so many that they are counted
   /// again.
   static constexpr std::uint32_t many_groups = 15;

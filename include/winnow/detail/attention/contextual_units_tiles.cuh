@@ -139,13 +139,26 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ uint2& eight_cells_at(int h) const {
     return at<uint2>(layout::products + h * layout::products_bytes + 4 * 512)[place.lane];
   }
+  /// Leaves them as they are when they are loaded again.
+  __device__ __forceinline__ void store_queries(int tile, int h, const rows_of_head& q) const {
+    std::byte* const rows = at<std::byte>(rows_at(tile, queries, h)) + place.g * layout::row_bytes +
+                            place.g / 4 * 16 + 4 * place.t;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      *reinterpret_cast<std::uint32_t*>(rows + j % 2 * 8 * layout::row_bytes +
+                                        (j / 2) * (16 - place.g / 4 * 32)) = q.a[0][j];
+  }
   __device__ __forceinline__ void begin_tile(int tile, heads_state& state, tile_state& own) const {
     const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
     const std::uint32_t moves[2] = {moves_of(row_codes[0], state.length, place.t),
                                     moves_of(row_codes[8], state.length, place.t)};
     rows_of_head q[heads];
 #pragma unroll
-    for (int h = 0; h < heads; ++h) this->load_rows(tile, queries, h, q[h]);
+    for (int h = 0; h < heads; ++h) {
+      this->load_rows(tile, queries, h, q[h]);
+      this->scale_queries(q[h]);
+      store_queries(tile, h, q[h]);
+    }
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       axis_cells products[heads];
@@ -173,7 +186,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         for (float& sum : block) sum = 0.0f;
     }
   }
-  /// Logits of a group over the scale, without masks.
+  /// Logits of a group, without masks.
   __device__ __forceinline__ void score_group(const tile_place& now, const heads_state& state,
                                               float (&s)[heads][2][4]) const {
     const auto* row_codes = at<const std::uint32_t>(layout::row_code) + now.tile * 16 + place.g;
@@ -240,7 +253,6 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
             for (int h = 0; h < heads; ++h) s[h][b][j] = s[h][b][2 + j] = -INFINITY;
           }
     }
-    const float scale = problem.scale * log2_e;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       auto& softmax = state.of_head[h].softmax;
@@ -249,7 +261,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
           fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
       float by[2];
       const weight_limits limits = limits_of(state.are_short);
-      if (!softmax.holds(largest) && softmax.raise(largest, scale, limits.slack, limits.lag, by)) {
+      if (!softmax.holds(largest) && softmax.raise(largest, log2_e, limits.slack, limits.lag, by)) {
         scale_rows(by, state.of_head[h].o);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -265,7 +277,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], scale, softmax.offset[e / 2]));
+          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], log2_e, softmax.offset[e / 2]));
     }
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
 #pragma unroll
@@ -329,6 +341,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the group before
       if (now.first) begin_tile(now.tile, state, own);
+      __syncwarp();  // q is there, times the scale
       if (next.row != next.row_end) request_group(next);
       commit_copies();
       attend_group(now, state, own);
