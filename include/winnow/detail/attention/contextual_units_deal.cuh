@@ -110,10 +110,11 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     }
     const float slope = base::problem.place.is_first ? 0.0f : first_more(own.parts);
     const int sharers = shares / own.parts, sharer = share / own.parts;
+    // Rounded as it says, so that a share ends where the next one begins.
     const auto cut = [&](int i) {
-      const float x = static_cast<float>(i) / static_cast<float>(sharers);
-      return i == sharers ? sum
-                          : static_cast<int>(static_cast<float>(sum) * (x + slope * (x - x * x)));
+      const float x = __fdiv_rn(static_cast<float>(i), static_cast<float>(sharers));
+      const float of_all = __fmaf_rn(slope, __fmaf_rn(-x, x, x), x);
+      return i == sharers ? sum : __float2int_rz(__fmul_rn(static_cast<float>(sum), of_all));
     };
     const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
     const int first = share_end - share_cost + turn * most_cost;
