@@ -167,7 +167,9 @@ TYPED_TEST(AttentionForwardDevice, AttendsInUnevenWindowsByPosition) {
   std::vector<int> sizes(38000, 1);
   for (std::size_t i = 0; i < sizes.size(); ++i)
     if (i / 64 % 4 == 1) sizes[i] = 17 + static_cast<int>(i % 2);
-  attention_case<TypeParam> problem({contextual(2, sized_labels(sizes, false, 56))}, 16, 57);
+  attention_case<TypeParam> problem(
+      {contextual(2, sized_labels(sizes, false, 56)), contextual(2, sized_labels(sizes, true, 57))},
+      16, 58);
   device_attention<TypeParam> device(problem);
   WINNOW_ASSERT_OK(run(device.forward()));
   expect_matches_reference(problem, device);

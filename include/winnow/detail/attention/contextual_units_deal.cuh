@@ -34,7 +34,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static_assert(tile_cost == group_cost);  // or cost_of_eight would be another sum
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
-  static constexpr float first_more = 0.18f;
+  /// Of many windows more are short, and those are not dealt out.
+  static __device__ __forceinline__ float first_more(int parts) { return parts > 1 ? 0.3f : 0.16f; }
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
@@ -67,6 +68,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// use yet.
   __device__ __forceinline__ dealt_part load_sizes() const {
     const int windows = group().counts->windows;
+    // More parts differ by more than blocks do, but then those that begin first could not take more.
+    const int most_parts = base::problem.place.is_first ? 2 : 4;
     int parts = (windows + layout::dealt_windows - 1) / layout::dealt_windows;
     while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
     if (windows == 0 || parts > most_parts || this->parts() > 1 ||
@@ -105,12 +108,13 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       if (i < warp) before += sums[i];
       sum += sums[i];
     }
-    const float slope = base::problem.place.is_first ? 0.0f : first_more;
+    const float slope = base::problem.place.is_first ? 0.0f : first_more(own.parts);
     const int sharers = shares / own.parts, sharer = share / own.parts;
+    // Rounded as it says, so that a share ends where the next one begins.
     const auto cut = [&](int i) {
-      const float x = static_cast<float>(i) / static_cast<float>(sharers);
-      return i == sharers ? sum
-                          : static_cast<int>(static_cast<float>(sum) * (x + slope * (x - x * x)));
+      const float x = __fdiv_rn(static_cast<float>(i), static_cast<float>(sharers));
+      const float of_all = __fmaf_rn(slope, __fmaf_rn(-x, x, x), x);
+      return i == sharers ? sum : __float2int_rz(__fmul_rn(static_cast<float>(sum), of_all));
     };
     const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
     const int first = share_end - share_cost + turn * most_cost;
@@ -137,7 +141,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
 
  private:
   static constexpr int chunk = 64;  ///< neighbouring windows of a part
-  static constexpr int most_parts = 4;
   /// The code of a window: groups of 16 tokens behind its first one, in four bits, or so many that they are counted
   /// again.
   static constexpr std::uint32_t many_groups = 15;
