@@ -24,9 +24,9 @@
 /// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
 /// With 16-bit storage and head dim 16 other kernels take over: of cubic windows contextual_units_kernel.cuh, if a block
-/// may have the shared memory and the scale is a power of two; of groups with an even number of heads, and tiles
-/// enough, else contextual_heads_kernel.cuh, or contextual_ring_kernel.cuh if they are spherical and the device has
-/// compute capability 9.0.
+/// may have the shared memory; of groups with an even number of heads, and tiles enough, else
+/// contextual_heads_kernel.cuh, or contextual_ring_kernel.cuh if they are spherical and the device has compute
+/// capability 9.0.
 ///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
@@ -107,16 +107,12 @@ inline bool has_moderate_scale(const forward_problem& problem) noexcept {
   return problem.scale >= 0x1p-8f && problem.scale <= 0x1p8f;
 }
 
-/// Can rows and tables be multiplied by the scale, or divided by it, without rounding?
-inline bool has_exact_scale(const forward_problem& problem) noexcept {
-  int exponent = 0;
-  return has_moderate_scale(problem) && std::frexp(problem.scale, &exponent) == 0.5f;
-}
-
-/// Does contextual_ring_kernel.cuh serve a launch? Rows have all of 16 elements.
+/// Does contextual_ring_kernel.cuh serve a launch? Rows have all of 16 elements, and tables can be kept over the
+/// scale without rounding.
 inline bool takes_ring(const forward_problem& problem, const launch_extent& extent) noexcept {
+  int exponent = 0;
   return extent.hopper_spherical_launch != nullptr && problem.head_dim == 16 &&
-         has_exact_scale(problem) && is_hopper();
+         has_moderate_scale(problem) && std::frexp(problem.scale, &exponent) == 0.5f && is_hopper();
 }
 
 /// Short windows, of groups that have hardly any others; as many warps a block as fit.
@@ -187,7 +183,7 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
       }
       if constexpr (has_contextual_heads<sizeof(T), D>) {
         if constexpr (!Radial)
-          if (has_exact_scale(problem) &&
+          if (has_moderate_scale(problem) &&
               block_memory >= static_cast<int>(std::max(contextual_units_layout<1>::bytes,
                                                         contextual_units_layout<2>::bytes))) {
             const auto launch = [&](auto kernel, auto layout_of_heads) {

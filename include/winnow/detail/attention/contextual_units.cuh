@@ -72,17 +72,26 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     this->load_left(at<const std::byte>(rows_at(slot, which, h)), left);
   }
   using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
-  /// Rows of q as factors, times the scale, which the keys' products with Tk go without. It is a power of two, so that
-  /// nothing is rounded. NaN where an element is too large for products in halves.
+  /// Rows of q as factors, times the scale, which the keys' products with Tk go without. Nothing is rounded if it is a
+  /// power of two. NaN where an element is too large for products in halves.
   __device__ __forceinline__ void scale_queries(rows_of_head& left) const {
     bool is_large[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) is_large[i] = base::has_large(left, i);
+    const bool is_power_of_two = (__float_as_uint(problem.scale) & 0x7fffffu) == 0;
     const std::uint32_t scale = pack<T>(problem.scale, problem.scale);
+    if (is_power_of_two) {
 #pragma unroll
-    for (std::uint32_t& word : left.a[0])
-      *reinterpret_cast<pair*>(&word) =
-          __hmul2(*reinterpret_cast<pair*>(&word), *reinterpret_cast<const pair*>(&scale));
+      for (std::uint32_t& word : left.a[0])
+        *reinterpret_cast<pair*>(&word) =
+            __hmul2(*reinterpret_cast<pair*>(&word), *reinterpret_cast<const pair*>(&scale));
+    } else {
+#pragma unroll
+      for (std::uint32_t& word : left.a[0]) {
+        const float2 both = unpack<T>(word);
+        word = pack<T>(both.x * problem.scale, both.y * problem.scale);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       if (is_large[i]) left.a[0][i] = nan_halves;
