@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// How dS is brought into the range of 16-bit factors, and what is read from pairs of them.
+/// How dS is brought into the range of 16-bit factors.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#include "winnow/storage.hpp"
+#include "winnow/detail/attention/mma.cuh"
 
 namespace winnow::detail {
-
-/// Two neighbouring elements in one register, as floats.
-template <class T>
-__device__ __forceinline__ float2 unpack(std::uint32_t pair) {
-  if constexpr (std::is_same_v<T, half>)
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-  else
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-}
 
 /// The power of two by which dS is multiplied before it is rounded to 16 bits, from the biased
 /// exponent of the largest |dO|. That element becomes 2³ to 2⁴: room for 2¹² on top, where v and P

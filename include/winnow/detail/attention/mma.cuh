@@ -120,6 +120,15 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
   return bits;
 }
 
+/// Two neighbouring elements in one register, as floats.
+template <class T>
+__device__ __forceinline__ float2 unpack(std::uint32_t pair) {
+  if constexpr (std::is_same_v<T, half>)
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  else
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+
 template <class T>
 __device__ __forceinline__ T narrow(float value) {
   if constexpr (std::is_same_v<T, half>)
