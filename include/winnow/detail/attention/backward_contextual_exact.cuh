@@ -28,7 +28,6 @@ struct contextual_tables<float, D, Side, Radial> : contextual_memory<float, D, S
   using base::other_cells;
   using base::own_cells;
   using base::own_count;
-  using base::part_row;
   using base::parts;
   using base::place;
   using base::problem;

@@ -14,7 +14,6 @@ template <class T, bool Radial>
 struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
   using base = contextual_window_rows<T, Radial, true>;
   using base::all_lanes;
-  using base::assigned;
   using base::bounds;
   using base::group;
   using base::is_cut;

@@ -80,7 +80,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::find_share;
   using base::finish_cells;
   using base::give_singles;
-  using base::group;
   using base::load_lse;
   using base::load_out;
   using base::load_part_factors;
@@ -91,8 +90,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::multiply_gradients;
   using base::multiply_keys;
   using base::multiply_queries;
-  using base::of_keys;
-  using base::of_queries;
   using base::pack_cells;
   using base::part;
   using base::part_warps;
@@ -113,7 +110,6 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::tiles;
   using base::warp;
   using base::weight_unit;
-  using base::width;
   using typename base::axis_rows;
   using typename base::key_sums;
   using typename base::layout;

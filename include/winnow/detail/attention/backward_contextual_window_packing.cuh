@@ -23,7 +23,6 @@ template <class T, bool Radial, bool Long>
 struct contextual_window_packing : contextual_window_block<T, Radial, Long> {
   using base = contextual_window_block<T, Radial, Long>;
   using base::all_lanes;
-  using base::assigned;
   using base::group;
   using base::place;
   using base::tiles;

@@ -29,7 +29,6 @@ struct contextual_window_pieces : contextual_window_products<T, Radial, Long> {
   using base = contextual_window_products<T, Radial, Long>;
   using base::all_lanes;
   using base::grads;
-  using base::head;
   using base::keys;
   using base::left_offset;
   using base::look_up_radial;
@@ -37,12 +36,10 @@ struct contextual_window_pieces : contextual_window_products<T, Radial, Long> {
   using base::of_tile;
   using base::pack_places;
   using base::place;
-  using base::problem;
   using base::queries;
   using base::region;
   using base::right_offset;
   using base::rows_of_tile;
-  using base::slot_at;
   using base::sum_radial;
   using base::sum_radial_columns;
   using base::sums;

@@ -21,7 +21,6 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
   using base::bounds;
   using base::grads;
   using base::group;
-  using base::head;
   using base::keys;
   using base::memory;
   using base::order;

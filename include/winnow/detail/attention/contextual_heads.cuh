@@ -33,7 +33,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   using base::group;
   using base::group_head;
   using base::heads;
-  using base::keys;
   using base::place;
   using base::problem;
   using base::radial_sums;

@@ -24,7 +24,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   using base = contextual_block<T, 16, Radial, true, Layout>;
   using base::factor_of_head;
   using base::group;
-  using base::keys;
   using base::place;
   using base::problem;
   using base::words;

@@ -30,7 +30,6 @@ struct contextual_units : contextual_units_copies<T, Heads> {
   using base::all;
   using base::factor_of_head;
   using base::group;
-  using base::group_head;
   using base::heads;
   using base::keys_;
   using base::lse;
