@@ -191,9 +191,9 @@ struct contextual_window_layout {
   static constexpr int key_radial_bytes = by_radial_row ? tile_rows * key_radial_step
                                           : Radial      ? 2 * product_of_n
                                                         : 0;
-  /// Sums by radial row: of rows' dS, of P, of columns' dS. P of long windows has 16 bits.
-  static constexpr int gradient_sum_bytes = Radial ? 2 * half_step : 0;
-  static constexpr int weight_sum_bytes = by_radial_row ? half_step : gradient_sum_bytes;
+  /// Long windows' sums by radial row: of rows' dS or of columns', and of P, which has 16 bits.
+  static constexpr int gradient_sum_bytes = by_radial_row ? 2 * half_step : 0;
+  static constexpr int weight_sum_bytes = by_radial_row ? half_step : 0;
   /// Long windows: first what belongs to queries, which stay for several chunks of keys.
   static constexpr int query_bytes = pieces_bytes + (own_cells ? 2 * cells_bytes : 0) +
                                      query_radial_bytes + gradient_sum_bytes + weight_sum_bytes;

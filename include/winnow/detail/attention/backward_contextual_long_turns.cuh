@@ -124,7 +124,7 @@ struct contextual_long_turns : contextual_window_rows<T, Radial, true> {
     result.first = queries_from + 16 * warp;
     result.count = min(max(query_rows - 16 * warp, 0), 16);
     result.key_rows = key_rows;
-    result.width = result.widest = (key_rows + 15) / 16;
+    result.width = (key_rows + 15) / 16;
     result.first_key = keys_from + 16 * warp;
     result.key_count = min(max(key_rows - 16 * warp, 0), 16);
     result.chunk = chunk;

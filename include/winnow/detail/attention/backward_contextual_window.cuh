@@ -104,7 +104,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
   using base::store_tile;
   using base::sum_radial_rows;
   using base::sums;
-  using base::take_radial;
+  using base::take_radial_columns;
   using base::take_rows;
   using base::takes_part;
   using base::tiles;
@@ -235,7 +235,7 @@ struct contextual_window_differentiator : contextual_window_singles<T, Radial, f
       __syncwarp();
       float unit[2];
       radial_units(column_total, unit);
-      take_radial(2, unit, of_columns);
+      take_radial_columns(unit, of_columns);
       add_table_term(of_columns, base::of_keys, 2, dk);
     }
     meet_tiles(now);

@@ -452,8 +452,9 @@ struct contextual_window_pieces : contextual_window_products<T, Radial, Long> {
     load_answer(i, held, factors);
     if constexpr (layout::sums_late) {
       std::uint32_t places[4];
-      load_matrices_transposed(places, region(i) + layout::pieces +
-                                           (3 * held + 2) * layout::piece_bytes + 16 * place.lane);
+      load_matrices_transposed(
+          places, region(i) + layout::pieces +
+                      (layout::kinds_of_pieces * held + 2) * layout::piece_bytes + 16 * place.lane);
       sum_radial_columns(places, factors.gradients);
     }
     add_answer(i, factors, sums);

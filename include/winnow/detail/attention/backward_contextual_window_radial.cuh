@@ -42,14 +42,6 @@ __device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
   asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(address), "r"(more) : "memory");
 }
 
-/// x · by, at least 0 and below 2²³, as an integer in one instruction: the bits of a multiple of the smallest float are
-/// one. Also where the compiler may flush such floats to 0.
-__device__ __forceinline__ int round_to_integer(float x, unsigned by) {
-  float multiple;
-  asm("mul.rn.f32 %0, %1, %2;\n" : "=f"(multiple) : "f"(x), "f"(__uint_as_float(by)));
-  return __float_as_int(multiple);
-}
-
 template <class T, bool Radial, bool Long>
 struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   using base = contextual_window_turns<T, Radial, Long>;
@@ -176,7 +168,7 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
         const int half = e / 2 * layout::half_step;
         gradient[n] = __float2int_rn(ds[n][e] * gradient_points);
         add_in_shared(places[n][e] + gradients + half, gradient[n]);
-        const int weight = round_to_integer(p[n][e], short_weight_points);
+        const auto weight = static_cast<int>(round_to_integer(p[n][e], short_weight_points));
         add_in_shared(places[n][e] + weights, e / 2 == 0 ? weight : weight << 16);
       }
       const std::uint32_t low = places[0][e] + to_columns;
@@ -219,8 +211,8 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
   /// same row one adds dS while the other one adds P: so 32 lanes meet 32 banks.
   __device__ __forceinline__ void sum_radial_rows(int held) const {
     const int row = place.lane / 16 * 8 + place.lane % 8;
-    const std::byte* piece =
-        region(warp) + layout::pieces + 3 * held * layout::piece_bytes + 16 * place.lane;
+    const std::byte* piece = region(warp) + layout::pieces +
+                             layout::kinds_of_pieces * held * layout::piece_bytes + 16 * place.lane;
     const uint4 of_gradients = *reinterpret_cast<const uint4*>(piece);
     const uint4 of_weights = *reinterpret_cast<const uint4*>(piece + layout::piece_bytes);
     const uint4 of_places = *reinterpret_cast<const uint4*>(piece + 2 * layout::piece_bytes);

@@ -91,9 +91,9 @@ struct contextual_window_results : contextual_window_pieces<T, Radial, Long> {
       shift_of(code[i], axis).to_rows(cells, rows[i]);
     }
   }
-  /// The same of the radial axis. \param which of the rows' dS, their P, the columns' dS.
-  __device__ __forceinline__ void take_radial(int which, const float (&unit)[2],
-                                              axis_rows& rows) const {
+  /// The same of the radial axis in short windows: of columns' dS.
+  __device__ __forceinline__ void take_radial_columns(const float (&unit)[2],
+                                                      axis_rows& rows) const {
     static_assert(layout::sums_late);
     const int* sums = reinterpret_cast<const int*>(region(warp) + layout::late_sums) +
                       place.g * layout::radial_stride + 2 * place.t;

@@ -174,11 +174,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void take_rows(const turn& now, const tile_tokens& rows,
                                             const uint4& out, query_state& state) const {
     load_matrices(state.q, rows_of_tile(queries, warp) + left_offset);
-#pragma unroll
-    for (std::uint32_t& pair : state.q) {
-      const float2 x = unpack<T>(pair);
-      pair = pack<T>(x.x * problem.scale, x.y * problem.scale);
-    }
+    scale_pairs<T>(state.q, problem.scale);
     load_matrices(state.grad_out, rows_of_tile(grads, warp) + left_offset);
     const unsigned magnitude = magnitude_of(state.grad_out);
     if (place.lane == 0) at<unsigned>(layout::magnitudes)[warp] = magnitude;
@@ -227,11 +223,7 @@ struct contextual_window_rows : contextual_window_results<T, Radial, Long> {
   __device__ __forceinline__ void multiply_gradients(const turn& now, const tile_tokens& rows,
                                                      float raise, query_state& state,
                                                      const radial_products& radial) const {
-#pragma unroll
-    for (std::uint32_t& pair : state.grad_out) {
-      const float2 x = unpack<T>(pair);
-      pair = pack<T>(x.x * raise, x.y * raise);
-    }
+    scale_pairs<T>(state.grad_out, raise);
     if constexpr (layout::own_cells) {
       store_products(state.grad_out, of_values, rows.code, region(warp) + layout::value_cells);
     } else {

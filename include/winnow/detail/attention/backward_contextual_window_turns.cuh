@@ -51,7 +51,6 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     int base = 0;   ///< the tiles [base, base + width) hold its windows' keys
     int width = 0;
     int used = 0;    ///< tiles that hold queries; 0: the block has done all
-    int widest = 0;  ///< the largest width of all tiles
     int number = 0;  ///< of short windows' turn
     // Of long windows:
     int first = 0;                     ///< slot of the tile's first row
@@ -213,9 +212,9 @@ struct contextual_window_turns : contextual_window_share<T, Radial, Long> {
     return *at<int2>(plan_of(number) + layout::plan_used);
   }
   [[nodiscard]] __device__ __forceinline__ turn planned_turn(int number) const {
-    const auto [used, widest] = extent_of_turn(number);
+    const int used = extent_of_turn(number).x;
     const int4 tile = at<int4>(plan_of(number))[warp];
-    return {tile.x, tile.y, tile.z, used, widest, number};
+    return {tile.x, tile.y, tile.z, used, number};
   }
   /// Has this warp rows in a turn?
   [[nodiscard]] __device__ __forceinline__ bool takes_part(const turn& now) const {

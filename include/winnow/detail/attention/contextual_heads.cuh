@@ -360,13 +360,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     }
     __syncwarp();
   }
-  /// A weight in units, rounded. Up to 2²⁴ times a float's smallest number, the bits of the float are that integer, and
-  /// so are those of `units` themselves.
-  static __device__ __forceinline__ std::uint32_t count(float weight, std::uint32_t units) {
-    float product;
-    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(weight), "f"(__uint_as_float(units)));
-    return __float_as_uint(product);
-  }
   template <int Behind>
   static __device__ __forceinline__ void add_radial(std::uint32_t address, std::uint32_t weight) {
     asm volatile("red.shared.add.u32 [%0 + %2], %1;\n" ::"r"(address), "r"(weight), "n"(Behind)
@@ -389,8 +382,9 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        add_radial<behind>(places.row[b][j][0], count(p[b][j], units));
-        add_radial<behind + layout::radial_row(8)>(places.row[b][j][1], count(p[b][2 + j], units));
+        add_radial<behind>(places.row[b][j][0], round_to_integer(p[b][j], units));
+        add_radial<behind + layout::radial_row(8)>(places.row[b][j][1],
+                                                   round_to_integer(p[b][2 + j], units));
       }
   }
   /// A head's sums of weights.

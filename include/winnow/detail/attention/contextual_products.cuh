@@ -99,6 +99,13 @@ __device__ __forceinline__ int radial_step(float delta, float inverse_a, int mos
   // n, or for differences below 0 its complement.
   return (steps ^ (__float_as_int(delta) >> 31)) & ~0x3fffff;
 }
+/// x · by, at least 0 and up to 2²⁴, as an integer in one instruction: the bits of a multiple of the smallest float are
+/// one, as are those of `by`. Also where the compiler may flush such floats to 0.
+__device__ __forceinline__ std::uint32_t round_to_integer(float x, std::uint32_t by) {
+  float multiple;
+  asm("mul.rn.f32 %0, %1, %2;" : "=f"(multiple) : "f"(x), "f"(__uint_as_float(by)));
+  return __float_as_uint(multiple);
+}
 /// Copies in the background where `write`; zeros where the source is not `valid`.
 template <int Bytes>
 __device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, const void* global,

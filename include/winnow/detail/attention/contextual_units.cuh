@@ -85,11 +85,7 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         *reinterpret_cast<pair*>(&word) =
             __hmul2(*reinterpret_cast<pair*>(&word), *reinterpret_cast<const pair*>(&scale));
     } else {
-#pragma unroll
-      for (std::uint32_t& word : left.a[0]) {
-        const float2 both = unpack<T>(word);
-        word = pack<T>(both.x * problem.scale, both.y * problem.scale);
-      }
+      scale_pairs<T>(left.a[0], problem.scale);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)

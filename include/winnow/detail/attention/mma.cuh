@@ -129,6 +129,16 @@ __device__ __forceinline__ float2 unpack(std::uint32_t pair) {
     return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
 }
 
+/// Pairs times a number, rounded once.
+template <class T, int Count>
+__device__ __forceinline__ void scale_pairs(std::uint32_t (&pairs)[Count], float by) {
+#pragma unroll
+  for (std::uint32_t& pair : pairs) {
+    const float2 x = unpack<T>(pair);
+    pair = pack<T>(x.x * by, x.y * by);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ T narrow(float value) {
   if constexpr (std::is_same_v<T, half>)
