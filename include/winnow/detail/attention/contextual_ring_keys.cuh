@@ -275,6 +275,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       this->template multiply_radials<false>(
           tables, own.left, at<std::byte>(layout::products_at(slot)) + place.g * layout::key_stride,
           8 * layout::key_stride);
+    __syncwarp();  // all lanes have read positions
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)

@@ -25,6 +25,7 @@
 #include "winnow/detail/attention/contextual_units_tiles.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/wgmma.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -141,6 +142,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     }
   }
 
+  /// racecheck does not follow that the number of a warp's units is stored behind them, and loaded before they are. With
+  /// WINNOW_ALL_LANES_ARRIVE (wgmma.cuh) warps meet behind all units, so that it can.
+  static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
     const int i = static_cast<int>(threadIdx.x);
@@ -168,8 +172,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       this->list_windows(part, windows, is_dealt);
       __syncthreads();
       // What some wait for is beside what others compute.
-      const bool packs_first = warp % 2 == 0;
+      const bool packs_first = packs_at_once || warp % 2 == 0;
       if (packs_first) this->pack_units(part);
+      if (packs_at_once) __syncthreads();
       this->run_tiles();
       if (!packs_first) this->pack_units(part);
       run_singles();

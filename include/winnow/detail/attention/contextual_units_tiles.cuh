@@ -139,7 +139,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ uint2& eight_cells_at(int h) const {
     return at<uint2>(layout::products + h * layout::products_bytes + 4 * 512)[place.lane];
   }
-  /// Leaves them as they are when they are loaded again.
+  /// Leaves them as they are when they are loaded again. All lanes have loaded theirs.
   __device__ __forceinline__ void store_queries(int tile, int h, const rows_of_head& q) const {
     std::byte* const rows = at<std::byte>(rows_at(tile, queries, h)) + place.g * layout::row_bytes +
                             place.g / 4 * 16 + 4 * place.t;
@@ -157,6 +157,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     for (int h = 0; h < heads; ++h) {
       this->load_rows(tile, queries, h, q[h]);
       this->scale_queries(q[h]);
+      __syncwarp();
       store_queries(tile, h, q[h]);
     }
 #pragma unroll
