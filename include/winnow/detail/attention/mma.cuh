@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/storage.hpp"
 
 namespace winnow::detail {
@@ -29,10 +30,6 @@ struct lane_place {
   __device__ __forceinline__ explicit lane_place(int thread)
       : lane(thread & 31), g(lane >> 2), t(lane & 3) {}
 };
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// \param row this lane's row of eight, by the shared memory's 32-bit address.
 __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], std::uint32_t row) {
