@@ -12,6 +12,7 @@
 
 #include "winnow/detail/attention/contextual_heads_products.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/contextual_ring_order.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
 
@@ -129,15 +130,21 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       int number = 0;
       if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
       number = __shfl_sync(all, number, 0);
-      if (number < *at<const int>(layout::listed))
-        number = at<const std::uint16_t>(layout::pass_order)[number];
-      const std::int64_t row =
-          (std::int64_t{number} * shares + share) * std::int64_t{layout::pass_rows};
-      next.row = static_cast<int>(min(row, std::int64_t{assigned}));
+      const int listed = *at<const int>(layout::listed);
+      std::int64_t pass = std::int64_t{number} * shares + share;
+      if (listed != ring_order<layout>::none)
+        pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number] : assigned;
+      next.row = static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
     next.key = bounds()[next.row].x;
     next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
+  }
+  /// \param is_known has contextual_ring_order.cuh left the team's first pass?
+  __device__ __forceinline__ void take_first(bool is_known, next_pass& next) const {
+    if (!is_known) return take_pass(next);
+    const int4 pass = at<const int4>(layout::first_passes)[team];
+    next = {pass.x, pass.y, pass.z, 0};
   }
   __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
     ahead = {next.row, next.key, next.end, 1, next.number};
@@ -295,7 +302,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
             products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
     }
   }
-  __device__ __forceinline__ void run() const {
+  /// All threads of the block meet in it, once tables are there.
+  __device__ __forceinline__ void run(bool first_is_known) const {
     const int length = group().quant_length;
     next_pass after{};
     ring_place ahead{};
@@ -315,11 +323,12 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
       commit_copies();
     };
-    take_pass(after);
+    take_first(first_is_known, after);
     follow(after, ahead);
     load_tokens(ahead, own);
     ring_place now = request_next(cursor.keys);
     request_rows_of(now);
+    __syncthreads();
 #pragma unroll 1
     while (true) {
       // Before the first release there is nothing to wait for.
