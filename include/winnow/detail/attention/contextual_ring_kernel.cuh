@@ -222,34 +222,23 @@ __device__ __noinline__ void complete_ring(const forward_problem& problem, block
   }
 }
 
-/// By the warps that multiply keys: the block's passes, and all barriers. \param takes_all do teams take all passes, or
-/// do they look at them first? \return do teams know their first passes?
+/// By one thread.
 template <class Layout>
-__device__ __forceinline__ bool list_passes(const ring_order<Layout>& passes, int largest,
-                                            bool takes_all, std::byte* memory) {
-  const int listed =
-      passes.list(largest, reinterpret_cast<int*>(memory + Layout::pass_counts),
-                  reinterpret_cast<int4*>(memory + Layout::first_passes),
-                  reinterpret_cast<std::uint16_t*>(memory + Layout::pass_order));
-  const bool are_known = takes_all && listed != passes.none;
-  if (passes.dealer == 0 && passes.lane == 0) {
-    constexpr int readers = Layout::team_readers * warp_arrivals;
-    const std::uint32_t shared = shared_address(memory);
-    for (int i = 0; i < Layout::slots; ++i) {
-      const std::uint32_t slot = shared + Layout::products + i * Layout::slot_bytes;
-      create_barrier(slot + Layout::full, warp_arrivals);
-      create_barrier(slot + Layout::empty, readers);
-    }
-    for (int i = 0; i < Layout::teams; ++i)
-      create_barrier(shared + Layout::query_empty + 8 * i, readers);
-    for (int i = 0; i < Layout::teams * Layout::passes; ++i)
-      create_barrier(shared + Layout::rows_empty + 8 * i, readers);
-    *reinterpret_cast<int*>(memory + Layout::next_pass) = are_known ? Layout::teams : 0;
-    *reinterpret_cast<int*>(memory + Layout::listed) = listed;
-    *reinterpret_cast<int*>(memory + Layout::bad) = 0;
+__device__ __forceinline__ void create_ring_barriers(std::byte* memory) {
+  constexpr int readers = Layout::team_readers * warp_arrivals;
+  const std::uint32_t shared = shared_address(memory);
+  for (int i = 0; i < Layout::slots; ++i) {
+    const std::uint32_t slot = shared + Layout::products + i * Layout::slot_bytes;
+    create_barrier(slot + Layout::full, warp_arrivals);
+    create_barrier(slot + Layout::empty, readers);
   }
-  passes.meet();
-  return are_known;
+  for (int i = 0; i < Layout::teams; ++i)
+    create_barrier(shared + Layout::query_empty + 8 * i, readers);
+  for (int i = 0; i < Layout::teams * Layout::passes; ++i)
+    create_barrier(shared + Layout::rows_empty + 8 * i, readers);
+  create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
+  *reinterpret_cast<int*>(memory + Layout::next_pass) = 0;
+  *reinterpret_cast<int*>(memory + Layout::bad) = 0;
 }
 
 template <class T, bool Radial>
@@ -279,18 +268,24 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            memory,
                                                            shortest};
     };
+    const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
+                                    group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
-      const bool first_is_known = list_passes<layout>(
-          {reinterpret_cast<const int2*>(group.bounds), group.counts->assigned, own.share,
-           own.shares},
-          group.counts->largest, shortest == 0, memory);
+      if (threadIdx.x == 32 * layout::readers) create_ring_barriers<layout>(memory);
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(first_is_known);
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes);
     } else {
+      typename ring_order<layout>::sizes sizes;
+      passes.load(sizes);
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
       __syncthreads();
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      const int listed =
+          passes.list(sizes, group.counts->largest, reader.template at<int>(layout::pass_counts),
+                      reader.template at<std::uint16_t>(layout::pass_order));
+      if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
+      reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");
