@@ -88,16 +88,17 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
   };
 
-  /// The tables of both heads; all warps of the block take part. All loads go out together.
+  /// The tables of both heads, by the block's first `Warps` warps. All loads go out together.
+  template <int Warps = layout::warps>
   __device__ __forceinline__ void load_tables() const {
     using element = typename factor::element;
-    constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
+    constexpr int turns = (3 * axis_blocks + Warps - 1) / Warps;
     const int first = static_cast<int>(threadIdx.x) / 32;
     element parts[turns][heads][2];
     const auto for_each_block = [&](const auto& visit) {
 #pragma unroll
       for (int turn = 0; turn < turns; ++turn) {
-        const int block = min(first + turn * layout::warps, 3 * axis_blocks - 1);
+        const int block = min(first + turn * Warps, 3 * axis_blocks - 1);
         const bool radial = Radial && block >= 2 * axis_blocks;
 #pragma unroll
         for (int h = 0; h < heads; ++h)
@@ -118,10 +119,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
             own[0] = q.template load_stored<true>(axis, block, radial);
             own[1] = k.template load_stored<false>(axis, block, radial);
           });
-    this->load_value_tables();
+    this->load_value_tables(32 * Warps);
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
-      const int block = first + turn * layout::warps;
+      const int block = first + turn * Warps;
       if (block >= 3 * axis_blocks) break;
 #pragma unroll
       for (int h = 0; h < heads; ++h) {

@@ -222,6 +222,25 @@ __device__ __noinline__ void complete_ring(const forward_problem& problem, block
   }
 }
 
+/// By one thread.
+template <class Layout>
+__device__ __forceinline__ void create_ring_barriers(std::byte* memory) {
+  constexpr int readers = Layout::team_readers * warp_arrivals;
+  const std::uint32_t shared = shared_address(memory);
+  for (int i = 0; i < Layout::slots; ++i) {
+    const std::uint32_t slot = shared + Layout::products + i * Layout::slot_bytes;
+    create_barrier(slot + Layout::full, warp_arrivals);
+    create_barrier(slot + Layout::empty, readers);
+  }
+  for (int i = 0; i < Layout::teams; ++i)
+    create_barrier(shared + Layout::query_empty + 8 * i, readers);
+  for (int i = 0; i < Layout::teams * Layout::passes; ++i)
+    create_barrier(shared + Layout::rows_empty + 8 * i, readers);
+  create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
+  *reinterpret_cast<int*>(memory + Layout::next_pass) = 0;
+  *reinterpret_cast<int*>(memory + Layout::bad) = 0;
+}
+
 template <class T, bool Radial>
 __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     contextual_ring_kernel(const __grid_constant__ forward_problem problem) {
@@ -249,36 +268,24 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            memory,
                                                            shortest};
     };
-    {
-      const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
-                                      group.counts->assigned, own.share, own.shares};
-      const int size = passes.size_of(static_cast<int>(threadIdx.x));
-      contextual_heads_products<T, Radial, layout>{block()}.load_tables();
-      const int listed = passes.list(size, reinterpret_cast<int*>(memory + layout::scratch),
-                                     reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
-      if (threadIdx.x == 0) {
-        constexpr int readers = layout::team_readers * warp_arrivals;
-        for (int i = 0; i < layout::slots; ++i) {
-          const std::uint32_t slot = shared + layout::products + i * layout::slot_bytes;
-          create_barrier(slot + layout::full, warp_arrivals);
-          create_barrier(slot + layout::empty, readers);
-        }
-        for (int i = 0; i < layout::teams; ++i)
-          create_barrier(shared + layout::query_empty + 8 * i, readers);
-        for (int i = 0; i < layout::teams * layout::passes; ++i)
-          create_barrier(shared + layout::rows_empty + 8 * i, readers);
-        *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
-        *reinterpret_cast<int*>(memory + layout::listed) = listed;
-        *reinterpret_cast<int*>(memory + layout::bad) = 0;
-      }
-    }
-    __syncthreads();
+    const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
+                                    group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
+      if (threadIdx.x == 32 * layout::readers) create_ring_barriers<layout>(memory);
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run();
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes);
     } else {
+      typename ring_order<layout>::sizes sizes;
+      passes.load(sizes);
+      contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
+      __syncthreads();
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      const int listed =
+          passes.list(sizes, group.counts->largest, reader.template at<int>(layout::pass_counts),
+                      reader.template at<std::uint16_t>(layout::pass_order));
+      if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
+      reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");

@@ -12,6 +12,7 @@
 
 #include "winnow/detail/attention/contextual_heads_products.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/contextual_ring_order.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
 
@@ -107,9 +108,10 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   // --- Which groups -------------------------------------------------------------------------------
 
-  /// The next pass, whose keys' bounds are on their way.
+  static constexpr int untaken = -1;
+  /// The next pass, whose keys' bounds are on their way, or `untaken`.
   struct next_pass {
-    int row, key, end;
+    int row = untaken, key, end;
     int number = -1;
   };
   /// Does a pass have rows that contextual_short.cuh has left?
@@ -124,24 +126,39 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// The block's teams take its passes as they come: what a pass needs differs much.
   __device__ __forceinline__ void take_pass(next_pass& next) const {
+    wait_for_phase(barrier(layout::is_listed), 0);
+    const int listed = *at<const int>(layout::listed);
     ++next.number;
     do {
       int number = 0;
       if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
       number = __shfl_sync(all, number, 0);
-      if (number < *at<const int>(layout::listed))
-        number = at<const std::uint16_t>(layout::pass_order)[number];
-      const std::int64_t row =
-          (std::int64_t{number} * shares + share) * std::int64_t{layout::pass_rows};
-      next.row = static_cast<int>(min(row, std::int64_t{assigned}));
+      std::int64_t pass = std::int64_t{number} * shares + share;
+      if (takes_listed(listed))
+        pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number] : assigned;
+      next.row = static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
     next.key = bounds()[next.row].x;
     next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
   }
+  /// Where short windows are another kernel's, most passes are not taken.
+  __device__ __forceinline__ bool takes_listed(int listed) const {
+    return listed != ring_order<layout>::none && shortest == 0;
+  }
+  /// Before tables are there. \return is there a first pass? Or it is not known yet.
+  __device__ __forceinline__ bool take_first(const ring_order<layout>& passes,
+                                             next_pass& next) const {
+    next.number = passes.fits() && shortest == 0 ? 0 : -1;
+    if (next.number < 0) return false;
+    const int3 pass = passes.first_of(team);
+    next.row = pass.x, next.key = pass.y, next.end = pass.z;
+    return true;
+  }
   __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
+    if (next.row == untaken) take_pass(next);
     ahead = {next.row, next.key, next.end, 1, next.number};
-    if (next.row < assigned) take_pass(next);
+    if (next.row < assigned) next.row = untaken;
   }
   __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
     if (ahead.row >= assigned) return;
@@ -296,7 +313,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
             products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
     }
   }
-  __device__ __forceinline__ void run() const {
+  /// All threads of the block meet in it, once tables are there.
+  __device__ __forceinline__ void run(const ring_order<layout>& passes) const {
     const int length = group().quant_length;
     next_pass after{};
     ring_place ahead{};
@@ -316,11 +334,25 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
       commit_copies();
     };
-    take_pass(after);
+    const bool is_known = take_first(passes, after);
+    if (!is_known) __syncthreads();
     follow(after, ahead);
     load_tokens(ahead, own);
-    ring_place now = request_next(cursor.keys);
+    request_keys(ahead, own, cursor.keys);
+    ring_place now = ahead;
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) rows_[i] = own.rows[i];
+    // The next pass may not be known yet.
+    const bool has_next = ahead.key + keys < ahead.end;
+    ahead.key += keys;
+    ahead.first = 0;
+    if (has_next) load_tokens(ahead, own);
     request_rows_of(now);
+    if (is_known) __syncthreads();
+    if (!has_next && now.row < assigned) {
+      follow(after, ahead);
+      load_tokens(ahead, own);
+    }
 #pragma unroll 1
     while (true) {
       // Before the first release there is nothing to wait for.
@@ -336,6 +368,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       wait_for_copies<1>();  // the rows, if this is a pass's first group
       announce(cursor.slot);
       request_rows_of(next);
+      if (after.row == untaken) take_pass(after);
       now = next;
       cursor.step();
     }

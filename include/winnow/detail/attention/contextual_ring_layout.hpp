@@ -105,12 +105,16 @@ struct contextual_ring_layout {
   static constexpr int bad = next_pass + 4;                             // int
   static constexpr int listed = bad + 4;                                // int, passes in the list
   static constexpr int most_listed = 256;                               ///< of a block
+  static constexpr int most_dealt = 768;  ///< among the blocks that share them
   static constexpr int pass_order = listed + 4;                         // uint16 [most_listed]
-  static constexpr std::size_t bytes = pass_order + 2 * most_listed + 4;
+  static constexpr int is_listed = (pass_order + 2 * most_listed + 7) / 8 * 8;  // barrier
+  static constexpr std::size_t bytes = (is_listed + 8 + 15) / 16 * 16;
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
                 products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0);
-  static_assert(most_listed <= threads && scratch_bytes * readers >= 4 * most_listed);
+  /// Before readers need it: what contextual_ring_order.cuh counts.
+  static constexpr int pass_counts = scratch;
+  static_assert(scratch_bytes * readers >= 4 * most_dealt);
   static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
   static_assert(bytes <= 227 * 1024);
 };
