@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
+#include "winnow/detail/attention/contextual_heads_moves.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -20,39 +21,41 @@
 namespace winnow::detail {
 
 template <class T, bool Radial, class Layout>
-struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout> {
-  using base = contextual_block<T, 16, Radial, true, Layout>;
+struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
+  using base = contextual_heads_moves<T, Radial, Layout>;
   using base::factor_of_head;
   using base::group;
   using base::place;
   using base::problem;
+  using base::shared;
   using base::words;
   using typename base::factor;
   using typename base::layout;
+  using typename base::row_places;
   using rows_of_head = typename factor::rows;
   static constexpr int heads = layout::heads;
 
-  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2⁰ for the
-  /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
+  /// Sums of weights are rounded to half as they are, so that n weights of a row stay below 2¹⁶: in windows of up to
+  /// 256 keys they begin at 2⁻⁶ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
+  /// In longer windows weights may not become as large, and the largest logit's is larger, as the error of rounding
+  /// grows with the number of keys.
   ///
-  /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
-  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁵, as the error of
-  /// rounding grows with the number of keys. From 2¹⁷ keys on units are larger.
+  /// Radial sums count units of 2⁻¹⁶, which 32 bits hold, and 24 bits of a weight.
   struct weight_range {
     float slack, lag;  ///< of `scaled_softmax_state`
   };
-  static constexpr int unit_bits = 9, most_longer_bits = 5, sum_bits = 32, short_bits = 8;
-  static constexpr int no_slack_bits = sum_bits - 1 - unit_bits - most_longer_bits;
+  static constexpr int sum_bits = 16, unit_bits = 16, short_bits = 8;
+  static constexpr int first_bits = -6, most_longer_bits = 5;
   /// The bits of n - 1.
   static __device__ __forceinline__ int bits_of(int n) { return 32 - __clz(n - 1); }
   /// \param longest keys of a row.
   static __device__ __forceinline__ weight_range range_of(int longest) {
     const int bits = max(bits_of(longest), short_bits);
-    const int longer = min(bits - short_bits, most_longer_bits);
-    return {static_cast<float>(max(sum_bits - 1 - unit_bits - bits - longer, 0)),
-            static_cast<float>(-longer)};
+    // What a weight may have; a maximum is whole, which takes one of them.
+    const int most = sum_bits - 1 - bits;
+    const int lead = min(first_bits + min(bits - short_bits, most_longer_bits), most);
+    return {static_cast<float>(most - lead), static_cast<float>(-lead)};
   }
-  static constexpr float cubic_slack = 12.0f, cubic_lag = -2.0f;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -76,7 +79,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t positions[2][layout::axes];
     float radius[2];
     std::uint32_t chosen[2];  ///< the matrix that tells the first head's products
-    int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
+    /// Addresses, from the middle of the table on: of row g's sums by radial row, and of key 2t's products.
+    std::uint32_t radial, key_products;
     float inverse_a;
     float inverse_scale;
     int length;
@@ -84,8 +88,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     bool has_values;
     float slack, lag;          ///< of the tile's rows
     float inverse_factor;      ///< 1 over what makes logits count in base 2
-    std::uint32_t units;       ///< of a weight of 1, in radial sums
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
+    std::uint32_t product_cells[Radial ? cell_words : 1];  ///< and with rows' products
   };
 
   /// The tables of both heads; all warps of the block take part. All loads go out together.
@@ -109,13 +113,13 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     if (group().table_q.is_float || group().table_k.is_float)
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load<true>(axis, block, 0, radial);
+            own[0] = q.template load<true, !Radial>(axis, block, 0, radial);
             own[1] = k.template load<false>(axis, block, 0, radial);
           });
     else
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load_stored<true>(axis, block, radial);
+            own[0] = q.template load_stored<true, !Radial>(axis, block, radial);
             own[1] = k.template load_stored<false>(axis, block, radial);
           });
     this->load_value_tables();
@@ -149,13 +153,18 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     state.inverse_factor = state.inverse_scale * ln_2;
     const int cell = spread(place.g);
     state.first_cell = kept_in_register(position_pair(cell, cell));
-    if constexpr (!Radial) state.slack = cubic_slack, state.lag = cubic_lag;
+    if constexpr (Radial)
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        state.product_cells[word] = kept_in_register(this->product_cells(word));
     if constexpr (Radial) {
-      state.units =
-          max((1u << unit_bits) >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
       state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
-      state.radial = in_register(layout::scratch + this->scratch_of_warp() +
-                                 layout::radial_row(place.g) + 4 * state.length);
+      state.radial = kept_in_register(
+          shared + static_cast<std::uint32_t>(layout::scratch + this->scratch_of_warp() +
+                                              layout::radial_row(place.g) + 4 * state.length));
+      state.key_products = kept_in_register(
+          shared + static_cast<std::uint32_t>(layout::products_at(0) +
+                                              2 * place.t * layout::key_stride + 4 * state.length));
       state.most_steps =
           static_cast<int>(kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
@@ -200,6 +209,46 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     return at<uint4>(
         layout::row_products)[(h * layout::product_pairs + word / 2) * 32 + place.lane];
   }
+  /// The address of row g's first sum by radial row.
+  __device__ __forceinline__ std::uint32_t first_sum(const heads_state& state) const {
+    return state.radial - static_cast<std::uint32_t>(4 * state.length);
+  }
+  /// Those of linear axes by cell, words of cells as `product_cells` has them.
+  __device__ __forceinline__ void multiply_rows_axes(
+      const row_places& places, const std::uint32_t (&codes)[2], const factor (&tables)[heads],
+      const rows_of_head (&left)[heads], int length,
+      std::uint32_t (&products)[heads][2][words]) const {
+    if constexpr (Radial) {
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        std::uint32_t by_row[layout::axes][1][2][row_words];
+#pragma unroll
+        for (int axis = 0; axis < layout::axes; ++axis)
+          tables[h].template multiply<true>(left[h], axis, false, by_row[axis]);
+        this->store_products(places, h, by_row);
+      }
+      __syncwarp();
+      const std::uint32_t moves[2] = {base::distances(codes[0], length),
+                                      base::distances(codes[1], length)};
+      this->load_products(places, moves, products);
+      __syncwarp();
+    } else {
+      const std::uint32_t moves[2] = {moves_of(codes[0], length, place.t),
+                                      moves_of(codes[1], length, place.t)};
+#pragma unroll
+      for (int axis = 0; axis < layout::axes; ++axis)
+#pragma unroll
+        for (int h = 0; h < heads; ++h) {
+          std::uint32_t cells[1][2][cell_words];
+          this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int word = 0; word < cell_words; ++word)
+              products[h][i][axis * cell_words + word] = cells[0][i][word];
+        }
+    }
+  }
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
   template <class Lengths>
@@ -213,25 +262,19 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       for (int h = 0; h < heads; ++h) state.q[h] = left[h];
     const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                     at<std::uint32_t>(layout::row_code)[row + 8]};
-    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
-                                    moves_of(codes[1], state.length, place.t)};
     const factor tables[heads] = {factor_of_head(group().table_q, 0, 0),
                                   factor_of_head(group().table_q, 0, 1)};
     std::uint32_t products[heads][2][words];
+    row_places places{};
+    if constexpr (Radial) places = this->places_of_rows(first_sum(state));
+    multiply_rows_axes(places, codes, tables, left, state.length, products);
 #pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis) {
+    for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        std::uint32_t cells[1][2][cell_words];
-        this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
+      for (int i = 0; i < 2; ++i)
+        if (base::has_large(left[h], i)) products[h][i][0] = nan_halves;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (axis == 0 && base::has_large(left[h], i)) cells[0][i][0] = nan_halves;
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            products[h][i][axis * cell_words + word] = cells[0][i][word];
-        }
-      }
+    for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::uint32_t position = position_twice(codes[i], axis);
@@ -243,8 +286,11 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
           state.positions[i][axis] = position;
         }
       }
-    }
-    if constexpr (Radial) begin_radial(row, left, tables, length_of, state);
+    if constexpr (Radial) begin_radial(places, row, left, tables, state);
+    const auto longest = static_cast<int>(
+        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
+    const weight_range range = range_of(longest);
+    state.slack = range.slack, state.lag = range.lag;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];
@@ -271,30 +317,20 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
   }
   /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
-  template <class Lengths>
-  __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
+  __device__ __forceinline__ void begin_radial(const row_places& places, int row,
+                                               const rows_of_head (&left)[heads],
                                                const factor (&tables)[heads],
-                                               const Lengths& length_of, heads_state& state) const {
+                                               heads_state& state) const {
     multiply_radials<true>(tables, left,
                            this->scratch() + layout::radial_row(place.g) + layout::row_radial,
                            layout::radial_row(8));
-    constexpr int parts_of_row = heads * layout::radial_sums_bytes / 16;
-    static_assert(parts_of_row <= 32);
-    if (place.lane < parts_of_row)
-#pragma unroll
-      for (int r = 0; r < layout::rows; ++r)
-        reinterpret_cast<uint4*>(this->scratch() + layout::radial_row(r))[place.lane] = {0, 0, 0,
-                                                                                         0};
+    this->clear_sums(places);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
-    const auto longest = static_cast<int>(
-        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
-    const weight_range range = range_of(longest);
-    state.slack = range.slack, state.lag = range.lag;
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {

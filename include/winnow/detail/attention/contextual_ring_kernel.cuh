@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual_heads.cuh"
+#include "winnow/detail/attention/contextual_heads_result.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_order.cuh"
@@ -37,8 +37,8 @@ namespace winnow::detail {
 
 /// A warp that attends.
 template <class T, bool Radial>
-struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layout<Radial>> {
-  using base = contextual_heads<T, Radial, contextual_ring_layout<Radial>>;
+struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ring_layout<Radial>> {
+  using base = contextual_heads_result<T, Radial, contextual_ring_layout<Radial>>;
   using base::assigned;
   using base::keys;
   using base::place;
@@ -171,11 +171,12 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g,
                           state);
       bool wanted[2];
+      const int shortest = *at<const int>(layout::shortest_left);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int own_row = place.g + 8 * i;
         const int2 window = bounds[own_row];
-        wanted[i] = own_row < own && window.y - window.x >= base::shortest;
+        wanted[i] = own_row < own && window.y - window.x >= shortest;
       }
       bad = this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows,
                              wanted, state);
@@ -253,7 +254,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                       group.counts->assigned, own.share, own.shares};
       const int size = passes.size_of(static_cast<int>(threadIdx.x));
-      contextual_heads_products<T, Radial, layout>{block()}.load_tables();
+      contextual_heads_products<T, Radial, layout>{{block()}}.load_tables();
+      contextual_ring_reader<T, Radial>{{{{{block()}}}}}.store_result_pointers();
       const int listed = passes.list(size, reinterpret_cast<int*>(memory + layout::scratch),
                                      reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
       if (threadIdx.x == 0) {
@@ -267,6 +269,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
           create_barrier(shared + layout::query_empty + 8 * i, readers);
         for (int i = 0; i < layout::teams * layout::passes; ++i)
           create_barrier(shared + layout::rows_empty + 8 * i, readers);
+        *reinterpret_cast<int*>(memory + layout::shortest_left) = shortest;
         *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
         *reinterpret_cast<int*>(memory + layout::listed) = listed;
         *reinterpret_cast<int*>(memory + layout::bad) = 0;
@@ -275,10 +278,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     __syncthreads();
     if (warp >= layout::readers) {
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run();
+      contextual_ring_keys<T, Radial>{{{block()}}, warp - layout::readers}.run();
     } else {
       take_registers<layout::reader_registers>();
-      const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      const contextual_ring_reader<T, Radial> reader{{{{{block()}}}}};
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");
