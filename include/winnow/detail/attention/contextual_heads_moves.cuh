@@ -48,6 +48,14 @@ struct contextual_heads_moves : contextual_block<T, 16, Radial, true, Layout> {
             shared + static_cast<std::uint32_t>(layout::scratch + this->scratch_of_warp() +
                                                 matrix_row)};
   }
+  /// `__byte_perm` of a selector that needs no mask.
+  static __device__ __forceinline__ std::uint32_t select_bytes(std::uint32_t low,
+                                                               std::uint32_t high,
+                                                               std::uint32_t select) {
+    std::uint32_t bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(select));
+    return bytes;
+  }
   static __device__ __forceinline__ std::uint32_t load_word(std::uint32_t address) {
     std::uint32_t word;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
@@ -106,11 +114,12 @@ struct contextual_heads_moves : contextual_block<T, 16, Radial, true, Layout> {
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int axis = 0; axis < axes; ++axis) {
-        const std::uint32_t distance = moves[i] >> (8 * axis);
-        const std::uint32_t first =
-            row + 2 * (distance & 0xfeu) + static_cast<std::uint32_t>(i * eight_rows);
+        const std::uint32_t even = in_register(moves[i] & (0xfeu << (8 * axis)));
+        const std::uint32_t first = row + (axis == 0 ? 2 * even : even >> (8 * axis - 1)) +
+                                    static_cast<std::uint32_t>(i * eight_rows);
         // From an odd one on, cells lie across words.
-        const std::uint32_t select = 0x3210u + (distance & 1u) * 0x2222u;
+        const std::uint32_t select = axis == 0 ? choose<1>(moves[i], 0x5432u, 0x3210u)
+                                               : choose<256>(moves[i], 0x5432u, 0x3210u);
 #pragma unroll
         for (int h = 0; h < heads; ++h) {
           std::uint32_t pairs[cell_words + 1];
@@ -120,7 +129,7 @@ struct contextual_heads_moves : contextual_block<T, 16, Radial, true, Layout> {
                 load_word(first + static_cast<std::uint32_t>((h * axes + axis) * 96 + 4 * n));
 #pragma unroll
           for (int n = 0; n < cell_words; ++n)
-            products[h][i][axis * cell_words + n] = __byte_perm(pairs[n], pairs[n + 1], select);
+            products[h][i][axis * cell_words + n] = select_bytes(pairs[n], pairs[n + 1], select);
         }
       }
   }
@@ -137,7 +146,8 @@ struct contextual_heads_moves : contextual_block<T, 16, Radial, true, Layout> {
     for (int axis = 0; axis < axes; ++axis)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::uint32_t first = row + 4 * (moves[i] >> (8 * axis) & 0xffu) +
+        const std::uint32_t distance = in_register(moves[i] & (0xffu << (8 * axis)));
+        const std::uint32_t first = row + (axis == 0 ? 4 * distance : distance >> (8 * axis - 2)) +
                                     static_cast<std::uint32_t>(i * eight_rows);
 #pragma unroll
         for (int word = 0; word < cell_words; ++word)

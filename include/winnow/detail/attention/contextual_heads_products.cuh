@@ -31,7 +31,6 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
   using base::words;
   using typename base::factor;
   using typename base::layout;
-  using typename base::row_places;
   using rows_of_head = typename factor::rows;
   static constexpr int heads = layout::heads;
 
@@ -213,41 +212,52 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
   __device__ __forceinline__ std::uint32_t first_sum(const heads_state& state) const {
     return state.radial - static_cast<std::uint32_t>(4 * state.length);
   }
-  /// Those of linear axes by cell, words of cells as `product_cells` has them.
-  __device__ __forceinline__ void multiply_rows_axes(
-      const row_places& places, const std::uint32_t (&codes)[2], const factor (&tables)[heads],
-      const rows_of_head (&left)[heads], int length,
+  /// Products of linear axes by cell. \param codes of rows g and g + 8.
+  __device__ __forceinline__ void multiply_cells_of_rows(
+      const std::uint32_t (&codes)[2], const factor (&tables)[heads],
+      const rows_of_head (&left)[heads], const heads_state& state,
       std::uint32_t (&products)[heads][2][words]) const {
-    if constexpr (Radial) {
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
-        std::uint32_t by_row[layout::axes][1][2][row_words];
+        std::uint32_t cells[1][2][cell_words];
+        this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
 #pragma unroll
-        for (int axis = 0; axis < layout::axes; ++axis)
-          tables[h].template multiply<true>(left[h], axis, false, by_row[axis]);
-        this->store_products(places, h, by_row);
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+            products[h][i][axis * cell_words + word] = cells[0][i][word];
       }
-      __syncwarp();
-      const std::uint32_t moves[2] = {base::distances(codes[0], length),
-                                      base::distances(codes[1], length)};
-      this->load_products(places, moves, products);
-      __syncwarp();
-    } else {
-      const std::uint32_t moves[2] = {moves_of(codes[0], length, place.t),
-                                      moves_of(codes[1], length, place.t)};
+  }
+  /// The same with spherical windows, with words as `product_cells` has them, and of the radial axis by table row.
+  /// Leaves sums of nothing.
+  __device__ __forceinline__ void multiply_spherical_rows(
+      const std::uint32_t (&codes)[2], const factor (&tables)[heads],
+      const rows_of_head (&left)[heads], const heads_state& state,
+      std::uint32_t (&products)[heads][2][words]) const {
+    const auto places = this->places_of_rows(first_sum(state));
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      std::uint32_t by_row[layout::axes][1][2][row_words];
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-#pragma unroll
-        for (int h = 0; h < heads; ++h) {
-          std::uint32_t cells[1][2][cell_words];
-          this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int word = 0; word < cell_words; ++word)
-              products[h][i][axis * cell_words + word] = cells[0][i][word];
-        }
+        tables[h].template multiply<true>(left[h], axis, false, by_row[axis]);
+      this->store_products(places, h, by_row);
     }
+    // It lies elsewhere, and what has been stored arrives meanwhile.
+    multiply_radials<true>(tables, left,
+                           this->scratch() + layout::radial_row(place.g) + layout::row_radial,
+                           layout::radial_row(8));
+    __syncwarp();
+    const std::uint32_t moves[2] = {base::distances(codes[0], state.length),
+                                    base::distances(codes[1], state.length)};
+    this->load_products(places, moves, products);
+    __syncwarp();
+    this->clear_sums(places);
+    __syncwarp();
   }
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
@@ -265,9 +275,10 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     const factor tables[heads] = {factor_of_head(group().table_q, 0, 0),
                                   factor_of_head(group().table_q, 0, 1)};
     std::uint32_t products[heads][2][words];
-    row_places places{};
-    if constexpr (Radial) places = this->places_of_rows(first_sum(state));
-    multiply_rows_axes(places, codes, tables, left, state.length, products);
+    if constexpr (Radial)
+      multiply_spherical_rows(codes, tables, left, state, products);
+    else
+      multiply_cells_of_rows(codes, tables, left, state, products);
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -286,7 +297,12 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
           state.positions[i][axis] = position;
         }
       }
-    if constexpr (Radial) begin_radial(places, row, left, tables, state);
+    if constexpr (Radial)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        // Never -0, nor then a difference of 0.
+        state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
+      }
     const auto longest = static_cast<int>(
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
     const weight_range range = range_of(longest);
@@ -314,22 +330,6 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
       for (auto& block : own.cells)
 #pragma unroll
         for (float& sum : block) sum = 0.0f;
-    }
-  }
-  /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
-  __device__ __forceinline__ void begin_radial(const row_places& places, int row,
-                                               const rows_of_head (&left)[heads],
-                                               const factor (&tables)[heads],
-                                               heads_state& state) const {
-    multiply_radials<true>(tables, left,
-                           this->scratch() + layout::radial_row(place.g) + layout::row_radial,
-                           layout::radial_row(8));
-    this->clear_sums(places);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      // Never -0, nor then a difference of 0.
-      state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
   }
   /// 16 keys, both heads: what their group's arrays say.

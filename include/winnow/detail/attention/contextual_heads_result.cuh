@@ -51,48 +51,61 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
       add_values_of(h, axis, step, weights, own);
     }
   }
+  /// Adds Σ B·Tv with spherical windows. \param codes of row g.
+  __device__ __forceinline__ void add_spherical_tables(const std::uint32_t* codes,
+                                                       heads_state& state) const {
+    const auto places = this->places_of_rows(this->first_sum(state));
+    const std::uint32_t moves[2] = {base::distances(codes[0], state.length),
+                                    base::distances(codes[8], state.length)};
+    __syncwarp();
+    uint4 sums[heads][2][row_words / 2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int n = 0; n < row_words / 2; ++n)
+          sums[h][i][n] = this->load_part(
+              places.parts + static_cast<std::uint32_t>(i * base::eight_rows +
+                                                        h * layout::radial_sums_bytes + 64 * n));
+    // Weights by cell take their place, and arrive while these are multiplied.
+    this->clear_sums(places);
+    __syncwarp();
+    this->store_weights(places, moves, [&](int h, int word, int element) {
+      return state.of_head[h].cells[word][element];
+    });
+    __syncwarp();
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      std::uint32_t w[2][row_words];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int n = 0; n < row_words / 2; ++n) {
+          const uint4& four = sums[h][i][n];
+          const auto weight = [](std::uint32_t sum) {
+            return __uint2float_rn(sum) * (1.0f / (1u << base::unit_bits));
+          };
+          w[i][2 * n] = pack<T>(weight(four.x), weight(four.y));
+          w[i][2 * n + 1] = pack<T>(weight(four.z), weight(four.w));
+        }
+      add_axis(h, 2, w, state.of_head[h]);
+    }
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis)
+#pragma unroll
+      for (int step = 0; step < tile_rows / 16; ++step) {
+        weight_fragment<T> weights[heads];
+        this->load_weights(places, axis, step, weights);
+#pragma unroll
+        for (int h = 0; h < heads; ++h)
+          add_values_of(h, axis, step, weights[h], state.of_head[h]);
+      }
+  }
   /// Adds Σ B·Tv. \param codes of row g.
   __device__ __forceinline__ void add_tables(const std::uint32_t* codes, heads_state& state) const {
     if constexpr (Radial) {
-      __syncwarp();
-      const auto places = this->places_of_rows(this->first_sum(state));
-#pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        std::uint32_t w[2][row_words];
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int word = 0; word < row_words; word += 2) {
-            const uint4 sums = this->load_part(
-                places.parts +
-                static_cast<std::uint32_t>(i * base::eight_rows + h * layout::radial_sums_bytes +
-                                           32 * word));
-            const auto weight = [&](std::uint32_t sum) {
-              return __uint2float_rn(sum) * (1.0f / (1u << base::unit_bits));
-            };
-            w[i][word] = pack<T>(weight(sums.x), weight(sums.y));
-            w[i][word + 1] = pack<T>(weight(sums.z), weight(sums.w));
-          }
-        add_axis(h, 2, w, state.of_head[h]);
-      }
-      this->clear_sums(places);
-      __syncwarp();
-      const std::uint32_t moves[2] = {base::distances(codes[0], state.length),
-                                      base::distances(codes[8], state.length)};
-      this->store_weights(places, moves, [&](int h, int word, int element) {
-        return state.of_head[h].cells[word][element];
-      });
-      __syncwarp();
-#pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-#pragma unroll
-        for (int step = 0; step < tile_rows / 16; ++step) {
-          weight_fragment<T> weights[heads];
-          this->load_weights(places, axis, step, weights);
-#pragma unroll
-          for (int h = 0; h < heads; ++h)
-            add_values_of(h, axis, step, weights[h], state.of_head[h]);
-        }
+      add_spherical_tables(codes, state);
     } else {
       const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                       moves_of(codes[8], state.length, place.t)};
@@ -119,13 +132,14 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
   /// Adds Σ B·Tv and normalises. \param codes of row g.
   __device__ __forceinline__ void complete_sums(const std::uint32_t* codes,
                                                 heads_state& state) const {
+    float by[heads][2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(state.of_head[h].softmax.sum[2 * i]);
     if (state.has_values) add_tables(codes, state);
 #pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      head_state& own = state.of_head[h];
-      const float by[2] = {reciprocal(own.softmax.sum[0]), reciprocal(own.softmax.sum[2])};
-      scale_rows(by, own.o);
-    }
+    for (int h = 0; h < heads; ++h) scale_rows(by[h], state.of_head[h].o);
   }
 
   // --- The result ---------------------------------------------------------------------------------
@@ -150,6 +164,8 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
   /// \return is an element of this lane's wanted rows not finite?
   __device__ __forceinline__ bool store_rows(const std::int32_t* tokens, const bool (&wanted)[2],
                                              const heads_state& state) const {
+    const std::int32_t own_tokens[2] = {tokens[place.g], tokens[place.g + 8]};
+    T* const first = this->template table_at<T* const>(layout::results)[place.t];
     // Through shared memory, so that each lane has 16 bytes of a row.
     const std::uint32_t matrices =
         result_row(place.lane % 16) + static_cast<std::uint32_t>(place.lane / 16 * 16);
@@ -168,11 +184,11 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
     for (int i = 0; i < 2; ++i) {
       const uint4 part = this->load_part(result_row(place.g + 8 * i) +
                                          static_cast<std::uint32_t>(16 * place.t));
-      finite = finite && (are_finite<T>(part) || !wanted[i]);
-      T* target = this->template table_at<T* const>(layout::results)[place.t];
+      finite &= are_finite<T>(part) | !wanted[i];
+      T* target = first;
       asm("mad.wide.s32 %0, %1, %2, %0;"
           : "+l"(target)
-          : "r"(tokens[place.g + 8 * i]),
+          : "r"(own_tokens[i]),
             "r"(static_cast<std::int32_t>(problem.out.token_stride * int{sizeof(T)})));
       if (wanted[i] && column) store_part(target, part);
     }

@@ -124,7 +124,8 @@ __device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, 
         : "memory");
 }
 /// Keeps the compiler from computing `value` again wherever it is needed.
-__device__ __forceinline__ int in_register(int value) {
+template <class U>
+__device__ __forceinline__ U in_register(U value) {
   asm volatile("" : "+r"(value));
   return value;
 }
