@@ -118,13 +118,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     add(std::integral_constant<int, 0>());
     add(std::integral_constant<int, 1>());
   }
-  /// The cells of a word of rows' products.
-  __device__ __forceinline__ std::uint32_t product_cells(const heads_state& state, int word) const {
-    if constexpr (Radial)
-      return state.product_cells[word % cell_words];
-    else
-      return this->own_cells(word);
-  }
   /// q·k, and Gq of linear axes.
   __device__ __forceinline__ void score_heads(const heads_state& state, int tile,
                                               const key_group& keys_,
@@ -148,7 +141,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         places[b][axis] = layout::marks_codes ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
                                               : position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
-      return one_hot(places[b][word / cell_words], product_cells(state, word));
+      return one_hot(places[b][word / cell_words], this->cells_of(state, word));
     };
 #pragma unroll
     for (int word = 0; word < words; word += 2) {

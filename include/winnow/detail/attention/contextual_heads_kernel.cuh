@@ -324,8 +324,8 @@ __global__ void __launch_bounds__(contextual_heads_layout<Radial>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_tiles<T, Radial> attender{
-        {{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-            group.counts->assigned, shared_address(region), memory, shortest}}}}};
+        {{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+           group.counts->assigned, shared_address(region), memory, shortest}}}};
     attender.store_pointers();
     attender.store_result_pointers();
     if (threadIdx.x == 0) *reinterpret_cast<int*>(memory + layout::next_tile) = layout::warps;

@@ -9,7 +9,6 @@
 #include <type_traits>
 
 #include "winnow/detail/attention/contextual_block.cuh"
-#include "winnow/detail/attention/contextual_heads_moves.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_pairs.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
@@ -21,8 +20,8 @@
 namespace winnow::detail {
 
 template <class T, bool Radial, class Layout>
-struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
-  using base = contextual_heads_moves<T, Radial, Layout>;
+struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout> {
+  using base = contextual_block<T, 16, Radial, true, Layout>;
   using base::factor_of_head;
   using base::group;
   using base::place;
@@ -88,7 +87,7 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     float slack, lag;          ///< of the tile's rows
     float inverse_factor;      ///< 1 over what makes logits count in base 2
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
-    std::uint32_t product_cells[Radial ? cell_words : 1];  ///< and with rows' products
+    std::uint32_t cells[Radial ? cell_words : 1];  ///< and, of an axis, `own_cells`
   };
 
   /// The tables of both heads; all warps of the block take part. All loads go out together.
@@ -112,13 +111,13 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     if (group().table_q.is_float || group().table_k.is_float)
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load<true, !Radial>(axis, block, 0, radial);
+            own[0] = q.template load<true, Radial>(axis, block, 0, radial);
             own[1] = k.template load<false>(axis, block, 0, radial);
           });
     else
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load_stored<true, !Radial>(axis, block, radial);
+            own[0] = q.template load_stored<true, Radial>(axis, block, radial);
             own[1] = k.template load_stored<false>(axis, block, radial);
           });
     this->load_value_tables();
@@ -155,7 +154,7 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     if constexpr (Radial)
 #pragma unroll
       for (int word = 0; word < cell_words; ++word)
-        state.product_cells[word] = kept_in_register(this->product_cells(word));
+        state.cells[word] = kept_in_register(this->own_cells(word));
     if constexpr (Radial) {
       state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
       state.radial = kept_in_register(
@@ -173,10 +172,19 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     }
   }
 
+  /// `own_cells`, from registers if there are enough.
+  __device__ __forceinline__ std::uint32_t cells_of(const heads_state& state, int word) const {
+    if constexpr (Radial)
+      return state.cells[word % cell_words];
+    else
+      return this->own_cells(word);
+  }
+
   // --- Products of tokens with tables -------------------------------------------------------------
 
-  /// The radial axis by table row, rows g and g + 8 of both heads.
-  template <bool Backwards>
+  /// The radial axis by table row, rows g and g + 8 of both heads. \tparam Neighbours have lanes four neighbouring rows
+  /// of two blocks?
+  template <bool Backwards, bool Neighbours = false>
   __device__ __forceinline__ void multiply_radials(const factor (&tables)[heads],
                                                    const rows_of_head (&left)[heads],
                                                    std::byte* target, int eight_rows) const {
@@ -184,15 +192,23 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
       tables[h].template multiply<Backwards>(left[h], 2, true, by_row[h]);
-    target += 8 * place.t;
+    const auto pair = [&](int i, int block, unsigned select) {
+      return __byte_perm(by_row[0][0][i][block], by_row[1][0][i][block], select);
+    };
+    constexpr unsigned low = 0x5410, high = 0x7632;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
+      if constexpr (Neighbours)
 #pragma unroll
-      for (int block = 0; block < axis_blocks; ++block) {
-        const std::uint32_t first = by_row[0][0][i][block], second = by_row[1][0][i][block];
-        *reinterpret_cast<uint2*>(target + i * eight_rows + block * 32) = {
-            __byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632)};
-      }
+        for (int block = 0; block < axis_blocks; block += 2)
+          *reinterpret_cast<uint4*>(target + 16 * place.t + i * eight_rows + block * 32) = {
+              pair(i, block, low), pair(i, block, high), pair(i, block + 1, low),
+              pair(i, block + 1, high)};
+      else
+#pragma unroll
+        for (int block = 0; block < axis_blocks; ++block)
+          *reinterpret_cast<uint2*>(target + 8 * place.t + i * eight_rows + block * 32) = {
+              pair(i, block, low), pair(i, block, high)};
   }
   /// 16 rows of q.
   __device__ __forceinline__ void load_queries(int tile, rows_of_head (&left)[heads]) const {
@@ -208,57 +224,14 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
     return at<uint4>(
         layout::row_products)[(h * layout::product_pairs + word / 2) * 32 + place.lane];
   }
-  /// The address of row g's first sum by radial row.
-  __device__ __forceinline__ std::uint32_t first_sum(const heads_state& state) const {
-    return state.radial - static_cast<std::uint32_t>(4 * state.length);
+  /// This lane's parts of row g's sums by radial row, the first of four neighbours of 16 bytes for four lanes. It is
+  /// not worth a register over a tile's pieces.
+  __device__ __forceinline__ uint4* sums_of_lane(const heads_state& state) const {
+    const std::uint32_t first = state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
+    return at<uint4>(static_cast<int>(first)) + place.t;
   }
-  /// Products of linear axes by cell. \param codes of rows g and g + 8.
-  __device__ __forceinline__ void multiply_cells_of_rows(
-      const std::uint32_t (&codes)[2], const factor (&tables)[heads],
-      const rows_of_head (&left)[heads], const heads_state& state,
-      std::uint32_t (&products)[heads][2][words]) const {
-    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
-                                    moves_of(codes[1], state.length, place.t)};
-#pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis)
-#pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        std::uint32_t cells[1][2][cell_words];
-        this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int word = 0; word < cell_words; ++word)
-            products[h][i][axis * cell_words + word] = cells[0][i][word];
-      }
-  }
-  /// The same with spherical windows, with words as `product_cells` has them, and of the radial axis by table row.
-  /// Leaves sums of nothing.
-  __device__ __forceinline__ void multiply_spherical_rows(
-      const std::uint32_t (&codes)[2], const factor (&tables)[heads],
-      const rows_of_head (&left)[heads], const heads_state& state,
-      std::uint32_t (&products)[heads][2][words]) const {
-    const auto places = this->places_of_rows(first_sum(state));
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      std::uint32_t by_row[layout::axes][1][2][row_words];
-#pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-        tables[h].template multiply<true>(left[h], axis, false, by_row[axis]);
-      this->store_products(places, h, by_row);
-    }
-    // It lies elsewhere, and what has been stored arrives meanwhile.
-    multiply_radials<true>(tables, left,
-                           this->scratch() + layout::radial_row(place.g) + layout::row_radial,
-                           layout::radial_row(8));
-    __syncwarp();
-    const std::uint32_t moves[2] = {base::distances(codes[0], state.length),
-                                    base::distances(codes[1], state.length)};
-    this->load_products(places, moves, products);
-    __syncwarp();
-    this->clear_sums(places);
-    __syncwarp();
-  }
+  static constexpr int sums_of_eight_rows = layout::radial_row(8) / 16;
+  static constexpr int lane_sums = layout::radial_sums_bytes / 64;  ///< such parts of a row and head
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
   template <class Lengths>
@@ -272,13 +245,23 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
       for (int h = 0; h < heads; ++h) state.q[h] = left[h];
     const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                     at<std::uint32_t>(layout::row_code)[row + 8]};
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
     const factor tables[heads] = {factor_of_head(group().table_q, 0, 0),
                                   factor_of_head(group().table_q, 0, 1)};
     std::uint32_t products[heads][2][words];
-    if constexpr (Radial)
-      multiply_spherical_rows(codes, tables, left, state, products);
-    else
-      multiply_cells_of_rows(codes, tables, left, state, products);
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        std::uint32_t cells[1][2][cell_words];
+        this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+            products[h][i][axis * cell_words + word] = cells[0][i][word];
+      }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -292,17 +275,12 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
         if constexpr (Radial) {
 #pragma unroll
           for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
-            state.row_cells[i][word] = one_hot(position, this->own_cells(word));
+            state.row_cells[i][word] = one_hot(position, cells_of(state, word));
         } else {
           state.positions[i][axis] = position;
         }
       }
-    if constexpr (Radial)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        // Never -0, nor then a difference of 0.
-        state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
-      }
+    if constexpr (Radial) begin_radial(row, left, tables, state);
     const auto longest = static_cast<int>(
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
     const weight_range range = range_of(longest);
@@ -330,6 +308,26 @@ struct contextual_heads_products : contextual_heads_moves<T, Radial, Layout> {
       for (auto& block : own.cells)
 #pragma unroll
         for (float& sum : block) sum = 0.0f;
+    }
+  }
+  /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
+  __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
+                                               const factor (&tables)[heads],
+                                               heads_state& state) const {
+    multiply_radials<true, true>(tables, left,
+                                 this->scratch() + layout::radial_row(place.g) + layout::row_radial,
+                                 layout::radial_row(8));
+    uint4* sums = sums_of_lane(state);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < heads * lane_sums; ++n)
+        sums[i * sums_of_eight_rows + 4 * n] = {0, 0, 0, 0};
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      // Never -0, nor then a difference of 0.
+      state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
   }
   /// 16 keys, both heads: what their group's arrays say.

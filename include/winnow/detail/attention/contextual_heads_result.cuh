@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_heads.cuh"
-#include "winnow/detail/attention/contextual_heads_moves.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
@@ -29,105 +28,66 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
 
   // --- Sums meet Tv -------------------------------------------------------------------------------
 
-  /// Adds 16 rows of weights times 16 rows of Tv.
-  __device__ __forceinline__ void add_values_of(int h, int axis, int step,
-                                                const weight_fragment<T>& weights,
-                                                head_state& own) const {
+  /// Adds weights by table row of an axis times Tv.
+  __device__ __forceinline__ void add_axis(int h, int axis, const std::uint32_t (&w)[2][row_words],
+                                           head_state& own) const {
     const T* table =
         this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
         (axis * tile_rows + place.lane % 16) * base::value_stride;
     if constexpr (base::turns_values)
       table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
-    multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, own.o);
-  }
-  /// An axis of weights by table row.
-  __device__ __forceinline__ void add_axis(int h, int axis, const std::uint32_t (&w)[2][row_words],
-                                           head_state& own) const {
 #pragma unroll
     for (int step = 0; step < tile_rows / 16; ++step) {
       weight_fragment<T> weights;
 #pragma unroll
       for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
-      add_values_of(h, axis, step, weights, own);
+      multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, own.o);
     }
   }
-  /// Adds Σ B·Tv with spherical windows. \param codes of row g.
-  __device__ __forceinline__ void add_spherical_tables(const std::uint32_t* codes,
-                                                       heads_state& state) const {
-    const auto places = this->places_of_rows(this->first_sum(state));
-    const std::uint32_t moves[2] = {base::distances(codes[0], state.length),
-                                    base::distances(codes[8], state.length)};
-    __syncwarp();
-    uint4 sums[heads][2][row_words / 2];
+  /// A head's weights by radial row: lanes have four neighbours.
+  __device__ __forceinline__ void add_radial_axis(int h, heads_state& state) const {
+    const uint4* sums = this->sums_of_lane(state) + 4 * h * base::lane_sums;
+    const auto weight = [](std::uint32_t sum) {
+      return __uint2float_rn(sum) * (1.0f / (1u << base::unit_bits));
+    };
+    std::uint32_t w[2][row_words];
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int n = 0; n < base::lane_sums; ++n) {
+        const uint4 four = sums[i * base::sums_of_eight_rows + 4 * n];
+        w[i][2 * n] = pack<T>(weight(four.x), weight(four.y));
+        w[i][2 * n + 1] = pack<T>(weight(four.z), weight(four.w));
+      }
+    add_axis(h, 2, w, state.of_head[h]);
+  }
+  /// Adds Σ B·Tv. \param codes of row g.
+  __device__ __forceinline__ void add_tables(const std::uint32_t* codes, heads_state& state) const {
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[8], state.length, place.t)};
+    if constexpr (Radial) {
+      __syncwarp();
 #pragma unroll
-        for (int n = 0; n < row_words / 2; ++n)
-          sums[h][i][n] = this->load_part(
-              places.parts + static_cast<std::uint32_t>(i * base::eight_rows +
-                                                        h * layout::radial_sums_bytes + 64 * n));
-    // Weights by cell take their place, and arrive while these are multiplied.
-    this->clear_sums(places);
-    __syncwarp();
-    this->store_weights(places, moves, [&](int h, int word, int element) {
-      return state.of_head[h].cells[word][element];
-    });
-    __syncwarp();
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      std::uint32_t w[2][row_words];
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int n = 0; n < row_words / 2; ++n) {
-          const uint4& four = sums[h][i][n];
-          const auto weight = [](std::uint32_t sum) {
-            return __uint2float_rn(sum) * (1.0f / (1u << base::unit_bits));
-          };
-          w[i][2 * n] = pack<T>(weight(four.x), weight(four.y));
-          w[i][2 * n + 1] = pack<T>(weight(four.z), weight(four.w));
-        }
-      add_axis(h, 2, w, state.of_head[h]);
+      for (int h = 0; h < heads; ++h) add_radial_axis(h, state);
     }
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
-      for (int step = 0; step < tile_rows / 16; ++step) {
-        weight_fragment<T> weights[heads];
-        this->load_weights(places, axis, step, weights);
+      for (int h = 0; h < heads; ++h) {
+        head_state& own = state.of_head[h];
+        std::uint32_t w[2][row_words];
 #pragma unroll
-        for (int h = 0; h < heads; ++h)
-          add_values_of(h, axis, step, weights[h], state.of_head[h]);
-      }
-  }
-  /// Adds Σ B·Tv. \param codes of row g.
-  __device__ __forceinline__ void add_tables(const std::uint32_t* codes, heads_state& state) const {
-    if constexpr (Radial) {
-      add_spherical_tables(codes, state);
-    } else {
-      const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
-                                      moves_of(codes[8], state.length, place.t)};
+        for (int i = 0; i < 2; ++i) {
+          std::uint32_t cells[cell_words];
 #pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-#pragma unroll
-        for (int h = 0; h < heads; ++h) {
-          head_state& own = state.of_head[h];
-          std::uint32_t w[2][row_words];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            std::uint32_t cells[cell_words];
-#pragma unroll
-            for (int word = 0; word < cell_words; ++word) {
-              const auto& sums = own.cells[axis * cell_words + word];
-              cells[word] = pack<T>(sums[2 * i], sums[2 * i + 1]);
-            }
-            row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
+          for (int word = 0; word < cell_words; ++word) {
+            const auto& sums = own.cells[axis * cell_words + word];
+            cells[word] = pack<T>(sums[2 * i], sums[2 * i + 1]);
           }
-          add_axis(h, axis, w, own);
+          row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
         }
-    }
+        add_axis(h, axis, w, own);
+      }
   }
   /// Adds Σ B·Tv and normalises. \param codes of row g.
   __device__ __forceinline__ void complete_sums(const std::uint32_t* codes,
@@ -153,12 +113,11 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
         (group().first_head + group_head + lane / 2) * problem.out.head_stride + lane % 2 * 8;
   }
   /// Where 16 rows of two heads, 64 bytes each, lie before they are stored: row `row`.
-  __device__ __forceinline__ std::uint32_t result_row(int row) const {
+  __device__ __forceinline__ std::byte* result_row(int row) const {
     if constexpr (Radial)
-      return shared + static_cast<std::uint32_t>(layout::scratch + this->scratch_of_warp() +
-                                                 layout::radial_row(row));
+      return this->scratch() + layout::radial_row(row);
     else
-      return shared + static_cast<std::uint32_t>(layout::row_products + 80 * row);
+      return this->template at<std::byte>(layout::row_products + 80 * row);
   }
   /// Stores 16 rows, whose strides fit 32 bits. \param tokens of row 0. \param wanted rows g and g + 8.
   /// \return is an element of this lane's wanted rows not finite?
@@ -168,7 +127,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
     T* const first = this->template table_at<T* const>(layout::results)[place.t];
     // Through shared memory, so that each lane has 16 bytes of a row.
     const std::uint32_t matrices =
-        result_row(place.lane % 16) + static_cast<std::uint32_t>(place.lane / 16 * 16);
+        shared_address(result_row(place.lane % 16) + place.lane / 16 * 16);
     __syncwarp();
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
@@ -182,8 +141,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
     bool finite = true;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 part = this->load_part(result_row(place.g + 8 * i) +
-                                         static_cast<std::uint32_t>(16 * place.t));
+      const uint4 part = reinterpret_cast<const uint4*>(result_row(place.g + 8 * i))[place.t];
       finite &= are_finite<T>(part) | !wanted[i];
       T* target = first;
       asm("mad.wide.s32 %0, %1, %2, %0;"

@@ -122,7 +122,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
           },
           state);
     }
-    release(layout::query_empty, tile / (layout::passes * layout::team_readers));
+    release(layout::query_empty, warp / layout::team_readers);
     for (; key + keys <= first; key += keys) {
       await(cursor);
       release(cursor);
@@ -254,8 +254,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                       group.counts->assigned, own.share, own.shares};
       const int size = passes.size_of(static_cast<int>(threadIdx.x));
-      contextual_heads_products<T, Radial, layout>{{block()}}.load_tables();
-      contextual_ring_reader<T, Radial>{{{{{block()}}}}}.store_result_pointers();
+      contextual_heads_products<T, Radial, layout>{block()}.load_tables();
+      contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
       const int listed = passes.list(size, reinterpret_cast<int*>(memory + layout::scratch),
                                      reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
       if (threadIdx.x == 0) {
@@ -278,10 +278,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     __syncthreads();
     if (warp >= layout::readers) {
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{{block()}}, warp - layout::readers}.run();
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run();
     } else {
       take_registers<layout::reader_registers>();
-      const contextual_ring_reader<T, Radial> reader{{{{{block()}}}}};
+      const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");

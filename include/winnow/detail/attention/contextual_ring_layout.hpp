@@ -34,7 +34,10 @@ struct contextual_ring_layout {
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) {
-    return tile / (passes * team_readers) * team_readers + tile % team_readers;
+    // Unsigned divisions are shifts.
+    const auto number = static_cast<unsigned>(tile);
+    return static_cast<int>(number / (passes * team_readers) * team_readers +
+                            number % team_readers);
   }
   static constexpr int pass_rows = team_readers * rows;  ///< a tile for each
   static constexpr int passes = 2;                       ///< whose rows a team has
