@@ -64,6 +64,7 @@ struct contextual_layout {
   static constexpr bool shares_scratch = false;
   static constexpr bool turns_rows = false, turns_halves = false;
   static constexpr bool packs_places = false, attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -147,7 +148,7 @@ struct contextual_short_layout {
   /// Rows of 32 bytes are not padded. Of V, halves of every other four rows change places instead.
   static constexpr bool turns_rows = !in_halves;
   /// Lanes take four neighbouring dims of q, K, Tq and Tk, and four neighbouring radial rows.
-  static constexpr bool takes_neighbours = !in_halves;
+  static constexpr bool takes_neighbours = !in_halves, sums_neighbours = takes_neighbours;
   /// Rows of two times 16 halves: their four chunks change places, by every other row.
   static constexpr bool turns_halves = in_halves;
   static constexpr int row_bytes = 16 * Bytes;
@@ -225,6 +226,7 @@ struct contextual_heads_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = true;
   static constexpr bool attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = Radial;  ///< are a lane's radial rows neighbours in Tv?
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = true;
   static constexpr int axes = Radial ? 2 : 3;
@@ -237,11 +239,12 @@ struct contextual_heads_layout {
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
   static constexpr int key_stride = radial_bytes + 16;
   /// A row's sums by radial row, of one head and of the other, then its radial products. Eight rows start in
-  /// different banks.
+  /// different banks, and of 64 bytes of each two rows fill all banks.
   static constexpr int radial_sums_bytes = 4 * tile_rows;
   static constexpr int row_radial = heads * radial_sums_bytes;
-  static constexpr int radial_stride = row_radial + radial_bytes + 16;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return row * (row_radial + radial_bytes) + row / 2 * 16;
+  }
 
   static constexpr int row_bounds = 0;                              // int2 [slots][rows]
   static constexpr int row_order = row_bounds + 8 * slots * rows;   // int [slots][rows]
@@ -271,7 +274,7 @@ struct contextual_heads_layout {
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
   static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
-  static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
+  static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products of rows by cell, of lanes.
   static constexpr int row_products = scratch + scratch_bytes;
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
@@ -285,7 +288,8 @@ struct contextual_heads_layout {
   /// Where lanes' quarters of two rows begin, of each lane of a quad.
   static constexpr int pointers = heads * head_bytes;
   static constexpr int pointers_of_lane = 3;
-  static constexpr int next_tile = pointers + 4 * 8 * pointers_of_lane;  // int
+  static constexpr int results = pointers + 4 * 8 * pointers_of_lane;  // of results, pointer [4]
+  static constexpr int next_tile = results + 4 * 8;                    // int
   static constexpr int block_bytes = next_tile + 16;
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 

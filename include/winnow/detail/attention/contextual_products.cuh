@@ -124,7 +124,8 @@ __device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, 
         : "memory");
 }
 /// Keeps the compiler from computing `value` again wherever it is needed.
-__device__ __forceinline__ int in_register(int value) {
+template <class U>
+__device__ __forceinline__ U in_register(U value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -344,18 +345,22 @@ struct table_factor {
   const element* staged;
 
   /// Table row of column g of a block; rows that are no table's are never looked up, and any
-  /// element serves.
-  template <bool Backwards>
+  /// element serves. \tparam Fours do lanes have four neighbours of two blocks of the radial axis?
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ int row_of(int block, bool radial_axis) const {
     const lane_place place;
-    if (radial_axis) return min(8 * block + place.g, last + 1);
+    if (radial_axis) {
+      const int row = Fours ? block / 2 * 16 + place.g / 2 * 4 + block % 2 * 2 + place.g % 2
+                            : 8 * block + place.g;
+      return min(row, last + 1);
+    }
     const int row = 8 * block + spread(place.g);
     return Backwards ? max(last - row, 0) : min(row, last);
   }
-  template <bool Backwards>
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load(int axis, int block, int step, bool radial_axis) const {
     const lane_place place;
-    const int row = row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
+    const int row = row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
                     axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
     if (table.data == nullptr) return {};
     if constexpr (matrices) {
@@ -395,13 +400,14 @@ struct table_factor {
     }
   }
   /// The same of a table of 16-bit T, without a branch or a conversion.
-  template <bool Backwards>
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load_stored(int axis, int block,
                                                  bool radial_axis = false) const {
     static_assert(matrices && !Neighbours && steps == 1);
     const lane_place place;
     const T* row = static_cast<const T*>(table.data) +
-                   (row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
+                   (row_of<Backwards, Fours>(block, radial_axis) *
+                        static_cast<int>(table.row_stride) +
                     axis * static_cast<int>(table.axis_stride) + head_offset);
     const auto pair = [&](int column) {
       return table.data != nullptr && column < dim

@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual_heads.cuh"
+#include "winnow/detail/attention/contextual_heads_result.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_order.cuh"
@@ -37,8 +37,8 @@ namespace winnow::detail {
 
 /// A warp that attends.
 template <class T, bool Radial>
-struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layout<Radial>> {
-  using base = contextual_heads<T, Radial, contextual_ring_layout<Radial>>;
+struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ring_layout<Radial>> {
+  using base = contextual_heads_result<T, Radial, contextual_ring_layout<Radial>>;
   using base::assigned;
   using base::keys;
   using base::place;
@@ -122,7 +122,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
           },
           state);
     }
-    release(layout::query_empty, tile / (layout::passes * layout::team_readers));
+    release(layout::query_empty, warp / layout::team_readers);
     for (; key + keys <= first; key += keys) {
       await(cursor);
       release(cursor);
@@ -171,11 +171,12 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g,
                           state);
       bool wanted[2];
+      const int shortest = *at<const int>(layout::shortest_left);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int own_row = place.g + 8 * i;
         const int2 window = bounds[own_row];
-        wanted[i] = own_row < own && window.y - window.x >= base::shortest;
+        wanted[i] = own_row < own && window.y - window.x >= shortest;
       }
       bad = this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows,
                              wanted, state);
@@ -224,7 +225,7 @@ __device__ __noinline__ void complete_ring(const forward_problem& problem, block
 
 /// By one thread.
 template <class Layout>
-__device__ __forceinline__ void create_ring_barriers(std::byte* memory) {
+__device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shortest) {
   constexpr int readers = Layout::team_readers * warp_arrivals;
   const std::uint32_t shared = shared_address(memory);
   for (int i = 0; i < Layout::slots; ++i) {
@@ -237,6 +238,7 @@ __device__ __forceinline__ void create_ring_barriers(std::byte* memory) {
   for (int i = 0; i < Layout::teams * Layout::passes; ++i)
     create_barrier(shared + Layout::rows_empty + 8 * i, readers);
   create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
+  *reinterpret_cast<int*>(memory + Layout::shortest_left) = shortest;
   *reinterpret_cast<int*>(memory + Layout::next_pass) = 0;
   *reinterpret_cast<int*>(memory + Layout::bad) = 0;
 }
@@ -271,16 +273,17 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                     group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
-      if (threadIdx.x == 32 * layout::readers) create_ring_barriers<layout>(memory);
+      if (threadIdx.x == 32 * layout::readers) create_ring_barriers<layout>(memory, shortest);
       give_registers<layout::key_registers>();
       contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes);
     } else {
       typename ring_order<layout>::sizes sizes;
       passes.load(sizes);
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
+      contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
       __syncthreads();
       take_registers<layout::reader_registers>();
-      const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
       const int listed =
           passes.list(sizes, group.counts->largest, reader.template at<int>(layout::pass_counts),
                       reader.template at<std::uint16_t>(layout::pass_order));

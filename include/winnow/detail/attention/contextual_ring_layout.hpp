@@ -34,7 +34,10 @@ struct contextual_ring_layout {
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) {
-    return tile / (passes * team_readers) * team_readers + tile % team_readers;
+    // Unsigned divisions are shifts.
+    const auto number = static_cast<unsigned>(tile);
+    return static_cast<int>(number / (passes * team_readers) * team_readers +
+                            number % team_readers);
   }
   static constexpr int pass_rows = team_readers * rows;  ///< a tile for each
   static constexpr int passes = 2;                       ///< whose rows a team has
@@ -49,6 +52,7 @@ struct contextual_ring_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
   static constexpr bool attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = warp_layout::sums_neighbours;
   static constexpr bool turns_rows = true;
   static constexpr int axes = warp_layout::axes;
   static constexpr int cells = warp_layout::cells;
@@ -61,8 +65,9 @@ struct contextual_ring_layout {
   static constexpr int key_stride = radial_bytes + 32;
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
-  static constexpr int radial_stride = warp_layout::radial_stride;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return warp_layout::radial_row(row);
+  }
 
   static constexpr int table_bytes = warp_layout::table_bytes;
   static constexpr int tables = 0;
@@ -98,10 +103,13 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
   static constexpr int scratch = products + slots * slot_bytes;  // of readers
-  static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
+  static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
   static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
-  static constexpr int next_pass = query_empty + 8 * teams;             // int
+  /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
+  static constexpr int results = query_empty + 8 * teams;
+  static constexpr int shortest_left = results + 4 * 8;  // int, windows that contextual_short.cuh has left
+  static constexpr int next_pass = shortest_left + 4;    // int
   static constexpr int bad = next_pass + 4;                             // int
   static constexpr int listed = bad + 4;                                // int, passes in the list
   static constexpr int most_listed = 256;                               ///< of a block

@@ -22,7 +22,7 @@ struct contextual_units_layout {
   static constexpr int slots = 2;  ///< of groups of keys, and of rows
   static constexpr int parts = 1, stages = 1, buffer_rows = rows, query_buffers = 1;
   static constexpr bool in_halves = false, shares_scratch = true, attends_at_once = false,
-                        takes_neighbours = false;
+                        takes_neighbours = false, sums_neighbours = false;
   static constexpr int axes = 3;
   static constexpr int cells = axes * tile_cells;
   static constexpr int radial_element = 0;
