@@ -133,12 +133,10 @@ struct contextual_short_layout {
   static constexpr int least_warps = Bytes == 4 ? 4 : 1;  ///< that are worth a launch of their own
   static constexpr int rows = 48;                         ///< of the longest windows
   static constexpr int keys = rows;
-  static constexpr int range = 32;            ///< slots whose windows a warp takes
-  static constexpr int slots = range + rows;  ///< that they may lie in
   static constexpr int parts = block::parts;
   static constexpr bool in_halves = block::in_halves;
   static constexpr int stages = 1;
-  static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
+  static constexpr int buffer_rows = 1;  ///< buffers are counted in rows
   static constexpr bool shares_scratch = true;
   /// A row meets all keys at once: see contextual_short_pairs.cuh.
   static constexpr bool attends_at_once = true;
@@ -163,11 +161,11 @@ struct contextual_short_layout {
     return row * 4 * tile_rows + (in_halves ? row : row / 2) * 16;
   }
 
-  static constexpr int row_order = 0;                                       // int [2][slots]
-  static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
-  static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
-  static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
-  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
+  static constexpr int row_order = 0;                                      // int [2][rows]
+  static constexpr int row_code = row_order + 8 * rows;                    // uint32 [2][rows]
+  static constexpr int row_radius = row_code + 8 * rows;                   // float [2][rows]
+  static constexpr int key_radius = row_radius + (Radial ? 8 * rows : 0);  // float [keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);   // places [keys]
   /// There is no room for keys' positions in two forms.
   static constexpr bool packs_places = true;
   static constexpr int place_bytes = 4;
@@ -197,8 +195,12 @@ struct contextual_short_layout {
   /// Where lanes' parts of rows begin, of each lane of a quad.
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
   static constexpr int pointers_of_lane = 5;
-  static constexpr int next_range = pointers + 4 * 8 * pointers_of_lane;  // int
-  static constexpr int block_bytes = next_range + 16;
+  static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [2]
+  static constexpr int list = counters + 16;                            // units, for each thread one
+  static constexpr int block_bytes = list + 8 * 32 * most_warps;
+  /// What chunks of windows cost lies where warps have nothing yet, int.
+  static constexpr int most_windows = 1 << 16, chunk_costs = block_bytes;
+  static_assert(most_windows / 128 * 4 <= warp_bytes);
   WINNOW_HOST_DEVICE static constexpr int bytes(int warps) {
     return block_bytes + warps * warp_bytes;
   }
