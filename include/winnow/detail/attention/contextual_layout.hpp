@@ -142,9 +142,9 @@ struct contextual_short_layout {
   static constexpr bool attends_at_once = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
-  /// Rows of 32 bytes are not padded. Of V, halves of every other four rows change places instead.
+  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = !in_halves;
-  /// Lanes take four neighbouring dims of q, K, Tq and Tk, and four neighbouring radial rows.
+  /// Lanes take four neighbouring dims of q, K and Tq, and four neighbouring radial rows.
   static constexpr bool takes_neighbours = !in_halves;
   /// Rows of two times 16 halves: their four chunks change places, by every other row.
   static constexpr bool turns_halves = in_halves;
@@ -196,11 +196,11 @@ struct contextual_short_layout {
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
   static constexpr int pointers_of_lane = 5;
   static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [2]
-  static constexpr int list = counters + 16;                            // units, for each thread one
-  static constexpr int block_bytes = list + 8 * 32 * most_warps;
+  static constexpr int most_listed = 32 * most_warps;                   ///< units, of each thread one
+  static constexpr int list = counters + 16;
+  static constexpr int block_bytes = list + 8 * most_listed;
   /// What chunks of windows cost lies where warps have nothing yet, int.
-  static constexpr int most_windows = 1 << 16, chunk_costs = block_bytes;
-  static_assert(most_windows / 128 * 4 <= warp_bytes);
+  static constexpr int chunk_costs = block_bytes;
   WINNOW_HOST_DEVICE static constexpr int bytes(int warps) {
     return block_bytes + warps * warp_bytes;
   }

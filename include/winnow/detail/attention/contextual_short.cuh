@@ -13,7 +13,8 @@
 /// of the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
 /// ends, and what is known of a range's slots a range ahead.
 ///
-/// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
+/// Of longer windows few are taken row by row; more of them, and groups that have too many, are left to the kernel behind
+/// this one.
 ///
 /// Pairs go in an order of their own: contextual_short_pairs.cuh, and contextual_short_keys.cuh for 16 bits.
 ///
@@ -30,6 +31,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short_keys.cuh"
+#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/contextual_short_pairs.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
@@ -40,21 +42,6 @@
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
-
-/// The shortest windows that are left to the kernel behind, of this group: 0 where all are.
-template <bool Radial>
-__device__ __forceinline__ int shortest_left(const forward_problem& problem,
-                                             const group_problem& group) {
-  constexpr int longest = contextual_short_layout<Radial>::rows;
-  const partition_counts& counts = *group.counts;
-  // How many are longer is unknown: a largest one that is hardly longer, and a mean that is clearly
-  // shorter, stand for few.
-  const bool takes = problem.takes_windows && group.path == encoding_path::tiles &&
-                     (counts.largest <= longest ||
-                      (counts.largest <= longest + longest / 8 &&
-                       counts.assigned <= std::int64_t{counts.windows} * (longest - longest / 4)));
-  return takes ? longest + 1 : 0;
-}
 
 template <class T, bool Radial>
 struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_units<T, Radial>,
@@ -264,6 +251,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
     if (threadIdx.x == 0) *listed = 0;
     __syncthreads();
   }
+  attender.run_longer(windows);
   if (__syncthreads_or(bad)) attender.complete(windows);
   end_beside(problem.place, blockIdx.x == 0);
 }

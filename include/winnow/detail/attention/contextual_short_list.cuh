@@ -7,12 +7,17 @@
 /// neighbouring windows. It puts them into units, as many at a time as it has threads, and its warps take those of
 /// three tiles first and those of one last. Of all blocks that read them the sums are the same, so that nothing is taken
 /// twice.
+///
+/// Where only few rows are in windows that are too long for a unit, those windows are the block's as well, row by row
+/// (contextual_short_rows.cuh).
 #pragma once
 
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
+#include "winnow/detail/attention/contextual_short_left.cuh"
+#include "winnow/detail/attention/contextual_short_rows.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
 
@@ -29,9 +34,10 @@ struct contextual_short_list
   using typename base::layout;
   static constexpr unsigned all = 0xffffffffu;
 
-  /// Neighbouring windows [first, end).
+  /// Neighbouring windows [first, end), and whether those that are too long for a unit belong to it.
   struct window_span {
     int first, end;
+    bool has_longer;
   };
   /// A unit: its first slot, and if it has up to 16 tokens, which may be several windows, a bit for each of their first
   /// slots and one behind the last; else how many tokens, shifted.
@@ -42,7 +48,7 @@ struct contextual_short_list
   static_assert(sizeof(listed_unit) == 8);
   static constexpr int count_shift = 20;
   /// Numbers in the block's memory.
-  enum counter { next_unit, listed, counters = listed + 1 };
+  enum counter { next_unit, listed };
   __device__ __forceinline__ int* counter_of(int which) const {
     return this->template table_at<int>(layout::counters) + which;
   }
@@ -69,14 +75,21 @@ struct contextual_short_list
 #pragma unroll
     for (int i = 0; i < 4; ++i) sizes[i] = slots[i + 1] - slots[i];
   }
-  /// Of a window, in units of ten instructions. Those of up to 16 tokens share a unit.
+  /// What windows cost, in units of ten instructions, and in the upper half how many rows are in those that are too
+  /// long. Windows of up to 16 tokens share a unit.
+  static constexpr int row_shift = 16, row_cost = 80;
   static __device__ __forceinline__ int cost_of(int size) {
     const int tiles = (size + 15) / 16;
     const int of_unit = (22 * tiles + 80) * tiles + 25;
-    return size <= 16 ? 9 * size : size <= layout::rows ? of_unit : 0;
+    return size <= 16 ? 9 * size : size <= layout::rows ? of_unit : size << row_shift;
   }
   static __device__ __forceinline__ int cost_of(const int (&sizes)[4]) {
     return (cost_of(sizes[0]) + cost_of(sizes[1])) + (cost_of(sizes[2]) + cost_of(sizes[3]));
+  }
+  static_assert(most_short_windows / chunk * 4 <= layout::warp_bytes);
+  static_assert(chunk * ((22 * 3 + 80) * 3 + 25) < 1 << row_shift);
+  static __device__ __forceinline__ int whole_cost(int cost, bool has_longer) {
+    return (cost & ((1 << row_shift) - 1)) + (has_longer ? (cost >> row_shift) * row_cost : 0);
   }
   __device__ __forceinline__ int sum_up_to_lane(int value) const {
 #pragma unroll
@@ -87,14 +100,9 @@ struct contextual_short_list
     return value;
   }
 
-  /// Are the sizes of all windows read?
-  [[nodiscard]] __device__ __forceinline__ bool reads_sizes() const {
-    return group().counts->windows <= layout::most_windows &&
-           reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) == 0;
-  }
   /// What each chunk costs, to the block's memory; all warps take part.
   __device__ __forceinline__ void store_costs() const {
-    if (!reads_sizes()) return;
+    if (!reads_windows(group())) return;
     const int windows = group().counts->windows;
     const int chunks = (windows + chunk - 1) / chunk;
     const int warp = warp_of_block();
@@ -118,15 +126,20 @@ struct contextual_short_list
     const auto cut = [&](int sum, int i) {
       return sum / shares * i + sum % shares * i / shares;
     };
-    if (!reads_sizes()) return {cut(windows, share), cut(windows, share + 1)};
+    if (!reads_windows(group())) return {cut(windows, share), cut(windows, share + 1), false};
     const int chunks = (windows + chunk - 1) / chunk;
     const int of_lane = (chunks + 31) / 32;
     const int* const costs = this->template table_at<const int>(layout::chunk_costs);
-    int own = 0;
+    int own = 0, longer_rows = 0;
     for (int i = 0; i < of_lane; ++i) {
       const int index = place.lane * of_lane + i;
-      own += index < chunks ? costs[index] : 0;
+      const int cost = index < chunks ? costs[index] : 0;
+      own += whole_cost(cost, false);
+      longer_rows += cost >> row_shift;
     }
+    const int rows_of_all = __reduce_add_sync(all, longer_rows);
+    const bool has_longer = takes_longer(group(), rows_of_all);
+    if (has_longer) own += longer_rows * row_cost;
     const int behind = sum_up_to_lane(own);
     const int sum = __shfl_sync(all, behind, 31);
     // The chunks in which the share begins and ends, what is before them, and their windows.
@@ -138,15 +151,18 @@ struct contextual_short_list
       const int lane = lanes == 0 ? 31 : __ffs(static_cast<int>(lanes)) - 1;
       before[i] = __shfl_sync(all, behind - own, lane);
       chunks_of[i] = lane * of_lane;
-      while (chunks_of[i] < chunks && before[i] + costs[chunks_of[i]] <= limits[i])
-        before[i] += costs[chunks_of[i]++];
+      for (; chunks_of[i] < chunks; ++chunks_of[i]) {
+        const int next = before[i] + whole_cost(costs[chunks_of[i]], has_longer);
+        if (next > limits[i]) break;
+        before[i] = next;
+      }
       load_sizes(chunks_of[i], windows, sizes[i]);
     }
     int found[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // The first window before which others cost so much.
-      const int of_four = cost_of(sizes[i]);
+      const int of_four = whole_cost(cost_of(sizes[i]), has_longer);
       int cost = before[i] + sum_up_to_lane(of_four);
       const unsigned lanes = __ballot_sync(all, cost > limits[i]);
       cost -= of_four;
@@ -154,11 +170,11 @@ struct contextual_short_list
 #pragma unroll
       for (const int size : sizes[i]) {
         window += cost < limits[i] ? 1 : 0;
-        cost += cost_of(size);
+        cost += whole_cost(cost_of(size), has_longer);
       }
       found[i] = lanes == 0 ? windows : __shfl_sync(all, window, __ffs(static_cast<int>(lanes)) - 1);
     }
-    return {found[0], found[1]};
+    return {found[0], found[1], has_longer};
   }
 
   /// Lists the units of as many windows as there are threads, from `first` on; all threads take part, and meet. Those of
@@ -222,6 +238,24 @@ struct contextual_short_list
       *counted = of_three + of_two + (units & ten);
     }
     __syncthreads();
+  }
+  /// Rows of windows that are too long for a unit.
+  __device__ __forceinline__ void run_longer(const window_span& span) const {
+    if (!span.has_longer || group().counts->largest <= layout::rows) return;
+    const std::int32_t* const offsets = group().offsets;
+#pragma unroll 1
+    for (int first = span.first; first < span.end; first += 32) {
+      const int window = min(first + place.lane, span.end);
+      const int begin = offsets[window], size = offsets[min(window + 1, span.end)] - begin;
+      for (unsigned left = __ballot_sync(all, size > layout::rows); left != 0; left &= left - 1) {
+        const int lane = __ffs(static_cast<int>(left)) - 1;
+        const int slot = __shfl_sync(all, begin, lane), rows = __shfl_sync(all, size, lane);
+#pragma unroll 1
+        for (int row = warp_of_block(); row < rows; row += warps())
+          attend_row_by_keys<T>(base::problem, group(), group().first_head + base::group_head,
+                                slot + row);
+      }
+    }
   }
 };
 

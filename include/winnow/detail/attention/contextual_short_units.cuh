@@ -136,11 +136,9 @@ struct contextual_short_units : contextual_short_list<T, Radial> {
     } else {
       const bool column = place.lane % 2 * 8 < problem.head_dim;
       const int row_of_pass = place.lane / 2;
-      const std::uint32_t row_target =
-          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes);
-      const std::uint32_t key_target = row_target + place.lane % 2 * 16;
-      const std::uint32_t value_target =
-          row_target + layout::tile_bytes + (place.lane ^ row_of_pass >> 2) % 2 * 16;
+      const std::uint32_t target =
+          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes +
+                                              (place.lane ^ row_of_pass >> 2) % 2 * 16);
 #pragma unroll
       for (int pass = 0; pass < layout::rows / 16; ++pass) {
         if (16 * pass >= now.count) break;
@@ -148,10 +146,9 @@ struct contextual_short_units : contextual_short_list<T, Radial> {
         const bool valid = row < now.count && column;
         const std::int32_t token = tokens[row];
         const std::uint32_t offset = 16 * pass * layout::row_bytes;
-        copy_async(key_target + offset, row_at(pointer(keys), token, problem.k.token_stride),
-                   valid);
-        copy_async(value_target + offset, row_at(pointer(values), token, problem.v.token_stride),
-                   valid);
+        copy_async(target + offset, row_at(pointer(keys), token, problem.k.token_stride), valid);
+        copy_async(target + layout::tile_bytes + offset,
+                   row_at(pointer(values), token, problem.v.token_stride), valid);
       }
     }
     commit_copies();
