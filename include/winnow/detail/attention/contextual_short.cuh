@@ -236,7 +236,8 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
   auto* const listed = attender.counter_of(attender.listed);
-  if (threadIdx.x == 0) *listed = 0;
+  if (threadIdx.x == 0) *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
+  __syncthreads();
   attender.store_costs();
   attender.load_tables();
   attender.store_pointers();
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
     if (threadIdx.x == 0) *listed = 0;
     __syncthreads();
   }
-  attender.run_longer(windows);
+  attender.run_longer();
   if (__syncthreads_or(bad)) attender.complete(windows);
   end_beside(problem.place, blockIdx.x == 0);
 }

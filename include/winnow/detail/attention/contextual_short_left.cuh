@@ -33,27 +33,21 @@ __device__ __forceinline__ bool reads_windows(const group_problem& group) {
   return group.counts->windows <= most_short_windows &&
          reinterpret_cast<std::uintptr_t>(group.offsets) % sizeof(int4) == 0;
 }
-/// Does contextual_short.cuh take longer windows, too? \param rows in all of them.
-__device__ __forceinline__ bool takes_longer(const group_problem& group, int rows) {
-  return reads_windows(group) && std::int64_t{rows} * 64 <= group.counts->assigned;
-}
-/// The same by a block of the kernel behind, which has found such a window; all threads take part.
-/// \param sum in shared memory.
+/// Has contextual_short.cuh taken longer windows, too? It does if they are few. By a block of the kernel behind, which has
+/// found such a window; all threads take part. \param count in shared memory.
 __device__ __forceinline__ bool has_taken_longer(const group_problem& group, int shortest,
-                                                 int* sum) {
+                                                 int* count) {
   if (!reads_windows(group)) return false;
-  if (threadIdx.x == 0) *sum = 0;
+  if (threadIdx.x == 0) *count = 0;
   __syncthreads();
-  int rows = 0;
+  int longer = 0;
 #pragma unroll 8
   for (int window = static_cast<int>(threadIdx.x); window < group.counts->windows;
-       window += static_cast<int>(blockDim.x)) {
-    const int size = group.offsets[window + 1] - group.offsets[window];
-    rows += size >= shortest ? size : 0;
-  }
-  if (rows > 0) atomicAdd(sum, rows);
+       window += static_cast<int>(blockDim.x))
+    longer += group.offsets[window + 1] - group.offsets[window] >= shortest ? 1 : 0;
+  if (longer > 0) atomicAdd(count, longer);
   __syncthreads();
-  const bool result = takes_longer(group, *sum);
+  const bool result = *count <= contextual_short_layout<true>::most_longer;
   __syncthreads();
   return result;
 }

@@ -8,8 +8,7 @@
 /// three tiles first and those of one last. Of all blocks that read them the sums are the same, so that nothing is taken
 /// twice.
 ///
-/// Where only few rows are in windows that are too long for a unit, those windows are the block's as well, row by row
-/// (contextual_short_rows.cuh).
+/// Rows of windows that are too long for a unit, if they are few, are dealt out one by one (contextual_short_rows.cuh).
 #pragma once
 
 #include <cstdint>
@@ -34,10 +33,9 @@ struct contextual_short_list
   using typename base::layout;
   static constexpr unsigned all = 0xffffffffu;
 
-  /// Neighbouring windows [first, end), and whether those that are too long for a unit belong to it.
+  /// Neighbouring windows [first, end).
   struct window_span {
     int first, end;
-    bool has_longer;
   };
   /// A unit: its first slot, and if it has up to 16 tokens, which may be several windows, a bit for each of their first
   /// slots and one behind the last; else how many tokens, shifted.
@@ -48,10 +46,11 @@ struct contextual_short_list
   static_assert(sizeof(listed_unit) == 8);
   static constexpr int count_shift = 20;
   /// Numbers in the block's memory.
-  enum counter { next_unit, listed };
+  enum counter { next_unit, listed, longer, next_row };
   __device__ __forceinline__ int* counter_of(int which) const {
     return this->template table_at<int>(layout::counters) + which;
   }
+  static_assert(most_short_windows / 128 * 4 <= layout::warp_bytes);
   static __device__ __forceinline__ int warps() { return static_cast<int>(blockDim.x) / 32; }
   static __device__ __forceinline__ int warp_of_block() {
     return __shfl_sync(all, static_cast<int>(threadIdx.x) / 32, 0);
@@ -75,21 +74,14 @@ struct contextual_short_list
 #pragma unroll
     for (int i = 0; i < 4; ++i) sizes[i] = slots[i + 1] - slots[i];
   }
-  /// What windows cost, in units of ten instructions, and in the upper half how many rows are in those that are too
-  /// long. Windows of up to 16 tokens share a unit.
-  static constexpr int row_shift = 16, row_cost = 80;
+  /// What a window costs, in units of ten instructions. Those of up to 16 tokens share a unit.
   static __device__ __forceinline__ int cost_of(int size) {
     const int tiles = (size + 15) / 16;
     const int of_unit = (22 * tiles + 80) * tiles + 25;
-    return size <= 16 ? 9 * size : size <= layout::rows ? of_unit : size << row_shift;
+    return size <= 16 ? 9 * size : size <= layout::rows ? of_unit : 0;
   }
   static __device__ __forceinline__ int cost_of(const int (&sizes)[4]) {
     return (cost_of(sizes[0]) + cost_of(sizes[1])) + (cost_of(sizes[2]) + cost_of(sizes[3]));
-  }
-  static_assert(most_short_windows / chunk * 4 <= layout::warp_bytes);
-  static_assert(chunk * ((22 * 3 + 80) * 3 + 25) < 1 << row_shift);
-  static __device__ __forceinline__ int whole_cost(int cost, bool has_longer) {
-    return (cost & ((1 << row_shift) - 1)) + (has_longer ? (cost >> row_shift) * row_cost : 0);
   }
   __device__ __forceinline__ int sum_up_to_lane(int value) const {
 #pragma unroll
@@ -112,12 +104,29 @@ struct contextual_short_list
       int sizes[batch][4];
 #pragma unroll
       for (int i = 0; i < batch; ++i) load_sizes(first + i * warps(), windows, sizes[i]);
+      int largest = 0;
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int sum = __reduce_add_sync(all, cost_of(sizes[i]));
         if (place.lane == 0 && first + i * warps() < chunks)
           this->template table_at<int>(layout::chunk_costs)[first + i * warps()] = sum;
+#pragma unroll
+        for (const int size : sizes[i]) largest = max(largest, size);
       }
+      if (largest > layout::rows) list_longer(first, batch, windows);
+    }
+  }
+  /// Lists which of this lane's windows of some chunks are too long for a unit, as far as there is room.
+  __device__ __forceinline__ void list_longer(int first, int count, int windows) const {
+#pragma unroll 1
+    for (int i = 0; i < 4 * count; ++i) {
+      const int window = min((first + i / 4 * warps()) * chunk + 4 * place.lane + i % 4, windows);
+      const int slot = group().offsets[window];
+      const int size = group().offsets[min(window + 1, windows)] - slot;
+      if (size <= layout::rows) continue;
+      const int number = atomicAdd(counter_of(longer), 1);
+      if (number < layout::most_longer)
+        this->template table_at<int2>(layout::longer)[number] = {slot, size};
     }
   }
   /// The block's windows, once all warps have stored costs.
@@ -126,20 +135,15 @@ struct contextual_short_list
     const auto cut = [&](int sum, int i) {
       return sum / shares * i + sum % shares * i / shares;
     };
-    if (!reads_windows(group())) return {cut(windows, share), cut(windows, share + 1), false};
+    if (!reads_windows(group())) return {cut(windows, share), cut(windows, share + 1)};
     const int chunks = (windows + chunk - 1) / chunk;
     const int of_lane = (chunks + 31) / 32;
     const int* const costs = this->template table_at<const int>(layout::chunk_costs);
-    int own = 0, longer_rows = 0;
+    int own = 0;
     for (int i = 0; i < of_lane; ++i) {
       const int index = place.lane * of_lane + i;
-      const int cost = index < chunks ? costs[index] : 0;
-      own += whole_cost(cost, false);
-      longer_rows += cost >> row_shift;
+      own += index < chunks ? costs[index] : 0;
     }
-    const int rows_of_all = __reduce_add_sync(all, longer_rows);
-    const bool has_longer = takes_longer(group(), rows_of_all);
-    if (has_longer) own += longer_rows * row_cost;
     const int behind = sum_up_to_lane(own);
     const int sum = __shfl_sync(all, behind, 31);
     // The chunks in which the share begins and ends, what is before them, and their windows.
@@ -152,7 +156,7 @@ struct contextual_short_list
       before[i] = __shfl_sync(all, behind - own, lane);
       chunks_of[i] = lane * of_lane;
       for (; chunks_of[i] < chunks; ++chunks_of[i]) {
-        const int next = before[i] + whole_cost(costs[chunks_of[i]], has_longer);
+        const int next = before[i] + costs[chunks_of[i]];
         if (next > limits[i]) break;
         before[i] = next;
       }
@@ -162,7 +166,7 @@ struct contextual_short_list
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // The first window before which others cost so much.
-      const int of_four = whole_cost(cost_of(sizes[i]), has_longer);
+      const int of_four = cost_of(sizes[i]);
       int cost = before[i] + sum_up_to_lane(of_four);
       const unsigned lanes = __ballot_sync(all, cost > limits[i]);
       cost -= of_four;
@@ -170,11 +174,11 @@ struct contextual_short_list
 #pragma unroll
       for (const int size : sizes[i]) {
         window += cost < limits[i] ? 1 : 0;
-        cost += whole_cost(cost_of(size), has_longer);
+        cost += cost_of(size);
       }
       found[i] = lanes == 0 ? windows : __shfl_sync(all, window, __ffs(static_cast<int>(lanes)) - 1);
     }
-    return {found[0], found[1], has_longer};
+    return {found[0], found[1]};
   }
 
   /// Lists the units of as many windows as there are threads, from `first` on; all threads take part, and meet. Those of
@@ -239,22 +243,28 @@ struct contextual_short_list
     }
     __syncthreads();
   }
-  /// Rows of windows that are too long for a unit.
-  __device__ __forceinline__ void run_longer(const window_span& span) const {
-    if (!span.has_longer || group().counts->largest <= layout::rows) return;
-    const std::int32_t* const offsets = group().offsets;
-#pragma unroll 1
-    for (int first = span.first; first < span.end; first += 32) {
-      const int window = min(first + place.lane, span.end);
-      const int begin = offsets[window], size = offsets[min(window + 1, span.end)] - begin;
-      for (unsigned left = __ballot_sync(all, size > layout::rows); left != 0; left &= left - 1) {
-        const int lane = __ffs(static_cast<int>(left)) - 1;
-        const int slot = __shfl_sync(all, begin, lane), rows = __shfl_sync(all, size, lane);
-#pragma unroll 1
-        for (int row = warp_of_block(); row < rows; row += warps())
-          attend_row_by_keys<T>(base::problem, group(), group().first_head + base::group_head,
-                                slot + row);
+  /// Rows of windows that are too long for a unit, as warps come to take them: those of the block are every so
+  /// many-th one, by slots.
+  __device__ __forceinline__ void run_longer() const {
+    const int windows = *counter_of(longer);
+    if (windows == 0 || windows > layout::most_longer) return;
+    while (true) {
+      int number = 0;
+      if (place.lane == 0) number = atomicAdd(counter_of(next_row), 1);
+      number = __shfl_sync(all, number, 0);
+      int slot = -1;
+      for (int i = 0; i < windows; ++i) {
+        const int2 window = this->template table_at<const int2>(layout::longer)[i];
+        const int first = window.x + (share - window.x % shares + shares) % shares;
+        const int rows = (window.x + window.y - first + shares - 1) / shares;
+        if (number < max(rows, 0)) {
+          slot = first + number * shares;
+          break;
+        }
+        number -= max(rows, 0);
       }
+      if (slot < 0) return;
+      attend_row_by_keys<T>(base::problem, group(), group().first_head + base::group_head, slot);
     }
   }
 };

@@ -36,11 +36,11 @@ __device__ __forceinline__ void load_row(const row_view& view, std::int64_t toke
   load_sixteen<T>(
       dim, [&](int first) { return *reinterpret_cast<const uint4*>(row + first); }, x);
 }
-/// Adds Σ_a table[r_a, a, head].
-template <class T>
+/// Adds Σ_a table[r_a, a, head]. \tparam Stored as vectors of T, so that no load waits for a condition.
+template <class T, bool Stored>
 __device__ __forceinline__ void add_table_rows(const table_view& table, const pair_rows& rows,
                                                int head, int dim, float (&x)[16]) {
-  if (table.data == nullptr) return;
+  if (!Stored && table.data == nullptr) return;
   const int rows_of_axes[3] = {rows.x, rows.y, rows.z};
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
@@ -48,19 +48,27 @@ __device__ __forceinline__ void add_table_rows(const table_view& table, const pa
                                 head * table.head_stride;
     float own[16];
     load_sixteen<T>(
-        dim, [&](int first) { return load_table_vector<T>(table, offset + first); }, own);
+        dim,
+        [&](int first) {
+          if constexpr (Stored)
+            return *reinterpret_cast<const uint4*>(static_cast<const T*>(table.data) + offset +
+                                                   first);
+          else
+            return load_table_vector<T>(table, offset + first);
+        },
+        own);
 #pragma unroll
     for (int d = 0; d < 16; ++d) x[d] += own[d];
   }
 }
 
-/// Computes and stores the row of `slot`; rows are vectors. The whole warp takes part.
-template <class T>
-__device__ __noinline__ void attend_row_by_keys(const forward_problem& problem,
-                                                const group_problem& group, int head, int slot) {
+/// \tparam Stored all 16 dims and all tables, as vectors of T.
+template <class T, bool Stored>
+__device__ __forceinline__ void attend_row_of(const forward_problem& problem,
+                                              const group_problem& group, int head, int slot) {
   constexpr unsigned all = 0xffffffffu;
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int group_head = head - group.first_head, dim = problem.head_dim;
+  const int group_head = head - group.first_head, dim = Stored ? 16 : problem.head_dim;
   const std::int64_t token = group.order[slot];
   const int2 window = reinterpret_cast<const int2*>(group.bounds)[slot];
   float q[16];
@@ -76,12 +84,12 @@ __device__ __noinline__ void attend_row_by_keys(const forward_problem& problem,
     float k[16], of_keys[16] = {}, v[16];
     load_row<T>(problem.k, key, head, dim, k);
     load_row<T>(problem.v, key, head, dim, v);
-    add_table_rows<T>(group.table_k, rows, group_head, dim, of_keys);
-    add_table_rows<T>(group.table_v, rows, group_head, dim, v);
+    add_table_rows<T, Stored>(group.table_k, rows, group_head, dim, of_keys);
+    add_table_rows<T, Stored>(group.table_v, rows, group_head, dim, v);
     float key_side = 0.0f, query_side = 0.0f;
 #pragma unroll
     for (int d = 0; d < 16; ++d) key_side = fmaf(k[d], of_keys[d], key_side);
-    add_table_rows<T>(group.table_q, rows, group_head, dim, k);
+    add_table_rows<T, Stored>(group.table_q, rows, group_head, dim, k);
 #pragma unroll
     for (int d = 0; d < 16; ++d) query_side = fmaf(q[d], k[d], query_side);
     const float logit = fmaf(query_side, problem.scale, key_side);
@@ -104,10 +112,12 @@ __device__ __noinline__ void attend_row_by_keys(const forward_problem& problem,
   for (float& x : out) x *= factor;
   // Half of the lanes keep half of the dims, and so on: lanes 2d and 2d + 1 end up with halves of dim d.
 #pragma unroll
-  for (int half = 8; half > 0; half /= 2) {
+  for (int round = 0; round < 4; ++round) {
+    const int half = 8 >> round;
     const bool upper = (lane & 2 * half) != 0;
 #pragma unroll
-    for (int d = 0; d < half; ++d) {
+    for (int d = 0; d < 8; ++d) {
+      if (d >= half) continue;
       const float first = out[d], second = out[d + half];
       out[d] = (upper ? second : first) + __shfl_xor_sync(all, upper ? first : second, 2 * half);
     }
@@ -122,6 +132,20 @@ __device__ __noinline__ void attend_row_by_keys(const forward_problem& problem,
   if (problem.lse != nullptr && lane == 0)
     problem.lse[token * problem.lse_token_stride + head * problem.lse_head_stride] =
         top + logf(sum);
+}
+
+/// Computes and stores the row of `slot`; rows are vectors. The whole warp takes part.
+template <class T>
+__device__ __noinline__ void attend_row_by_keys(const forward_problem& problem,
+                                                const group_problem& group, int head, int slot) {
+  const auto is_stored = [](const table_view& table) {
+    return table.data != nullptr && table.vectors && !table.is_float;
+  };
+  if (problem.head_dim == 16 && is_stored(group.table_q) && is_stored(group.table_k) &&
+      is_stored(group.table_v))
+    attend_row_of<T, true>(problem, group, head, slot);
+  else
+    attend_row_of<T, false>(problem, group, head, slot);
 }
 
 }  // namespace winnow::detail
