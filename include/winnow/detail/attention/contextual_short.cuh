@@ -236,7 +236,8 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
   auto* const listed = attender.counter_of(attender.listed);
-  if (threadIdx.x == 0) *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
+  if (threadIdx.x == 0)
+    *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
   __syncthreads();
   attender.store_costs();
   attender.load_tables();
@@ -248,6 +249,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   for (int first = windows.first; first < windows.end; first += static_cast<int>(blockDim.x)) {
     attender.list_units(first, windows.end);
     bad |= attender.run();
+    if (first + static_cast<int>(blockDim.x) >= windows.end) break;
     __syncthreads();
     if (threadIdx.x == 0) *listed = 0;
     __syncthreads();

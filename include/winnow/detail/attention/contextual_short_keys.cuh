@@ -52,8 +52,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
   };
   __device__ __forceinline__ void begin_block(row_state& state) const {
     base::begin_block(state);
-    state.unit = kept_in_register(
-        place.g / 2 == place.t ? 0x3c00u << (place.g % 2 * 16) : 0u);
+    state.unit = kept_in_register(place.g / 2 == place.t ? 0x3c00u << (place.g % 2 * 16) : 0u);
     state.left_row = in_register(place.lane % 16 * layout::row_bytes +
                                  (place.lane / 16 ^ place.lane >> 2) % 2 * 16);
   }
@@ -61,8 +60,8 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
   static __device__ __forceinline__ std::uint32_t over_scale(std::uint32_t pair,
                                                              const row_state& state) {
     if constexpr (std::is_same_v<T, half>) {
-      const half2 product = __hmul2(*reinterpret_cast<const half2*>(&pair),
-                                    __float2half2_rn(state.inverse_scale));
+      const half2 product =
+          __hmul2(*reinterpret_cast<const half2*>(&pair), __float2half2_rn(state.inverse_scale));
       return *reinterpret_cast<const std::uint32_t*>(&product);
     } else {
       const float2 both = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
@@ -106,8 +105,9 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
         if (const int block = first + turn * warps; block < blocks)
 #pragma unroll
           for (int which = 0; which < 2; ++which)
-            this->template table_at<element>(layout::tables + which * layout::table_bytes)
-                [factor::element_at(block, 0)] = parts[turn][which];
+            this->template table_at<element>(
+                layout::tables + which * layout::table_bytes)[factor::element_at(block, 0)] =
+                parts[turn][which];
     }
   }
 
@@ -370,16 +370,16 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
     for (int word = 0; word < words; ++word) {
       const int first = word % cell_words * 8 + spread(place.g);
       const std::uint32_t cells = position_pair(first, first);
-      multiply_add_16<half>(state.cells[word], weights.a, one_hot(pairs[0][word / cell_words], cells),
+      multiply_add_16<half>(state.cells[word], weights.a,
+                            one_hot(pairs[0][word / cell_words], cells),
                             one_hot(pairs[1][word / cell_words], cells));
     }
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        this->add_shared(
-            state.radial + (steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
-            round_to_integer(p[b][e], units_of_one));
+        this->add_shared(state.radial + (steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
+                         round_to_integer(p[b][e], units_of_one));
   }
 
   // --- The end of 16 rows -------------------------------------------------------------------------

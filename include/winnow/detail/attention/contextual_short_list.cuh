@@ -60,24 +60,24 @@ struct contextual_short_list
   static constexpr int chunk = 128;
   /// The sizes of this lane's windows of a chunk, 0 behind the last one.
   __device__ __forceinline__ void load_sizes(int index, int windows, int (&sizes)[4]) const {
-    const std::int32_t* const offsets = group().offsets;
-    const int window = index * chunk + 4 * place.lane;
     int slots[5];
-    if (window + 4 <= windows) {
-      const int4 four = *reinterpret_cast<const int4*>(offsets + window);
-      slots[0] = four.x, slots[1] = four.y, slots[2] = four.z, slots[3] = four.w;
-      slots[4] = offsets[window + 4];
-    } else {
 #pragma unroll
-      for (int i = 0; i < 5; ++i) slots[i] = offsets[min(window + i, windows)];
-    }
+    for (int i = 0; i < 5; ++i)
+      slots[i] = group().offsets[min(index * chunk + 4 * place.lane + i, windows)];
 #pragma unroll
     for (int i = 0; i < 4; ++i) sizes[i] = slots[i + 1] - slots[i];
   }
+  /// The same of a chunk all of whose windows are there, or 0.
+  __device__ __forceinline__ void load_whole(int index, bool is_there, int (&sizes)[4]) const {
+    const std::int32_t* const offsets = group().offsets + index * chunk + 4 * place.lane;
+    const int4 four = is_there ? *reinterpret_cast<const int4*>(offsets) : int4{0, 0, 0, 0};
+    const int behind = is_there ? offsets[4] : 0;
+    sizes[0] = four.y - four.x, sizes[1] = four.z - four.y;
+    sizes[2] = four.w - four.z, sizes[3] = behind - four.w;
+  }
   /// What a window costs, in units of ten instructions. Those of up to 16 tokens share a unit.
   static __device__ __forceinline__ int cost_of(int size) {
-    const int tiles = (size + 15) / 16;
-    const int of_unit = (22 * tiles + 80) * tiles + 25;
+    const int of_unit = 190 * static_cast<int>((static_cast<unsigned>(size) + 15) / 16) - 107;
     return size <= 16 ? 9 * size : size <= layout::rows ? of_unit : 0;
   }
   static __device__ __forceinline__ int cost_of(const int (&sizes)[4]) {
@@ -96,45 +96,56 @@ struct contextual_short_list
   __device__ __forceinline__ void store_costs() const {
     if (!reads_windows(group())) return;
     const int windows = group().counts->windows;
-    const int chunks = (windows + chunk - 1) / chunk;
+    const int whole = windows / chunk;
     const int warp = warp_of_block();
-    constexpr int batch = 9;  // loads that are under way together
+    auto* const costs = this->template table_at<int>(layout::chunk_costs);
+    constexpr int batch = 8;  // loads that are under way together
 #pragma unroll 1
-    for (int first = warp; first < chunks; first += batch * warps()) {
+    for (int first = warp; first <= whole; first += batch * warps()) {
       int sizes[batch][4];
 #pragma unroll
-      for (int i = 0; i < batch; ++i) load_sizes(first + i * warps(), windows, sizes[i]);
-      int largest = 0;
+      for (int i = 0; i < batch; ++i)
+        load_whole(first + i * warps(), first + i * warps() < whole, sizes[i]);
+      unsigned longer_chunks = 0;
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int sum = __reduce_add_sync(all, cost_of(sizes[i]));
-        if (place.lane == 0 && first + i * warps() < chunks)
-          this->template table_at<int>(layout::chunk_costs)[first + i * warps()] = sum;
-#pragma unroll
-        for (const int size : sizes[i]) largest = max(largest, size);
+        if (place.lane == 0 && first + i * warps() < whole) costs[first + i * warps()] = sum;
+        longer_chunks |= has_longer(sizes[i]) ? 1u << i : 0u;
       }
-      if (largest > layout::rows) list_longer(first, batch, windows);
+      for (; longer_chunks != 0; longer_chunks &= longer_chunks - 1)
+        list_longer(first + (__ffs(static_cast<int>(longer_chunks)) - 1) * warps(), windows);
+    }
+    if (warp == whole % warps()) {
+      int sizes[4];
+      load_sizes(whole, windows, sizes);
+      const int sum = __reduce_add_sync(all, cost_of(sizes));
+      if (place.lane == 0) costs[whole] = sum;
+      if (has_longer(sizes)) list_longer(whole, windows);
     }
   }
-  /// Lists which of this lane's windows of some chunks are too long for a unit, as far as there is room.
-  __device__ __forceinline__ void list_longer(int first, int count, int windows) const {
-#pragma unroll 1
-    for (int i = 0; i < 4 * count; ++i) {
-      const int window = min((first + i / 4 * warps()) * chunk + 4 * place.lane + i % 4, windows);
-      const int slot = group().offsets[window];
-      const int size = group().offsets[min(window + 1, windows)] - slot;
-      if (size <= layout::rows) continue;
-      const int number = atomicAdd(counter_of(longer), 1);
-      if (number < layout::most_longer)
-        this->template table_at<int2>(layout::longer)[number] = {slot, size};
+  static __device__ __forceinline__ bool has_longer(const int (&sizes)[4]) {
+    return max(max(sizes[0], sizes[1]), max(sizes[2], sizes[3])) > layout::rows;
+  }
+  /// Lists which of this lane's windows of a chunk are too long for a unit, as far as there is room.
+  __device__ __forceinline__ void list_longer(int index, int windows) const {
+    int sizes[4];
+    load_sizes(index, windows, sizes);
+    int slot = group().offsets[min(index * chunk + 4 * place.lane, windows)];
+#pragma unroll
+    for (const int size : sizes) {
+      if (size > layout::rows) {
+        const int number = atomicAdd(counter_of(longer), 1);
+        if (number < layout::most_longer)
+          this->template table_at<int2>(layout::longer)[number] = {slot, size};
+      }
+      slot += size;
     }
   }
   /// The block's windows, once all warps have stored costs.
   __device__ __forceinline__ window_span find_span() const {
     const int windows = group().counts->windows;
-    const auto cut = [&](int sum, int i) {
-      return sum / shares * i + sum % shares * i / shares;
-    };
+    const auto cut = [&](int sum, int i) { return sum / shares * i + sum % shares * i / shares; };
     if (!reads_windows(group())) return {cut(windows, share), cut(windows, share + 1)};
     const int chunks = (windows + chunk - 1) / chunk;
     const int of_lane = (chunks + 31) / 32;
@@ -176,7 +187,8 @@ struct contextual_short_list
         window += cost < limits[i] ? 1 : 0;
         cost += cost_of(size);
       }
-      found[i] = lanes == 0 ? windows : __shfl_sync(all, window, __ffs(static_cast<int>(lanes)) - 1);
+      found[i] =
+          lanes == 0 ? windows : __shfl_sync(all, window, __ffs(static_cast<int>(lanes)) - 1);
     }
     return {found[0], found[1]};
   }
@@ -227,8 +239,8 @@ struct contextual_short_list
                                              : of_three + of_two + (before & ten);
     auto* const list = this->template table_at<listed_unit>(layout::list);
     if (is_unit)
-      list[index] = {begin, count <= 16 ? 1u | 1u << count
-                                        : static_cast<std::uint32_t>(count) << count_shift};
+      list[index] = {
+          begin, count <= 16 ? 1u | 1u << count : static_cast<std::uint32_t>(count) << count_shift};
     __syncwarp();
     // The others are marked in the unit that the window before them began.
     const int owner = 31 - __clz(static_cast<int>(begins & ((2u << place.lane) - 1)));

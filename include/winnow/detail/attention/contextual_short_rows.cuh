@@ -30,8 +30,8 @@ __device__ __forceinline__ void load_sixteen(int dim, const Load& load, float (&
   }
 }
 template <class T>
-__device__ __forceinline__ void load_row(const row_view& view, std::int64_t token, int head, int dim,
-                                         float (&x)[16]) {
+__device__ __forceinline__ void load_row(const row_view& view, std::int64_t token, int head,
+                                         int dim, float (&x)[16]) {
   const T* row = row_of<T>(view, token, head);
   load_sixteen<T>(
       dim, [&](int first) { return *reinterpret_cast<const uint4*>(row + first); }, x);
@@ -44,8 +44,8 @@ __device__ __forceinline__ void add_table_rows(const table_view& table, const pa
   const int rows_of_axes[3] = {rows.x, rows.y, rows.z};
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
-    const std::int64_t offset = rows_of_axes[axis] * table.row_stride + axis * table.axis_stride +
-                                head * table.head_stride;
+    const std::int64_t offset =
+        rows_of_axes[axis] * table.row_stride + axis * table.axis_stride + head * table.head_stride;
     float own[16];
     load_sixteen<T>(
         dim,
@@ -110,7 +110,7 @@ __device__ __forceinline__ void attend_row_of(const forward_problem& problem,
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(all, sum, step);
 #pragma unroll
   for (float& x : out) x *= factor;
-  // Half of the lanes keep half of the dims, and so on: lanes 2d and 2d + 1 end up with halves of dim d.
+    // Half of the lanes keep half of the dims, and so on: lanes 2d and 2d + 1 end up with halves of dim d.
 #pragma unroll
   for (int round = 0; round < 4; ++round) {
     const int half = 8 >> round;

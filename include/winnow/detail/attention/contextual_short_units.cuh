@@ -34,10 +34,11 @@ struct contextual_short_units : contextual_short_list<T, Radial> {
 
   /// Whole windows in neighbouring slots.
   struct unit {
-    int slot;             ///< the first
-    int count;            ///< 0: there is none
-    int buffer;           ///< where the arrays of its rows begin
-    std::uint32_t marks;  ///< of up to 16 rows: bit s: a window starts in row s, or the last has ended
+    int slot;    ///< the first
+    int count;   ///< 0: there is none
+    int buffer;  ///< where the arrays of its rows begin
+    std::uint32_t
+        marks;  ///< of up to 16 rows: bit s: a window starts in row s, or the last has ended
   };
   /// The next unit on the list. Asks for what is known of its slots.
   __device__ __forceinline__ unit take_unit(int buffer, int total) const {
