@@ -9,6 +9,7 @@
 
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -408,6 +409,8 @@ struct contextual_block {
     next_rows next{min(share * rows, assigned), 0, 0};
     load_bounds(next);
     if (next.row >= assigned) return false;
+    if constexpr (leaves_short)
+      if (shortest > 0 && has_taken_longer(group(), shortest, table_at<int>(0))) return false;
     load_tables();
     turn_tokens tokens{};
     turn now = follow({0, 0, 0, 1, false}, next);

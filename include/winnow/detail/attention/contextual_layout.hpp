@@ -134,20 +134,18 @@ struct contextual_short_layout {
   static constexpr int least_warps = Bytes == 4 ? 4 : 1;  ///< that are worth a launch of their own
   static constexpr int rows = 48;                         ///< of the longest windows
   static constexpr int keys = rows;
-  static constexpr int range = 32;            ///< slots whose windows a warp takes
-  static constexpr int slots = range + rows;  ///< that they may lie in
   static constexpr int parts = block::parts;
   static constexpr bool in_halves = block::in_halves;
   static constexpr int stages = 1;
-  static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
+  static constexpr int buffer_rows = 1;  ///< buffers are counted in rows
   static constexpr bool shares_scratch = true;
   /// A row meets all keys at once: see contextual_short_pairs.cuh.
   static constexpr bool attends_at_once = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
-  /// Rows of 32 bytes are not padded. Of V, halves of every other four rows change places instead.
+  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = !in_halves;
-  /// Lanes take four neighbouring dims of q, K, Tq and Tk, and four neighbouring radial rows.
+  /// Lanes take four neighbouring dims of q, K and Tq, and four neighbouring radial rows.
   static constexpr bool takes_neighbours = !in_halves, sums_neighbours = takes_neighbours;
   /// Rows of two times 16 halves: their four chunks change places, by every other row.
   static constexpr bool turns_halves = in_halves;
@@ -164,11 +162,11 @@ struct contextual_short_layout {
     return row * 4 * tile_rows + (in_halves ? row : row / 2) * 16;
   }
 
-  static constexpr int row_order = 0;                                       // int [2][slots]
-  static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
-  static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
-  static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
-  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
+  static constexpr int row_order = 0;                                      // int [2][rows]
+  static constexpr int row_code = row_order + 8 * rows;                    // uint32 [2][rows]
+  static constexpr int row_radius = row_code + 8 * rows;                   // float [2][rows]
+  static constexpr int key_radius = row_radius + (Radial ? 8 * rows : 0);  // float [keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);   // places [keys]
   /// There is no room for keys' positions in two forms.
   static constexpr bool packs_places = true;
   static constexpr int place_bytes = 4;
@@ -198,8 +196,14 @@ struct contextual_short_layout {
   /// Where lanes' parts of rows begin, of each lane of a quad.
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
   static constexpr int pointers_of_lane = 5;
-  static constexpr int next_range = pointers + 4 * 8 * pointers_of_lane;  // int
-  static constexpr int block_bytes = next_range + 16;
+  static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [4]
+  static constexpr int longer = counters + 16;                          // int2, slots and sizes
+  static constexpr int most_longer = 16;
+  static constexpr int most_listed = 32 * most_warps;  ///< units, of each thread one
+  static constexpr int list = longer + 8 * most_longer;
+  static constexpr int block_bytes = list + 8 * most_listed;
+  /// What chunks of windows cost lies where warps have nothing yet, int.
+  static constexpr int chunk_costs = block_bytes;
   WINNOW_HOST_DEVICE static constexpr int bytes(int warps) {
     return block_bytes + warps * warp_bytes;
   }
