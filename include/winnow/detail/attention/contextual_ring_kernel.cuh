@@ -275,14 +275,12 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       give_registers<layout::key_registers>();
       contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes);
     } else {
-      typename ring_order<layout>::sizes sizes;
-      passes.load(sizes);
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
       __syncthreads();
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{block()}}};
       const int listed =
-          passes.list(sizes, group.counts->largest, reader.template at<int>(layout::pass_counts),
+          passes.list(group.counts->largest, reader.template at<int>(layout::pass_counts),
                       reader.template at<std::uint16_t>(layout::pass_order));
       if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
       reader.release(layout::is_listed);

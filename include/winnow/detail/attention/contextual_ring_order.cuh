@@ -92,38 +92,26 @@ struct ring_order {
             __shfl_sync(all_lanes, keys.x, source), __shfl_sync(all_lanes, keys.y, source)};
   }
 
-  /// The keys of the other passes, which this thread sorts.
-  struct sizes {
-    int of_turn[turns];
-  };
+  /// The other passes, which the warps sort.
   [[nodiscard]] __device__ __forceinline__ int pass_of(int turn) const {
     return first_dealt + (turn * warps + warp) * 32 + lane;
-  }
-  __device__ __forceinline__ void load(sizes& own) const {
-    const bool fits_ = fits();
-#pragma unroll
-    for (int turn = 0; turn < turns; ++turn) {
-      own.of_turn[turn] = 0;
-      if (fits_) {
-        const int2 keys = keys_of(pass_of(turn));
-        own.of_turn[turn] = keys.y - keys.x;
-      }
-    }
   }
   static __device__ __forceinline__ void meet() {
     asm volatile("bar.sync 1, %0;" ::"n"(32 * warps) : "memory");
   }
   /// By all warps that sort. \param largest window. \param counts room for `turns` times `warps` times `classes` numbers.
   /// \param order of the block's passes, by their numbers. \return how many they are, or `none` where there is no room.
-  __device__ __forceinline__ int list(const sizes& own, int largest, int* counts,
-                                      std::uint16_t* order) const {
+  __device__ __forceinline__ int list(int largest, int* counts, std::uint16_t* order) const {
     if (!fits()) return none;
+    int2 keys[turns];
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) keys[turn] = keys_of(pass_of(turn));
     const float scale = __fdividef(0.625f * classes, static_cast<float>(largest));
     int own_class[turns], before[turns];
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
       // Behind the last pass are empty ones, which come last.
-      const float from_smallest = static_cast<float>(own.of_turn[turn]) * scale;
+      const float from_smallest = static_cast<float>(keys[turn].y - keys[turn].x) * scale;
       own_class[turn] = max(classes - 1 - __float2int_rd(from_smallest), 0);
       const unsigned same = __match_any_sync(all_lanes, own_class[turn]);
       before[turn] = __popc(same & lanes_below());
