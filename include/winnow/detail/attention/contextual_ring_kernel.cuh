@@ -209,23 +209,34 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   }
 };
 
-/// What is seldom needed, apart from everything else, which has all registers. \param warps all, or those that have
-/// found rows that are not finite.
+/// What is seldom needed, apart from everything else, which has all registers.
 template <class T, class Layout>
-__device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
-                                           int warps) {
+__device__ __noinline__ void begin_ring(const forward_problem& problem, block_share own) {
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
-    const bool begins = warps == Layout::warps;
-    if (begins) complete_unassigned<T>(problem, own);
-    if (!begins || problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows, warps);
+    complete_unassigned<T>(problem, own);
+    if (problem.groups[own.group].path == encoding_path::rows)
+      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps);
   }
 }
+/// By warps that have found rows that are not finite. \param order of the block's passes, if they are `listed`.
+template <class T, class Layout>
+__device__ __noinline__ void correct_ring(const forward_problem& problem, block_share own,
+                                          int listed, const std::uint16_t* order) {
+  own.head *= Layout::heads;
+  for (int h = 0; h < Layout::heads; ++h, ++own.head)
+    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, [&](int number) {
+      std::int64_t pass = own.share + std::int64_t{number} * own.shares;
+      if (listed != ring_order<Layout>::none)
+        pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
+      return pass * Layout::pass_rows;
+    });
+}
 
-/// By one thread.
+/// By one thread. \param first_pass that a team takes from the counter.
 template <class Layout>
-__device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shortest) {
+__device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shortest,
+                                                     int first_pass) {
   constexpr int readers = Layout::team_readers * warp_arrivals;
   const std::uint32_t shared = shared_address(memory);
   for (int i = 0; i < Layout::slots; ++i) {
@@ -239,7 +250,7 @@ __device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shor
     create_barrier(shared + Layout::rows_empty + 8 * i, readers);
   create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
   *reinterpret_cast<int*>(memory + Layout::shortest_left) = shortest;
-  *reinterpret_cast<int*>(memory + Layout::next_pass) = 0;
+  *reinterpret_cast<int*>(memory + Layout::next_pass) = first_pass;
   *reinterpret_cast<int*>(memory + Layout::bad) = 0;
 }
 
@@ -253,7 +264,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
-    complete_ring<T, layout>(problem, own, layout::warps);
+    begin_ring<T, layout>(problem, own);
   const int shortest = shortest_left<Radial>(problem, group);
   if (group.path == encoding_path::tiles && group.counts->largest >= shortest &&
       !(shortest > 0 && has_taken_longer(group, shortest, reinterpret_cast<int*>(memory)))) {
@@ -274,20 +285,22 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                     group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
-      if (threadIdx.x == 32 * layout::readers) create_ring_barriers<layout>(memory, shortest);
+      const bool knows_first = shortest == 0 && passes.fits();
+      if (threadIdx.x == 32 * layout::readers)
+        create_ring_barriers<layout>(memory, shortest, knows_first ? layout::teams : 0);
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes);
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes, knows_first);
     } else {
-      typename ring_order<layout>::sizes sizes;
-      passes.load(sizes);
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
       contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
       __syncthreads();
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
-      const int listed =
-          passes.list(sizes, group.counts->largest, reader.template at<int>(layout::pass_counts),
-                      reader.template at<std::uint16_t>(layout::pass_order));
+      // Where short windows are another kernel's, most passes are not taken, and none are sorted.
+      int listed = ring_order<layout>::none;
+      if (shortest == 0)
+        listed = passes.list(group.counts->largest, reader.template at<int>(layout::pass_counts),
+                             reader.template at<std::uint16_t>(layout::pass_order));
       if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
       reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
@@ -296,7 +309,9 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();
-        complete_ring<T, layout>(problem, own, layout::readers);
+        correct_ring<T, layout>(problem, own,
+                                *reader.template at<const int>(layout::listed),
+                                reader.template at<const std::uint16_t>(layout::pass_order));
       }
     }
   }

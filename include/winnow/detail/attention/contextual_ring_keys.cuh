@@ -134,26 +134,25 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
       number = __shfl_sync(all, number, 0);
       std::int64_t pass = std::int64_t{number} * shares + share;
-      if (takes_listed(listed))
-        pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number] : assigned;
-      next.row = static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
+      if (listed != ring_order<layout>::none)
+        pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number]
+                               : int{ring_order<layout>::no_pass};
+      next.row = row_of_pass(pass);
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
     next.key = bounds()[next.row].x;
     next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
   }
-  /// Where short windows are another kernel's, most passes are not taken.
-  __device__ __forceinline__ bool takes_listed(int listed) const {
-    return listed != ring_order<layout>::none && shortest == 0;
-  }
-  /// Before tables are there. \return is there a first pass? Or it is not known yet.
-  __device__ __forceinline__ bool take_first(const ring_order<layout>& passes,
+  /// The team's first pass, before tables are there.
+  __device__ __forceinline__ void take_first(const ring_order<layout>& passes,
                                              next_pass& next) const {
-    next.number = passes.fits() && shortest == 0 ? 0 : -1;
-    if (next.number < 0) return false;
     const int3 pass = passes.first_of(team);
-    next.row = pass.x, next.key = pass.y, next.end = pass.z;
-    return true;
+    if (place.lane == 0)
+      at<std::uint16_t>(layout::pass_order)[team] = static_cast<std::uint16_t>(pass.x);
+    next = {row_of_pass(pass.x), pass.y, pass.z, 0};
+  }
+  __device__ __forceinline__ int row_of_pass(std::int64_t pass) const {
+    return static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
   }
   __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
     if (next.row == untaken) take_pass(next);
@@ -313,8 +312,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
             products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
     }
   }
-  /// All threads of the block meet in it, once tables are there.
-  __device__ __forceinline__ void run(const ring_order<layout>& passes) const {
+  /// All threads of the block meet in it, once tables are there. \param knows_first are there first passes of teams?
+  __device__ __forceinline__ void run(const ring_order<layout>& passes, bool knows_first) const {
     const int length = group().quant_length;
     next_pass after{};
     ring_place ahead{};
@@ -334,8 +333,10 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
       commit_copies();
     };
-    const bool is_known = take_first(passes, after);
-    if (!is_known) __syncthreads();
+    if (knows_first)
+      take_first(passes, after);
+    else
+      __syncthreads();
     follow(after, ahead);
     load_tokens(ahead, own);
     request_keys(ahead, own, cursor.keys);
@@ -348,7 +349,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead.first = 0;
     if (has_next) load_tokens(ahead, own);
     request_rows_of(now);
-    if (is_known) __syncthreads();
+    if (knows_first) __syncthreads();
     if (!has_next && now.row < assigned) {
       follow(after, ahead);
       load_tokens(ahead, own);

@@ -27,6 +27,7 @@ struct ring_order {
   static constexpr int first_rounds = 2;
   static constexpr int most_sharers = 32 / first_rounds;
   static constexpr int none = -1;
+  static constexpr int no_pass = 0xffff;
 
   const int2* bounds;
   int assigned;
@@ -53,7 +54,7 @@ struct ring_order {
   /// Is there room for their passes?
   [[nodiscard]] __device__ __forceinline__ bool fits() const {
     return count <= Layout::most_dealt && count <= sharers * Layout::most_listed &&
-           first + count * stride <= 1 << 16;
+           first + count * stride <= no_pass;
   }
   /// Number of a pass among all of the head.
   [[nodiscard]] __device__ __forceinline__ int number_of(int pass) const {
@@ -70,7 +71,8 @@ struct ring_order {
     return (round % 2 == 0 ? place : sharers - 1 - place) == turn_of_block;
   }
 
-  /// By a whole warp: a team's first pass. \return first row, first key and the slot behind the last one.
+  /// By a whole warp: a team's first pass. \return its number, or `no_pass`, its first key and the slot behind the last
+  /// one.
   [[nodiscard]] __device__ __forceinline__ int3 first_of(int team) const {
     const int rounds = min(first_rounds, int{Layout::teams});
     const int pass = team / rounds * rounds * sharers + lane;
@@ -86,44 +88,33 @@ struct ring_order {
     const bool is_mine =
         size > 0 && round == team % rounds && is_own(round, rank - round * sharers);
     const unsigned found = __ballot_sync(all_lanes, is_mine);
-    if (found == 0) return {assigned, 0, 0};
+    if (found == 0) return {no_pass, 0, 0};
     const int source = __ffs(static_cast<int>(found)) - 1;
-    return {__shfl_sync(all_lanes, number_of(pass) * Layout::pass_rows, source),
+    return {__shfl_sync(all_lanes, number_of(pass), source),
             __shfl_sync(all_lanes, keys.x, source), __shfl_sync(all_lanes, keys.y, source)};
   }
 
-  /// The keys of the other passes, which this thread sorts.
-  struct sizes {
-    int of_turn[turns];
-  };
+  /// The other passes, which the warps sort.
   [[nodiscard]] __device__ __forceinline__ int pass_of(int turn) const {
     return first_dealt + (turn * warps + warp) * 32 + lane;
-  }
-  __device__ __forceinline__ void load(sizes& own) const {
-    const bool fits_ = fits();
-#pragma unroll
-    for (int turn = 0; turn < turns; ++turn) {
-      own.of_turn[turn] = 0;
-      if (fits_) {
-        const int2 keys = keys_of(pass_of(turn));
-        own.of_turn[turn] = keys.y - keys.x;
-      }
-    }
   }
   static __device__ __forceinline__ void meet() {
     asm volatile("bar.sync 1, %0;" ::"n"(32 * warps) : "memory");
   }
   /// By all warps that sort. \param largest window. \param counts room for `turns` times `warps` times `classes` numbers.
-  /// \param order of the block's passes, by their numbers. \return how many they are, or `none` where there is no room.
-  __device__ __forceinline__ int list(const sizes& own, int largest, int* counts,
-                                      std::uint16_t* order) const {
+  /// \param order of the block's passes, by their numbers, behind the teams' first ones. \return how many they are with
+  /// those, or `none` where there is no room.
+  __device__ __forceinline__ int list(int largest, int* counts, std::uint16_t* order) const {
     if (!fits()) return none;
+    int2 keys[turns];
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) keys[turn] = keys_of(pass_of(turn));
     const float scale = __fdividef(0.625f * classes, static_cast<float>(largest));
     int own_class[turns], before[turns];
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
       // Behind the last pass are empty ones, which come last.
-      const float from_smallest = static_cast<float>(own.of_turn[turn]) * scale;
+      const float from_smallest = static_cast<float>(keys[turn].y - keys[turn].x) * scale;
       own_class[turn] = max(classes - 1 - __float2int_rd(from_smallest), 0);
       const unsigned same = __match_any_sync(all_lanes, own_class[turn]);
       before[turn] = __popc(same & lanes_below());
@@ -151,12 +142,12 @@ struct ring_order {
           __shfl_sync(all_lanes, of_turn[turn] + of_larger, own_class[turn]) + before[turn];
       const int round = __float2int_rd((static_cast<float>(rank) + 0.5f) * inverse);
       if (pass_of(turn) < count && is_own(round, rank - round * sharers))
-        order[round] = static_cast<std::uint16_t>(number_of(pass_of(turn)));
+        order[Layout::teams + round] = static_cast<std::uint16_t>(number_of(pass_of(turn)));
     }
     meet();  // counts are there no longer
     const int dealt = max(count - first_dealt, 0);
     const int rounds = dealt / sharers, left = dealt - rounds * sharers;
-    return rounds + ((rounds % 2 == 0 ? turn_of_block : sharers - 1 - turn_of_block) < left ? 1 : 0);
+    return Layout::teams + rounds + ((rounds % 2 == 0 ? turn_of_block : sharers - 1 - turn_of_block) < left ? 1 : 0);
   }
 };
 
