@@ -34,7 +34,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   static constexpr int heads = layout::heads;
 
   /// Sums of weights are rounded to half as they are, so that n weights of a row stay below 2¹⁶: in windows of up to
-  /// 256 keys they begin at 2⁻⁶ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
+  /// 256 keys they begin at 2⁻⁷ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
   /// In longer windows weights may not become as large, and the largest logit's is larger, as the error of rounding
   /// grows with the number of keys.
   ///
@@ -43,7 +43,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     float slack, lag;  ///< of `scaled_softmax_state`
   };
   static constexpr int sum_bits = 16, unit_bits = 16, short_bits = 8;
-  static constexpr int first_bits = -6, most_longer_bits = 5;
+  static constexpr int first_bits = -7, most_longer_bits = 5;
   /// The bits of n - 1.
   static __device__ __forceinline__ int bits_of(int n) { return 32 - __clz(n - 1); }
   /// \param longest keys of a row.
