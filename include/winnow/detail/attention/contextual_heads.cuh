@@ -96,7 +96,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       places.row[Block][j][i] = state.radial + static_cast<std::uint32_t>(offset);
       pairs.of_rows[pair] =
           radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[Block][j][i]);
-      pairs.of_keys[pair] = radial_pair<(8 * Block + j) * layout::key_stride>(
+      pairs.of_keys[pair] = radial_pair<layout::key_row(8 * Block) + j * layout::radial_bytes>(
           gk + static_cast<std::uint32_t>(offset));
     };
     look_up(std::integral_constant<int, 0>());

@@ -34,7 +34,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   static constexpr int heads = layout::heads;
 
   /// Sums of weights are rounded to half as they are, so that n weights of a row stay below 2¹⁶: in windows of up to
-  /// 256 keys they begin at 2⁻⁶ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
+  /// 256 keys they begin at 2⁻⁷ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
   /// In longer windows weights may not become as large, and the largest logit's is larger, as the error of rounding
   /// grows with the number of keys.
   ///
@@ -43,7 +43,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     float slack, lag;  ///< of `scaled_softmax_state`
   };
   static constexpr int sum_bits = 16, unit_bits = 16, short_bits = 8;
-  static constexpr int first_bits = -6, most_longer_bits = 5;
+  static constexpr int first_bits = -7, most_longer_bits = 5;
   /// The bits of n - 1.
   static __device__ __forceinline__ int bits_of(int n) { return 32 - __clz(n - 1); }
   /// \param longest keys of a row.
@@ -113,13 +113,13 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
             own[0] = q.template load<true, Radial>(axis, block, 0, radial);
-            own[1] = k.template load<false>(axis, block, 0, radial);
+            own[1] = k.template load<false, Radial>(axis, block, 0, radial);
           });
     else
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
             own[0] = q.template load_stored<true, Radial>(axis, block, radial);
-            own[1] = k.template load_stored<false>(axis, block, radial);
+            own[1] = k.template load_stored<false, Radial>(axis, block, radial);
           });
     this->load_value_tables(32 * Warps);
 #pragma unroll
@@ -163,7 +163,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                                               layout::radial_row(place.g) + 4 * state.length));
       state.key_products = kept_in_register(
           shared + static_cast<std::uint32_t>(layout::products_at(0) +
-                                              2 * place.t * layout::key_stride + 4 * state.length));
+                                              layout::key_row(2 * place.t) + 4 * state.length));
       state.most_steps =
           static_cast<int>(kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
@@ -183,9 +183,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 
   // --- Products of tokens with tables -------------------------------------------------------------
 
-  /// The radial axis by table row, rows g and g + 8 of both heads. \tparam Neighbours have lanes four neighbouring rows
-  /// of two blocks?
-  template <bool Backwards, bool Neighbours = false>
+  /// The radial axis by table row, rows g and g + 8 of both heads: of two blocks lanes have four neighbours.
+  template <bool Backwards>
   __device__ __forceinline__ void multiply_radials(const factor (&tables)[heads],
                                                    const rows_of_head (&left)[heads],
                                                    std::byte* target, int eight_rows) const {
@@ -199,17 +198,11 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     constexpr unsigned low = 0x5410, high = 0x7632;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if constexpr (Neighbours)
 #pragma unroll
-        for (int block = 0; block < axis_blocks; block += 2)
-          *reinterpret_cast<uint4*>(target + 16 * place.t + i * eight_rows + block * 32) = {
-              pair(i, block, low), pair(i, block, high), pair(i, block + 1, low),
-              pair(i, block + 1, high)};
-      else
-#pragma unroll
-        for (int block = 0; block < axis_blocks; ++block)
-          *reinterpret_cast<uint2*>(target + 8 * place.t + i * eight_rows + block * 32) = {
-              pair(i, block, low), pair(i, block, high)};
+      for (int block = 0; block < axis_blocks; block += 2)
+        *reinterpret_cast<uint4*>(target + 16 * place.t + i * eight_rows + block * 32) = {
+            pair(i, block, low), pair(i, block, high), pair(i, block + 1, low),
+            pair(i, block + 1, high)};
   }
   /// 16 rows of q.
   __device__ __forceinline__ void load_queries(int tile, rows_of_head (&left)[heads]) const {
@@ -315,9 +308,9 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
                                                const factor (&tables)[heads],
                                                heads_state& state) const {
-    multiply_radials<true, true>(tables, left,
-                                 this->scratch() + layout::radial_row(place.g) + layout::row_radial,
-                                 layout::radial_row(8));
+    multiply_radials<true>(tables, left,
+                           this->scratch() + layout::radial_row(place.g) + layout::row_radial,
+                           layout::radial_row(8));
     uint4* sums = sums_of_lane(state);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -375,8 +368,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                                   factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       multiply_radials<false>(tables, own.left,
-                              at<std::byte>(layout::key_products) + place.g * layout::key_stride,
-                              8 * layout::key_stride);
+                              at<std::byte>(layout::key_products) + layout::key_row(place.g),
+                              layout::key_row(8));
     const std::uint32_t moves[2] = {moves_of(own.codes[0], state.length, place.t),
                                     moves_of(own.codes[1], state.length, place.t)};
     std::uint32_t positions[2][layout::axes];

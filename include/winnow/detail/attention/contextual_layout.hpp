@@ -241,7 +241,10 @@ struct contextual_heads_layout {
   /// Radial products of both heads are neighbours.
   static constexpr int radial_element = 2 * heads;
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
-  static constexpr int key_stride = radial_bytes + 16;
+  /// A key's products by radial row, like those of a row: 16 bytes a lane take two rows for all banks.
+  WINNOW_HOST_DEVICE static constexpr int key_row(int key) {
+    return key * radial_bytes + key / 2 * 16;
+  }
   /// A row's sums by radial row, of one head and of the other, then its radial products. Eight rows start in
   /// different banks, and of 64 bytes of each two rows fill all banks.
   static constexpr int radial_sums_bytes = 4 * tile_rows;
@@ -262,7 +265,7 @@ struct contextual_heads_layout {
   static constexpr int query_bytes = heads * tile_bytes;
   static constexpr int key_tiles = query + slots * query_bytes;  // T [slots][heads][K, V][keys]
   static constexpr int group_bytes = heads * 2 * tile_bytes;
-  static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys][key_stride]
+  static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys], from `key_row` on
   /// What a slot has of keys. Slots share the memory of radial products.
   WINNOW_HOST_DEVICE static constexpr int codes_at(int slot) { return key_code + 4 * keys * slot; }
   WINNOW_HOST_DEVICE static constexpr int radii_at(int slot) {
@@ -277,7 +280,7 @@ struct contextual_heads_layout {
   static constexpr bool only_right = false, marks_codes = false;
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
-  static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
+  static constexpr int scratch = key_products + (Radial ? key_row(keys) : 0);
   static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products of rows by cell, of lanes.
   static constexpr int row_products = scratch + scratch_bytes;

@@ -289,8 +289,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       this->template multiply_radials<false>(
-          tables, own.left, at<std::byte>(layout::products_at(slot)) + place.g * layout::key_stride,
-          8 * layout::key_stride);
+          tables, own.left, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
+          layout::key_row(8));
     __syncwarp();  // all lanes have read positions
     if (place.t == 0)
 #pragma unroll

@@ -61,8 +61,7 @@ struct contextual_ring_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = warp_layout::radial_element;
   static constexpr int radial_bytes = warp_layout::radial_bytes;
-  /// Eight keys start in different banks, also where two words are stored at a time.
-  static constexpr int key_stride = radial_bytes + 32;
+  WINNOW_HOST_DEVICE static constexpr int key_row(int key) { return warp_layout::key_row(key); }
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
   WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
@@ -88,12 +87,12 @@ struct contextual_ring_layout {
   static constexpr int key_code = group_bytes, key_radius = key_code + 4 * keys;
   static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
   /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
-  /// [keys][key_stride]. Then barriers, and a ring_place.
+  /// [keys] from `key_row` on. Then barriers, and a ring_place.
   static constexpr int products = key_groups + key_slots * key_group_bytes;  // [slots]
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
   static constexpr int cell_bytes = heads * product_pairs * 512;
   static constexpr int key_products = cell_bytes;
-  static constexpr int full = key_products + (Radial ? keys * key_stride : 0);
+  static constexpr int full = key_products + (Radial ? key_row(keys) : 0);
   static constexpr int empty = full + 8;
   static constexpr int places = empty + 8;
   static constexpr int slot_bytes = places + 16;
