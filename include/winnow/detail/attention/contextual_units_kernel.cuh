@@ -159,6 +159,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     auto dealt = this->load_sizes();
     this->load_tables();
     store_table_sums();
+    this->store_one_hots();
     clear_counters();
     if (threadIdx.x == 0) {
       *counter_of(base::bad_rows) = 0;
@@ -241,8 +242,8 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-              group.counts->assigned, shared_address(region), memory}}}}}}};
+        {{{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+               group.counts->assigned, shared_address(region), memory}}}}}}}};
     attender.store_pointers();
     attender.run();
   }
