@@ -46,20 +46,17 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
 
   /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
   /// none waits for another one's rows.
-  __device__ __forceinline__ void store_table_sums() const {
-    const int middle = group().quant_length - 1;
+  __device__ __forceinline__ float load_table_sum() const {
+    const int middle = group().quant_length - 1, d = place.lane % 16, h = place.lane / 16;
+    if (warp > 2 || h >= heads || d >= problem.head_dim) return 0.0f;
+    const table_view& table =
+        warp == 0 ? group().table_q : warp == 1 ? group().table_k : group().table_v;
+    return table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d);
+  }
+  __device__ __forceinline__ void store_table_sum(float sum) const {
     const int d = place.lane % 16, h = place.lane / 16;
-    if (h >= heads) return;
-    const auto store = [&](int which, const table_view& table) {
-      if (warp == which)
-        this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
-            d < problem.head_dim
-                ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
-                : 0.0f;
-    };
-    store(0, group().table_q);
-    store(1, group().table_k);
-    store(2, group().table_v);
+    if (warp <= 2 && h < heads)
+      this->template table_at<float>(layout::table_sums)[(3 * h + warp) * 16 + d] = sum;
   }
   /// Windows of one token, a lane each token and head.
   __device__ __forceinline__ void run_singles() const {
@@ -149,32 +146,42 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   }
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
-    // Tables are read while the windows are.
+    clear_counters();
+    if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
+    // Loads of all kinds are under way together.
+    typename base::table_parts tables;
+    this->load_tables(tables);
+    const float table_sum = load_table_sum();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    auto dealt = this->load_sizes();
-    this->load_tables();
-    store_table_sums();
-    clear_counters();
-    if (threadIdx.x == 0) {
-      *counter_of(base::bad_rows) = 0;
-      *counter_of(base::turns) = this->parts();
-    }
+    auto dealt = this->find_part();
+    typename base::dealt_slots slots;
+    this->load_slots(dealt, 0, slots);
+    this->store_tables(tables);
+    store_table_sum(table_sum);
+    this->add_costs(dealt, slots);
+    if (threadIdx.x == 0) *counter_of(base::turns) = this->parts();
     __syncthreads();
 #pragma unroll 1
     for (int part = 0;;) {
-      const bool is_dealt = dealt.windows > 0;
-      if (is_dealt) this->deal_windows(dealt, part);
-      this->list_windows(part, windows, is_dealt);
+      const bool is_dealt = dealt.rounds > 0;
+      this->list_singles(part, windows);
+      if (is_dealt)
+        this->deal_windows(dealt, part);
+      else
+        this->list_tiles(part, windows);
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = warp % 2 == 0;
-      if (packs_first) this->pack_units(part);
+      if (packs_first) this->pack_units(part, windows);
       this->run_tiles();
-      if (!packs_first) this->pack_units(part);
-      run_singles();
-      __syncwarp();
+      if (!packs_first) {
+        this->load_windows(part, windows);
+        this->pack_units(part, windows);
+      }
       run_units();
+      __syncwarp();
+      run_singles();
       __syncthreads();
       if (*counter_of(base::bad_rows) != 0) {
         complete(part, is_dealt);
@@ -182,7 +189,10 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       }
       if (++part >= *counter_of(base::turns)) break;
       this->load_windows(part, windows);
-      dealt = this->load_sizes();
+      dealt = this->find_part();
+      typename base::dealt_slots again;
+      this->load_slots(dealt, 0, again);
+      this->add_costs(dealt, again);
       clear_counters();
       __syncthreads();
     }

@@ -39,7 +39,7 @@ struct contextual_units_plan
   }
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
-    dealt,  ///< windows, by contextual_units_deal.cuh
+    dealt,  ///< threads that have read windows of the block's share, by contextual_units_deal.cuh
     next_tile,
     next_single,
     counters,
@@ -113,26 +113,39 @@ struct contextual_units_plan
       if (slot < assigned) windows[round] = bounds[slot];
     }
   }
-  /// Lists the windows of one token that start in the slots of a part, and unless they are `dealt` out otherwise the
-  /// longer windows and the tiles.
-  __device__ __forceinline__ void list_windows(int part, const slot_windows& windows,
-                                               bool is_dealt) const {
-    std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
+  /// Lists the windows of one token that start in the slots of a part.
+  __device__ __forceinline__ void list_singles(int part, const slot_windows& windows) const {
+    std::uint32_t singles[layout::rounds];
+    int count = 0;
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      singles[round] = __ballot_sync(all, windows[round].y - windows[round].x == 1);
+      count += __popc(singles[round]);
+    }
+    int single = reserve(listed, count) & ((1 << tile_shift) - 1);
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      if ((singles[round] >> place.lane & 1u) != 0)
+        this->template table_at<std::int32_t>(
+            layout::singles)[single + __popc(singles[round] & ~bits_from(place.lane))] =
+            static_cast<int>(slot_of(part, round, place.lane));
+      single += __popc(singles[round]);
+    }
+  }
+  /// Lists the tiles that start in the slots of a part.
+  __device__ __forceinline__ void list_tiles(int part, const slot_windows& windows) const {
+    std::uint32_t tiles[layout::rounds], longs[layout::rounds];
     int count = 0;
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int size = windows[round].y - windows[round].x;
-      const bool is_tile =
-          !is_dealt && size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
-      singles[round] = __ballot_sync(all, size == 1);
+      const bool is_tile = size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
-      count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
-               (__popc(longs[round]) << long_shift);
+      count += (__popc(tiles[round]) << tile_shift) + (__popc(longs[round]) << long_shift);
     }
     const auto first = static_cast<unsigned>(reserve(listed, count));
-    int single = first & ((1 << tile_shift) - 1);
     int tile = tiles_of(static_cast<int>(first));
     int long_tile = static_cast<int>(first >> long_shift);
     const std::uint32_t before = ~bits_from(place.lane), own = 1u << place.lane;
@@ -140,14 +153,10 @@ struct contextual_units_plan
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int2 window = windows[round];
-      if ((singles[round] & own) != 0)
-        this->template table_at<std::int32_t>(
-            layout::singles)[single + __popc(singles[round] & before)] = slot;
       if (const bool is_long = (longs[round] & own) != 0; is_long || (tiles[round] & own) != 0)
         tile_at(is_long, is_long ? long_tile + __popc(longs[round] & before)
                                  : tile + __popc(tiles[round] & before)) = {
             slot, min(slot + 16, window.y), window.x, window.y};
-      single += __popc(singles[round]);
       tile += __popc(tiles[round]);
       long_tile += __popc(longs[round]);
     }
@@ -156,9 +165,7 @@ struct contextual_units_plan
 
   /// Puts the warp's short windows into units, which all warps then may take. They see none before its number is stored,
   /// behind all that units hold.
-  __device__ __forceinline__ void pack_units(int part) const {
-    slot_windows windows;
-    load_windows(part, windows);
+  __device__ __forceinline__ void pack_units(int part, const slot_windows& windows) const {
     int keys[layout::rounds];
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
