@@ -138,15 +138,15 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     const int i = static_cast<int>(threadIdx.x) / 2, axis = i / tile_rows, row = i % tile_rows;
     const int column = static_cast<int>(threadIdx.x) % 2 * 8;
     const int source = 2 * (group().quant_length - 1) - (row / 8 * 8 + spread(row % 8));
-    const bool valid = values.data != nullptr && i < 3 * tile_rows && source >= 0 &&
-                       column < problem.head_dim;
+    const bool valid =
+        values.data != nullptr && i < 3 * tile_rows && source >= 0 && column < problem.head_dim;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       parts.of_values[h] = {0, 0, 0, 0};
       if (valid)
-        parts.of_values[h] = load_table_vector<T>(
-            values, source * values.row_stride + axis * values.axis_stride +
-                        (group_head + h) * values.head_stride + column);
+        parts.of_values[h] =
+            load_table_vector<T>(values, source * values.row_stride + axis * values.axis_stride +
+                                             (group_head + h) * values.head_stride + column);
     }
   }
   /// Leaves them where the block looks for them.
@@ -160,20 +160,20 @@ struct contextual_units : contextual_units_copies<T, Heads> {
       for (int h = 0; h < heads; ++h)
 #pragma unroll
         for (int which = 0; which < 2; ++which)
-          this->template table_at<element>(
-              h * layout::head_bytes + layout::tables +
-              which * layout::table_bytes)[factor::element_at(block, 0)] =
+          this->template table_at<element>(h * layout::head_bytes + layout::tables +
+                                           which *
+                                               layout::table_bytes)[factor::element_at(block, 0)] =
               parts.of_rows[turn][h][which];
     }
-    static_assert(!base::turns_values && layout::threads >= 2 * 3 * tile_rows);
+    static_assert(layout::threads >= 2 * 3 * tile_rows);
     const int i = static_cast<int>(threadIdx.x) / 2;
-    const int column = static_cast<int>(threadIdx.x) % 2 * 8;
+    const int chunk = static_cast<int>(threadIdx.x) ^ (base::turns_values ? i >> 2 : 0);
     if (i < 3 * tile_rows)
 #pragma unroll
       for (int h = 0; h < heads; ++h)
         *reinterpret_cast<uint4*>(
             this->template table_at<T>(h * layout::head_bytes + layout::value_table) +
-            i * base::value_stride + column) = parts.of_values[h];
+            i * base::value_stride + chunk % 2 * 8) = parts.of_values[h];
   }
 
   // --- A unit -----------------------------------------------------------------------------------------

@@ -49,8 +49,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   __device__ __forceinline__ float load_table_sum() const {
     const int middle = group().quant_length - 1, d = place.lane % 16, h = place.lane / 16;
     if (warp > 2 || h >= heads || d >= problem.head_dim) return 0.0f;
-    const table_view& table =
-        warp == 0 ? group().table_q : warp == 1 ? group().table_k : group().table_v;
+    const table_view& table = warp == 0   ? group().table_q
+                              : warp == 1 ? group().table_k
+                                          : group().table_v;
     return table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d);
   }
   __device__ __forceinline__ void store_table_sum(float sum) const {
@@ -146,30 +147,29 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   }
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
-    clear_counters();
-    if (threadIdx.x == 0) *counter_of(base::bad_rows) = 0;
-    // Loads of all kinds are under way together.
+    // Tables are read while the windows are.
     typename base::table_parts tables;
     this->load_tables(tables);
     const float table_sum = load_table_sum();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    auto dealt = this->find_part();
-    typename base::dealt_slots slots;
-    this->load_slots(dealt, 0, slots);
+    auto dealt = this->load_sizes();
     this->store_tables(tables);
     store_table_sum(table_sum);
-    this->add_costs(dealt, slots);
-    if (threadIdx.x == 0) *counter_of(base::turns) = this->parts();
+    clear_counters();
+    if (threadIdx.x == 0) {
+      *counter_of(base::bad_rows) = 0;
+      *counter_of(base::turns) = this->parts();
+    }
     __syncthreads();
 #pragma unroll 1
     for (int part = 0;;) {
-      const bool is_dealt = dealt.rounds > 0;
-      this->list_singles(part, windows);
+      const bool is_dealt = dealt.windows > 0;
       if (is_dealt)
         this->deal_windows(dealt, part);
       else
         this->list_tiles(part, windows);
+      this->list_singles(part, windows);
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = warp % 2 == 0;
@@ -179,9 +179,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
         this->load_windows(part, windows);
         this->pack_units(part, windows);
       }
-      run_units();
-      __syncwarp();
       run_singles();
+      __syncwarp();
+      run_units();
       __syncthreads();
       if (*counter_of(base::bad_rows) != 0) {
         complete(part, is_dealt);
@@ -189,10 +189,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       }
       if (++part >= *counter_of(base::turns)) break;
       this->load_windows(part, windows);
-      dealt = this->find_part();
-      typename base::dealt_slots again;
-      this->load_slots(dealt, 0, again);
-      this->add_costs(dealt, again);
+      dealt = this->load_sizes();
       clear_counters();
       __syncthreads();
     }
