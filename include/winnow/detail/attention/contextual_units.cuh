@@ -30,6 +30,7 @@ struct contextual_units : contextual_units_cells<T, Heads> {
   using base::all;
   using base::factor_of_head;
   using base::group;
+  using base::group_head;
   using base::heads;
   using base::keys_;
   using base::lse;
@@ -97,19 +98,26 @@ struct contextual_units : contextual_units_cells<T, Heads> {
     load_matrices_transposed(b, this->left_rows(at<const std::byte>(rows_at(slot, values, h))));
   }
 
-  /// The tables of all heads; all warps of the block take part. All loads go out together.
-  __device__ __forceinline__ void load_tables() const {
+  /// What a thread loads of the tables of all heads, on its way to shared memory.
+  struct table_parts {
+    static constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
+    typename factor::element of_rows[turns][heads][2];
+    uint4 of_values[heads];
+  };
+  /// The block of 8 rows that a warp takes in a turn, over all axes; there may be none.
+  static __device__ __forceinline__ int block_of_turn(int turn) {
+    return static_cast<int>(threadIdx.x) / 32 + turn * layout::warps;
+  }
+  /// Loads them; all warps of the block take part.
+  __device__ __forceinline__ void load_tables(table_parts& parts) const {
     using element = typename factor::element;
-    constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
-    const int first = static_cast<int>(threadIdx.x) / 32;
-    element parts[turns][heads][2];
     const auto for_each_block = [&](const auto& visit) {
 #pragma unroll
-      for (int turn = 0; turn < turns; ++turn) {
-        const int block = min(first + turn * layout::warps, 3 * axis_blocks - 1);
+      for (int turn = 0; turn < table_parts::turns; ++turn) {
+        const int block = min(block_of_turn(turn), 3 * axis_blocks - 1);
 #pragma unroll
         for (int h = 0; h < heads; ++h)
-          visit(parts[turn][h], factor_of_head(group().table_q, 0, h),
+          visit(parts.of_rows[turn][h], factor_of_head(group().table_q, 0, h),
                 factor_of_head(group().table_k, 1, h), block / axis_blocks, block % axis_blocks);
       }
     };
@@ -123,19 +131,46 @@ struct contextual_units : contextual_units_cells<T, Heads> {
         own[0] = q.template load_stored<true>(axis, block);
         own[1] = k.template load_stored<false>(axis, block);
       });
-    this->load_value_tables();
+    const table_view& values = group().table_v;
+    const int i = static_cast<int>(threadIdx.x) / 2, axis = i / tile_rows, row = i % tile_rows;
+    const int column = static_cast<int>(threadIdx.x) % 2 * 8;
+    const int source = 2 * (group().quant_length - 1) - (row / 8 * 8 + spread(row % 8));
+    const bool valid =
+        values.data != nullptr && i < 3 * tile_rows && source >= 0 && column < problem.head_dim;
 #pragma unroll
-    for (int turn = 0; turn < turns; ++turn) {
-      const int block = first + turn * layout::warps;
+    for (int h = 0; h < heads; ++h) {
+      parts.of_values[h] = {0, 0, 0, 0};
+      if (valid)
+        parts.of_values[h] =
+            load_table_vector<T>(values, source * values.row_stride + axis * values.axis_stride +
+                                             (group_head + h) * values.head_stride + column);
+    }
+  }
+  /// Leaves them where the block looks for them.
+  __device__ __forceinline__ void store_tables(const table_parts& parts) const {
+    using element = typename factor::element;
+#pragma unroll
+    for (int turn = 0; turn < table_parts::turns; ++turn) {
+      const int block = block_of_turn(turn);
       if (block >= 3 * axis_blocks) break;
 #pragma unroll
       for (int h = 0; h < heads; ++h)
 #pragma unroll
         for (int which = 0; which < 2; ++which)
-          this->template table_at<element>(
-              h * layout::head_bytes + layout::tables +
-              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[turn][h][which];
+          this->template table_at<element>(h * layout::head_bytes + layout::tables +
+                                           which *
+                                               layout::table_bytes)[factor::element_at(block, 0)] =
+              parts.of_rows[turn][h][which];
     }
+    static_assert(layout::threads >= 2 * 3 * tile_rows);
+    const int i = static_cast<int>(threadIdx.x) / 2;
+    const int chunk = static_cast<int>(threadIdx.x) ^ (base::turns_values ? i >> 2 : 0);
+    if (i < 3 * tile_rows)
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        *reinterpret_cast<uint4*>(
+            this->template table_at<T>(h * layout::head_bytes + layout::value_table) +
+            i * base::value_stride + chunk % 2 * 8) = parts.of_values[h];
   }
 
   // --- A unit -----------------------------------------------------------------------------------------

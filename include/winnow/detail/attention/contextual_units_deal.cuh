@@ -4,7 +4,9 @@
 ///
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
-/// of the sum: neighbouring windows, of which the first and the last may be cut between tiles. Where windows are many
+/// of the sum: neighbouring windows, of which the first and the last may be cut between tiles. A thread adds up 8 to 32
+/// windows; those threads whose windows the share has a part of are listed, a dozen, and a warp for each lists tiles, a
+/// lane for a window. Where windows are many
 /// it takes part in every so many-th chunk of them only, as reading all of them takes more than it gains. All blocks of
 /// the same chunks come to the same sums, so that nothing is taken twice.
 ///
@@ -35,7 +37,9 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
   /// Of many windows more are short, and those are not dealt out.
-  static __device__ __forceinline__ float first_more(int parts) { return parts > 1 ? 0.3f : 0.16f; }
+  static __device__ __forceinline__ float first_more(int parts) {
+    return parts > 1 ? 0.17f : 0.12f;
+  }
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
@@ -45,11 +49,11 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     return {group().offsets[window], group().offsets[window + 1]};
   }
 
-  /// A window that the block has a part of.
-  struct dealt_window {
-    int window, before;  ///< what the windows before it cost
+  /// A thread's windows of which the block has a part.
+  struct dealt_windows {
+    int first, before;  ///< the number of the first one, and what the windows before it cost
   };
-  static_assert(sizeof(dealt_window) == 8);
+  static_assert(sizeof(dealt_windows) == 8 && layout::dealt_windows <= 32 * layout::threads);
   /// So much may cost what a block has on its lists at a time: nothing on them costs less than a tile of a window of two
   /// groups.
   static constexpr int most_cost =
@@ -119,23 +123,13 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
     const int first = share_end - share_cost + turn * most_cost;
     const int end = min(first + most_cost, share_end);
-    auto* const list = this->template table_at<dealt_window>(layout::dealt_list);
+    auto* const list = this->template table_at<dealt_windows>(layout::dealt_list);
     if (before < end && before + own_cost > first)
-#pragma unroll 1
-      for (int i = 0; i < own.windows / 8 && before < end; ++i) {
-        const int window = window_of_part(own, first_number + 8 * i);
-        const int after = before + cost_of_eight(own_codes[i], window);
-        if (after > first)
-          for_each_long(own_codes[i], window, [&](int long_window, int cost) {
-            if (before < end && before + cost > first)
-              list[atomicAdd(counter_of(base::dealt), 1)] = {long_window, before};
-            before += cost;
-          });
-        before = after;
-      }
+      list[atomicAdd(counter_of(base::dealt), 1)] = {first_number, before};
     __syncthreads();
-    for (int i = thread; i < *counter_of(base::dealt); i += layout::threads)
-      list_part(list[i], first, end);
+#pragma unroll 1
+    for (int i = warp; i < *counter_of(base::dealt); i += layout::warps)
+      list_windows_of(own, list[i], first, end);
     if (thread == 0) *counter_of(base::turns) = max(1, (share_cost + most_cost - 1) / most_cost);
   }
 
@@ -209,23 +203,34 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       }
     }
   }
-  /// Lists what begins in [first, end) of the costs.
-  __device__ __forceinline__ void list_part(const dealt_window& own, int first, int end) const {
-    const int2 window = slots_of(own.window);
-    const int groups = groups_of(window.y - window.x);
-    const int cost = cost_of_tile(groups);
-    const int first_tile = (max(first - own.before, 0) + cost - 1) / cost;
-    const int end_tile = min(groups, (end - own.before + cost - 1) / cost);
+  /// Lists what begins in [first, end) of the costs of a thread's windows, a lane each.
+  __device__ __forceinline__ void list_windows_of(const dealt_part& own,
+                                                  const dealt_windows& windows, int first,
+                                                  int end) const {
+    const int lane = base::place.lane, last = group().counts->windows;
+    const int window = lane < own.windows ? window_of_part(own, windows.first + lane) : last;
+    const int2 slots = {group().offsets[min(window, last)], group().offsets[min(window + 1, last)]};
+    const int groups = groups_of(slots.y - slots.x);
+    const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
+    int before = cost;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int other = __shfl_up_sync(base::all, before, distance);
+      if (lane >= distance) before += other;
+    }
+    before += windows.before - cost;
+    const int first_tile = (max(first - before, 0) + each - 1) / each;
+    const int end_tile = groups > 1 ? min(groups, (end - before + each - 1) / each) : 0;
     if (first_tile >= end_tile) return;
-    const bool is_long = window.y - window.x > base::many_keys;
+    const bool is_long = slots.y - slots.x > base::many_keys;
     const auto listed = static_cast<unsigned>(
         atomicAdd(counter_of(base::listed),
                   (end_tile - first_tile) << (is_long ? base::long_shift : base::tile_shift)));
     const int place = is_long ? static_cast<int>(listed >> base::long_shift)
                               : base::tiles_of(static_cast<int>(listed));
     for (int i = 0; i < end_tile - first_tile; ++i) {
-      const int row = window.x + 16 * (first_tile + i);
-      this->tile_at(is_long, place + i) = {row, min(row + 16, window.y), window.x, window.y};
+      const int row = slots.x + 16 * (first_tile + i);
+      this->tile_at(is_long, place + i) = {row, min(row + 16, slots.y), slots.x, slots.y};
     }
   }
 };

@@ -47,20 +47,18 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
 
   /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
   /// none waits for another one's rows.
-  __device__ __forceinline__ void store_table_sums() const {
-    const int middle = group().quant_length - 1;
+  __device__ __forceinline__ float load_table_sum() const {
+    const int middle = group().quant_length - 1, d = place.lane % 16, h = place.lane / 16;
+    if (warp > 2 || h >= heads || d >= problem.head_dim) return 0.0f;
+    const table_view& table = warp == 0   ? group().table_q
+                              : warp == 1 ? group().table_k
+                                          : group().table_v;
+    return table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d);
+  }
+  __device__ __forceinline__ void store_table_sum(float sum) const {
     const int d = place.lane % 16, h = place.lane / 16;
-    if (h >= heads) return;
-    const auto store = [&](int which, const table_view& table) {
-      if (warp == which)
-        this->template table_at<float>(layout::table_sums)[(3 * h + which) * 16 + d] =
-            d < problem.head_dim
-                ? table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d)
-                : 0.0f;
-    };
-    store(0, group().table_q);
-    store(1, group().table_k);
-    store(2, group().table_v);
+    if (warp <= 2 && h < heads)
+      this->template table_at<float>(layout::table_sums)[(3 * h + warp) * 16 + d] = sum;
   }
   /// Windows of one token, a lane each token and head.
   __device__ __forceinline__ void run_singles() const {
@@ -154,11 +152,14 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
     // Tables are read while the windows are.
+    typename base::table_parts tables;
+    this->load_tables(tables);
+    const float table_sum = load_table_sum();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
     auto dealt = this->load_sizes();
-    this->load_tables();
-    store_table_sums();
+    this->store_tables(tables);
+    store_table_sum(table_sum);
     this->store_one_hots();
     clear_counters();
     if (threadIdx.x == 0) {
@@ -169,15 +170,21 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
 #pragma unroll 1
     for (int part = 0;;) {
       const bool is_dealt = dealt.windows > 0;
-      if (is_dealt) this->deal_windows(dealt, part);
-      this->list_windows(part, windows, is_dealt);
+      if (is_dealt)
+        this->deal_windows(dealt, part);
+      else
+        this->list_tiles(part, windows);
+      this->list_singles(part, windows);
       __syncthreads();
       // What some wait for is beside what others compute.
       const bool packs_first = packs_at_once || warp % 2 == 0;
-      if (packs_first) this->pack_units(part);
+      if (packs_first) this->pack_units(part, windows);
       if (packs_at_once) __syncthreads();
       this->run_tiles();
-      if (!packs_first) this->pack_units(part);
+      if (!packs_first) {
+        this->load_windows(part, windows);
+        this->pack_units(part, windows);
+      }
       run_singles();
       __syncwarp();
       run_units();

@@ -113,26 +113,39 @@ struct contextual_units_plan
       if (slot < assigned) windows[round] = bounds[slot];
     }
   }
-  /// Lists the windows of one token that start in the slots of a part, and unless they are `dealt` out otherwise the
-  /// longer windows and the tiles.
-  __device__ __forceinline__ void list_windows(int part, const slot_windows& windows,
-                                               bool is_dealt) const {
-    std::uint32_t singles[layout::rounds], tiles[layout::rounds], longs[layout::rounds];
+  /// Lists the windows of one token that start in the slots of a part.
+  __device__ __forceinline__ void list_singles(int part, const slot_windows& windows) const {
+    std::uint32_t singles[layout::rounds];
+    int count = 0;
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      singles[round] = __ballot_sync(all, windows[round].y - windows[round].x == 1);
+      count += __popc(singles[round]);
+    }
+    int single = reserve(listed, count) & ((1 << tile_shift) - 1);
+#pragma unroll
+    for (int round = 0; round < layout::rounds; ++round) {
+      if ((singles[round] >> place.lane & 1u) != 0)
+        this->template table_at<std::int32_t>(
+            layout::singles)[single + __popc(singles[round] & ~bits_from(place.lane))] =
+            static_cast<int>(slot_of(part, round, place.lane));
+      single += __popc(singles[round]);
+    }
+  }
+  /// Lists the tiles that start in the slots of a part.
+  __device__ __forceinline__ void list_tiles(int part, const slot_windows& windows) const {
+    std::uint32_t tiles[layout::rounds], longs[layout::rounds];
     int count = 0;
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int size = windows[round].y - windows[round].x;
-      const bool is_tile =
-          !is_dealt && size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
-      singles[round] = __ballot_sync(all, size == 1);
+      const bool is_tile = size > layout::longest_short && (slot - windows[round].x) % 16 == 0;
       tiles[round] = __ballot_sync(all, is_tile && size <= many_keys);
       longs[round] = __ballot_sync(all, is_tile && size > many_keys);
-      count += __popc(singles[round]) + (__popc(tiles[round]) << tile_shift) +
-               (__popc(longs[round]) << long_shift);
+      count += (__popc(tiles[round]) << tile_shift) + (__popc(longs[round]) << long_shift);
     }
     const auto first = static_cast<unsigned>(reserve(listed, count));
-    int single = first & ((1 << tile_shift) - 1);
     int tile = tiles_of(static_cast<int>(first));
     int long_tile = static_cast<int>(first >> long_shift);
     const std::uint32_t before = ~bits_from(place.lane), own = 1u << place.lane;
@@ -140,14 +153,10 @@ struct contextual_units_plan
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int2 window = windows[round];
-      if ((singles[round] & own) != 0)
-        this->template table_at<std::int32_t>(
-            layout::singles)[single + __popc(singles[round] & before)] = slot;
       if (const bool is_long = (longs[round] & own) != 0; is_long || (tiles[round] & own) != 0)
         tile_at(is_long, is_long ? long_tile + __popc(longs[round] & before)
                                  : tile + __popc(tiles[round] & before)) = {
             slot, min(slot + 16, window.y), window.x, window.y};
-      single += __popc(singles[round]);
       tile += __popc(tiles[round]);
       long_tile += __popc(longs[round]);
     }
@@ -155,19 +164,17 @@ struct contextual_units_plan
   static constexpr int many_keys = 48;
 
   /// Puts the warp's short windows into units, which all warps then may take. They see none before its number is stored,
-  /// behind all that units hold.
-  __device__ __forceinline__ void pack_units(int part) const {
-    slot_windows windows;
-    load_windows(part, windows);
-    int keys[layout::rounds];
+  /// behind all that units hold. \param windows of the part.
+  __device__ __forceinline__ void pack_units(int part, const slot_windows& windows) const {
+    unsigned keys[layout::rounds];
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
       const int slot = static_cast<int>(slot_of(part, round, place.lane));
       const int2 window = windows[round];
       const int size = window.y - window.x;
       keys[round] = size <= layout::longest_short && size > 1 && window.x == slot
-                        ? size << 8 | round << 5 | place.lane
-                        : 0;
+                        ? static_cast<unsigned>(size << 8 | round << 5 | place.lane)
+                        : 0u;
     }
     const int units = pack(part, keys);
     commit_copies();
@@ -204,60 +211,61 @@ struct contextual_units_plan
   }
 
  private:
-  /// Puts the warp's windows into units. \param keys of windows that start in this lane's slots: their size, then
-  /// where they start; or 0. \return how many units there are.
-  __device__ __forceinline__ int pack(int part, int (&keys)[layout::rounds]) const {
-    int units = 0, used = 16;
+  /// Puts the warp's windows into units, the largest first, each into the first unit that has room; a lane for each
+  /// unit knows what is in it. \param keys of windows that start in this lane's slots: their size, then where they
+  /// start; or 0. \return how many units there are.
+  __device__ __forceinline__ int pack(int part, unsigned (&keys)[layout::rounds]) const {
+    static_assert(layout::most_units <= 32);
+    // The lane's largest window comes first.
+#pragma unroll
+    for (int last = layout::rounds - 1; last > 0; --last)
+#pragma unroll
+      for (int i = 0; i < last; ++i) {
+        const unsigned larger = max(keys[i], keys[i + 1]);
+        keys[i + 1] = min(keys[i], keys[i + 1]);
+        keys[i] = larger;
+      }
+    int used = 0;
     std::uint32_t marks = 0;
-    const std::uint32_t lane = static_cast<std::uint32_t>(place.lane);
+    const int lane = place.lane;
     // Slots of windows are known to fit 32 bits.
     const auto half_step = static_cast<std::uint32_t>(shares * layout::stripe);
     const auto first_slot = static_cast<std::uint32_t>(slot_of(part, 0, 0)) + lane;
     const std::int32_t* order = group().order;
     const packed_position* positions = group().positions;
-    const std::uint32_t units_of_warp = shared_address(unit_at(warp * layout::most_units));
-    std::uint32_t unit = units_of_warp - layout::unit_bytes;
-    const auto close = [&] {
-      if (units > 0 && lane == 0)
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(unit + layout::unit_marks),
-                     "r"(marks | 1u << used)
-                     : "memory");
-    };
-    const auto largest = [&](int room) {
-      unsigned best = 0;
-#pragma unroll
-      for (int round = 0; round < layout::rounds; ++round)
-        best = max(best, keys[round] < (room + 1) << 8 ? static_cast<unsigned>(keys[round]) : 0u);
-      return static_cast<int>(__reduce_max_sync(all, best));
-    };
+    const std::uint32_t units = shared_address(unit_at(warp * layout::most_units));
     while (true) {
-      int best = largest(16 - used);
-      if (best == 0) {
-        best = largest(16);
-        close();
-        if (best == 0) break;
-        ++units;
-        unit += layout::unit_bytes;
-        used = 0;
-        marks = 0;
-      }
+      const unsigned best = __reduce_max_sync(all, keys[0]);
+      if (best == 0) break;
+      if (keys[0] == best) {
 #pragma unroll
-      for (int round = 0; round < layout::rounds; ++round)
-        if (keys[round] == best) keys[round] = 0;
-      const int size = best >> 8;
+        for (int i = 0; i + 1 < layout::rounds; ++i) keys[i] = keys[i + 1];
+        keys[layout::rounds - 1] = 0;
+      }
+      const int size = static_cast<int>(best >> 8);
+      const int unit = __ffs(static_cast<int>(__ballot_sync(all, used + size <= 16))) - 1;
+      const int first = __shfl_sync(all, used, unit);
+      if (lane == unit) {
+        marks |= 1u << used;
+        used += size;
+      }
       const std::uint32_t slot =
-          first_slot + static_cast<std::uint32_t>(best & 15) +
-          half_step *
-              static_cast<std::uint32_t>((best >> 5 & 7) * 2 * layout::warps + (best >> 4 & 1));
-      const std::uint32_t target = unit + 4 * (static_cast<std::uint32_t>(used) + lane);
-      if (place.lane < size) {
+          first_slot + (best & 15) +
+          half_step * ((best >> 5 & 7) * 2 * layout::warps + (best >> 4 & 1));
+      const std::uint32_t target =
+          units + static_cast<std::uint32_t>(unit * layout::unit_bytes + 4 * (first + lane));
+      if (lane < size) {
         copy_element_async(target + layout::unit_tokens, order + slot, true);
         copy_element_async(target + layout::unit_codes, positions + slot, true);
       }
-      marks |= 1u << used;
-      used += size;
     }
-    return units;
+    if (used > 0)
+      asm volatile(
+          "st.shared.u32 [%0], %1;" ::"r"(
+              units + static_cast<std::uint32_t>(lane * layout::unit_bytes + layout::unit_marks)),
+          "r"(marks | 1u << used)
+          : "memory");
+    return __popc(__ballot_sync(all, used > 0));
   }
 };
 
