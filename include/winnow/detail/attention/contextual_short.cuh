@@ -235,9 +235,8 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
-  auto* const listed = attender.counter_of(attender.listed);
-  if (threadIdx.x == 0)
-    *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
+  if (static_cast<int>(threadIdx.x) < attender.counters)
+    *attender.counter_of(static_cast<int>(threadIdx.x)) = 0;
   __syncthreads();
   attender.store_costs();
   attender.load_tables();
@@ -251,7 +250,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
     bad |= attender.run();
     if (first + static_cast<int>(blockDim.x) >= windows.end) break;
     __syncthreads();
-    if (threadIdx.x == 0) *listed = 0;
+    if (threadIdx.x == 0) *attender.counter_of(attender.counted) = 0;
     __syncthreads();
   }
   attender.run_longer();
