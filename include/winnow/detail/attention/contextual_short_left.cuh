@@ -35,9 +35,10 @@ __device__ __forceinline__ bool reads_windows(const group_problem& group) {
 }
 /// Has contextual_short.cuh taken longer windows, too? It does if they are few. By a block of the kernel behind, which has
 /// found such a window; all threads take part. \param count in shared memory.
-__device__ __forceinline__ bool has_taken_longer(const group_problem& group, int shortest,
+__device__ __forceinline__ bool has_taken_longer(const forward_problem& problem,
+                                                 const group_problem& group, int shortest,
                                                  int* count) {
-  if (!reads_windows(group)) return false;
+  if (!problem.takes_longer || !reads_windows(group)) return false;
   if (threadIdx.x == 0) *count = 0;
   __syncthreads();
   const auto* const fours = reinterpret_cast<const int4*>(group.offsets);

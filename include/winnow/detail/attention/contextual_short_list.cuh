@@ -257,7 +257,7 @@ struct contextual_short_list
   /// many-th one, by slots.
   __device__ __forceinline__ void run_longer() const {
     const int fours = *counter_of(longer);
-    if (fours == 0 || fours > layout::most_longer) return;
+    if (fours == 0 || fours > layout::most_longer || !base::problem.takes_longer) return;
     const auto take = [&] {
       int number = 0;
       if (place.lane == 0) number = atomicAdd(counter_of(next_row), 1);
