@@ -220,11 +220,13 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   /// This lane's parts of row g's sums by radial row, the first of four neighbours of 16 bytes for four lanes. It is
   /// not worth a register over a tile's pieces.
   __device__ __forceinline__ uint4* sums_of_lane(const heads_state& state) const {
-    const std::uint32_t first = state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
+    const std::uint32_t first =
+        state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
     return at<uint4>(static_cast<int>(first)) + place.t;
   }
   static constexpr int sums_of_eight_rows = layout::radial_row(8) / 16;
-  static constexpr int lane_sums = layout::radial_sums_bytes / 64;  ///< such parts of a row and head
+  static constexpr int lane_sums =
+      layout::radial_sums_bytes / 64;  ///< such parts of a row and head
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
   template <class Lengths>

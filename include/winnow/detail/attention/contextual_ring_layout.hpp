@@ -107,12 +107,13 @@ struct contextual_ring_layout {
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
   /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
   static constexpr int results = query_empty + 8 * teams;
-  static constexpr int shortest_left = results + 4 * 8;  // int, windows that contextual_short.cuh has left
-  static constexpr int next_pass = shortest_left + 4;    // int
-  static constexpr int bad = next_pass + 4;                             // int
-  static constexpr int listed = bad + 4;                                // int, passes in the list
-  static constexpr int most_listed = 256;                               ///< of a block
-  static constexpr int pass_order = listed + 4;                         // uint16 [most_listed]
+  static constexpr int shortest_left =
+      results + 4 * 8;  // int, windows that contextual_short.cuh has left
+  static constexpr int next_pass = shortest_left + 4;  // int
+  static constexpr int bad = next_pass + 4;            // int
+  static constexpr int listed = bad + 4;               // int, passes in the list
+  static constexpr int most_listed = 256;              ///< of a block
+  static constexpr int pass_order = listed + 4;        // uint16 [most_listed]
   static constexpr std::size_t bytes = pass_order + 2 * most_listed;
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
