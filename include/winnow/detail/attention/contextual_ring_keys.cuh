@@ -110,7 +110,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   /// The next pass, whose keys' bounds are on their way.
   struct next_pass {
-    int row, key, end;
+    int row, key = 0, end = 1;
     int number = -1;
   };
   /// Does a pass have rows that contextual_short.cuh has left?
@@ -144,8 +144,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead = {next.row, next.key, next.end, 1, next.number};
     if (next.row < assigned) take_pass(next);
   }
+  /// Behind the last group, as here: what follows is not looked at, and costs less than a branch.
   __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
-    if (ahead.row >= assigned) return;
     ahead.key += keys;
     ahead.first = 0;
     if (ahead.key >= ahead.end) follow(next, ahead);
@@ -168,7 +168,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   };
   /// Behind the last key are copies of it, which nobody looks at.
   __device__ __forceinline__ void load_tokens(const ring_place& next, tokens& own) const {
-    if (next.row >= assigned) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
@@ -203,28 +202,25 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   /// Asks for K, V, positions and radii of a group.
   __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
                                                int slot) const {
-    if (next.row < assigned) {
-      const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
-      // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
-      const T* sources[4];
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
+    // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
+    const T* sources[4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
-        sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
-      }
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16;\n"
-          "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
-          "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
-          "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
-          "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]),
-          "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
-          "n"(layout::tile_bytes + 8 * layout::row_bytes)
-          : "memory");
-      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
-      copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
-                       true);
+    for (int i = 0; i < 2; ++i) {
+      sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
+      sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
     }
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
+        "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
+        "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
+        "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]), "n"(layout::tile_bytes),
+        "n"(8 * layout::row_bytes), "n"(layout::tile_bytes + 8 * layout::row_bytes)
+        : "memory");
+    const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
+    copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
+                     true);
     commit_copies();
   }
   /// Asks for a pass's rows. \param passes before it.
