@@ -93,9 +93,12 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
                                                 heads_state& state) const {
     float by[heads][2];
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
+    for (int h = 0; h < heads; ++h) {
+      head_state& own = state.of_head[h];
+      if constexpr (base::sums_cells) base::sum_cells(own);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(state.of_head[h].softmax.sum[2 * i]);
+      for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(own.softmax.sum[2 * i]);
+    }
     if (state.has_values) add_tables(codes, state);
 #pragma unroll
     for (int h = 0; h < heads; ++h) scale_rows(by[h], state.of_head[h].o);

@@ -238,6 +238,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    // The assembler would read it again and again.
+    const int thread = static_cast<int>(kept_in_register(threadIdx.x));
     const auto block = [&] {
       return contextual_block<T, 16, Radial, true, layout>{problem,
                                                            own.group,
@@ -248,7 +250,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            group.counts->assigned,
                                                            shared,
                                                            memory,
-                                                           shortest};
+                                                           shortest,
+                                                           thread};
     };
     {
       const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),

@@ -24,7 +24,7 @@ struct contextual_ring_layout {
   static constexpr int warps = readers + teams;  ///< each team has one that multiplies keys
   static constexpr int threads = 32 * warps;
   /// A thread's, from the beginning of its part on; of 168 that there are for each to begin with.
-  static constexpr int reader_registers = 216, key_registers = 72;
+  static constexpr int reader_registers = 200, key_registers = 104;
   static constexpr int rows = 16;              ///< of a tile
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
