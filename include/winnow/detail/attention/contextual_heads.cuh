@@ -227,14 +227,12 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       for (int i = 0; i < 2; ++i)
         largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
                               fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
-    const auto raise = [&](int h) {
+    const auto raise = [&](int h, float(&by)[2]) {
       head_state& own = state.of_head[h];
-      float by[2];
-      if (own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack, state.lag,
-                                 by)) {
-        rescale_head(by, own);
-        if constexpr (Radial) shift_radials(h, by);
-      }
+      const bool rises = own.softmax.raise_rows(largest[h], scale, state.inverse_factor,
+                                                state.slack, state.lag, by);
+      if (rises) rescale_head(by, own);
+      return rises;
     };
     const auto find_rows = [&](int h) {
 #pragma unroll
@@ -251,15 +249,22 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
         for (int h = 0; h < heads; ++h) find_rows(h);
+        float by[heads][2];
+        bool rises = false;
 #pragma unroll
-        for (int h = 0; h < heads; ++h) raise(h);
+        for (int h = 0; h < heads; ++h) rises |= raise(h, by[h]);
+        if constexpr (Radial)
+          if (rises) shift_radials(by);
       }
     } else {
 #pragma unroll
       for (int h = 0; h < heads; ++h)
         if (!state.of_head[h].softmax.holds(largest[h])) {
+          float by[heads][2] = {{1.0f, 1.0f}, {1.0f, 1.0f}};
           find_rows(h);
-          raise(h);
+          const bool rises = raise(h, by[h]);
+          if constexpr (Radial)
+            if (rises) shift_radials(by);
         }
     }
 #pragma unroll
@@ -331,23 +336,42 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const weight_fragment<T> weights(p);
     multiply_add_16<T>(own.o[0], weights.a, b[0], b[1]);
     multiply_add_16<T>(own.o[1], weights.a, b[2], b[3]);
-    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
-    multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
+    if constexpr (!sums_cells) {
+      const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+      multiply_add_16<T>(own.softmax.sum, weights.a, ones, ones);
+    }
+  }
+  /// Weights by the cells of an axis are all weights, and as halves what V is multiplied with.
+  static constexpr bool sums_cells = std::is_same_v<T, half>;
+  static __device__ __forceinline__ void sum_cells(head_state& own) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float& sum = own.softmax.sum[2 * i];
+      sum = own.cells[0][2 * i] + own.cells[0][2 * i + 1];
+#pragma unroll
+      for (int word = 1; word < cell_words; ++word)
+        sum += own.cells[word][2 * i] + own.cells[word][2 * i + 1];
+    }
+    add_lane_sums(own.softmax.sum);
   }
   static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
     scale_rows(by, own.o);
     scale_rows(by, own.cells);
   }
-  /// A head's radial sums by the rows' factors, powers of two: shifts that round. What a sum close to 2³² loses by
-  /// that rounding would not be seen behind such a shift.
-  __device__ __forceinline__ void shift_radials(int h, const float (&by)[2]) const {
+  /// Radial sums by their rows' factors, powers of two: shifts that round. What a sum close to 2³² loses by that
+  /// rounding would not be seen behind such a shift. A loop, since the hot path hardly fits the instruction cache.
+  __device__ __forceinline__ void shift_radials(const float (&by)[heads][2]) const {
+    static_assert(heads == 2);
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (by[i] >= 1.0f) continue;
-      const int shift = min(127 - static_cast<int>(__float_as_uint(by[i]) >> 23), 31);
+#pragma unroll 1
+    for (int j = 0; j < 2 * heads; ++j) {
+      const float first = j % 2 == 0 ? by[0][0] : by[0][1];
+      const float second = j % 2 == 0 ? by[1][0] : by[1][1];
+      const float factor = j < 2 ? first : second;
+      if (factor >= 1.0f) continue;
+      const int shift = min(127 - static_cast<int>(__float_as_uint(factor) >> 23), 31);
       const std::uint32_t half_unit = (1u << shift) >> 1;
-      auto* sums = radial_sums() + i * (layout::radial_row(8) / 4) + h * tile_rows;
+      auto* sums = radial_sums() + j % 2 * (layout::radial_row(8) / 4) + j / 2 * tile_rows;
 #pragma unroll
       for (int r = 4 * place.t; r < tile_rows; r += 16) {
         auto& four = *reinterpret_cast<uint4*>(sums + r);
@@ -377,13 +401,21 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                                               const radial_places& places) const {
     constexpr int behind = H * layout::radial_sums_bytes;
     constexpr std::uint32_t units = 1u << base::unit_bits;  // of a weight of 1
+    std::uint32_t counts[2][4];
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        counts[b][e] = round_to_integer(p[b][e], units);
+        // Registers of their own: one that is set again waits until an addition has read it.
+        asm volatile("" : "+r"(counts[b][e]));
+      }
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        add_radial<behind>(places.row[b][j][0], round_to_integer(p[b][j], units));
-        add_radial<behind + layout::radial_row(8)>(places.row[b][j][1],
-                                                   round_to_integer(p[b][2 + j], units));
+        add_radial<behind>(places.row[b][j][0], counts[b][j]);
+        add_radial<behind + layout::radial_row(8)>(places.row[b][j][1], counts[b][2 + j]);
       }
   }
   /// A head's sums of weights.

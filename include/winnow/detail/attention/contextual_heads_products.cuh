@@ -183,17 +183,29 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 
   // --- Products of tokens with tables -------------------------------------------------------------
 
-  /// The radial axis by table row, rows g and g + 8 of both heads: of two blocks lanes have four neighbours.
+  /// The radial axis by table row, rows g and g + 8 of both heads.
   template <bool Backwards>
   __device__ __forceinline__ void multiply_radials(const factor (&tables)[heads],
                                                    const rows_of_head (&left)[heads],
                                                    std::byte* target, int eight_rows) const {
-    std::uint32_t by_row[heads][1][2][row_words];
+    std::uint32_t by_row[heads][2][axis_blocks];
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
-      tables[h].template multiply<Backwards>(left[h], 2, true, by_row[h]);
+    for (int h = 0; h < heads; ++h) {
+      std::uint32_t own[1][2][row_words];
+      tables[h].template multiply<Backwards>(left[h], 2, true, own);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int block = 0; block < axis_blocks; ++block) by_row[h][i][block] = own[0][i][block];
+    }
+    store_radials(by_row, target, eight_rows);
+  }
+  /// Of two blocks lanes have four neighbours, of which each is a product of one head and of the other.
+  __device__ __forceinline__ void store_radials(
+      const std::uint32_t (&by_row)[heads][2][axis_blocks], std::byte* target,
+      int eight_rows) const {
     const auto pair = [&](int i, int block, unsigned select) {
-      return __byte_perm(by_row[0][0][i][block], by_row[1][0][i][block], select);
+      return __byte_perm(by_row[0][i][block], by_row[1][i][block], select);
     };
     constexpr unsigned low = 0x5410, high = 0x7632;
 #pragma unroll
@@ -221,11 +233,13 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   /// This lane's parts of row g's sums by radial row, the first of four neighbours of 16 bytes for four lanes. It is
   /// not worth a register over a tile's pieces.
   __device__ __forceinline__ uint4* sums_of_lane(const heads_state& state) const {
-    const std::uint32_t first = state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
+    const std::uint32_t first =
+        state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
     return at<uint4>(static_cast<int>(first)) + place.t;
   }
   static constexpr int sums_of_eight_rows = layout::radial_row(8) / 16;
-  static constexpr int lane_sums = layout::radial_sums_bytes / 64;  ///< such parts of a row and head
+  static constexpr int lane_sums =
+      layout::radial_sums_bytes / 64;  ///< such parts of a row and head
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
   template <class Lengths>

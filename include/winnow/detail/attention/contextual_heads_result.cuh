@@ -34,8 +34,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
     const T* table =
         this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
         (axis * tile_rows + place.lane % 16) * base::value_stride;
-    if constexpr (base::turns_values)
-      table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
+    if constexpr (base::turns_values) table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
 #pragma unroll
     for (int step = 0; step < tile_rows / 16; ++step) {
       weight_fragment<T> weights;
@@ -94,9 +93,12 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
                                                 heads_state& state) const {
     float by[heads][2];
 #pragma unroll
-    for (int h = 0; h < heads; ++h)
+    for (int h = 0; h < heads; ++h) {
+      head_state& own = state.of_head[h];
+      if constexpr (base::sums_cells) base::sum_cells(own);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(state.of_head[h].softmax.sum[2 * i]);
+      for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(own.softmax.sum[2 * i]);
+    }
     if (state.has_values) add_tables(codes, state);
 #pragma unroll
     for (int h = 0; h < heads; ++h) scale_rows(by[h], state.of_head[h].o);
@@ -169,8 +171,8 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
     return (*reinterpret_cast<const std::uint32_t*>(&sum) & 0x7fff7fffu) == 0;
   }
   static __device__ __forceinline__ void store_part(T* target, const uint4& part) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(part.x),
-                 "r"(part.y), "r"(part.z), "r"(part.w)
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(part.x), "r"(part.y),
+                 "r"(part.z), "r"(part.w)
                  : "memory");
   }
   /// The quad's lanes have rows g and g + 8 of the first head, then of the second one.
@@ -184,8 +186,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
         odd ? (h == 0 ? first.sum[2] : second.sum[2]) : (h == 0 ? first.sum[0] : second.sum[0]);
     const float offset = odd ? (h == 0 ? first.offset[1] : second.offset[1])
                              : (h == 0 ? first.offset[0] : second.offset[0]);
-    float* target =
-        problem.lse + (group().first_head + group_head + h) * problem.lse_head_stride;
+    float* target = problem.lse + (group().first_head + group_head + h) * problem.lse_head_stride;
     asm("mad.wide.s32 %0, %1, %2, %0;"
         : "+l"(target)
         : "r"(tokens[place.g + 8 * (place.t & 1)]),

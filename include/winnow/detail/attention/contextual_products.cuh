@@ -367,8 +367,9 @@ struct table_factor {
   template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load(int axis, int block, int step, bool radial_axis) const {
     const lane_place place;
-    const int row = row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
-                    axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
+    const int row =
+        row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
+        axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
     if (table.data == nullptr) return {};
     if constexpr (matrices) {
       const auto pair = [&](int column) {
@@ -412,10 +413,10 @@ struct table_factor {
                                                  bool radial_axis = false) const {
     static_assert(matrices && steps == 1);
     const lane_place place;
-    const T* row = static_cast<const T*>(table.data) +
-                   (row_of<Backwards, Fours>(block, radial_axis) *
-                        static_cast<int>(table.row_stride) +
-                    axis * static_cast<int>(table.axis_stride) + head_offset);
+    const T* row =
+        static_cast<const T*>(table.data) +
+        (row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
+         axis * static_cast<int>(table.axis_stride) + head_offset);
     const auto pair = [&](int column) {
       return table.data != nullptr && column < dim
                  ? *reinterpret_cast<const std::uint32_t*>(row + column)

@@ -30,9 +30,8 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
     const int row = i % tile_rows;
     const bool radial_axis = Radial && axis == 2;
     // Lanes take radial rows 4t and 4t + 1, then 4t + 2 and 4t + 3.
-    const int radial_row = layout::sums_neighbours
-                               ? row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2
-                               : row;
+    const int radial_row =
+        layout::sums_neighbours ? row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2 : row;
     const int source = radial_axis ? radial_row : last - (row / 8 * 8 + spread(row % 8));
     const std::int64_t offset = source * table.row_stride + axis * table.axis_stride +
                                 group_head * table.head_stride + column;

@@ -266,9 +266,12 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   if (problem.zero_unassigned || group.path == encoding_path::rows)
     begin_ring<T, layout>(problem, own);
   const int shortest = shortest_left<Radial>(problem, group);
-  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
+  // Without tokens nothing is there that could be read ahead.
+  if (group.path == encoding_path::tiles && group.counts->largest >= max(shortest, 1)) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    // The assembler would read it again and again.
+    const int thread = static_cast<int>(kept_in_register(threadIdx.x));
     const auto block = [&] {
       return contextual_block<T, 16, Radial, true, layout>{problem,
                                                            own.group,
@@ -279,7 +282,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            group.counts->assigned,
                                                            shared,
                                                            memory,
-                                                           shortest};
+                                                           shortest,
+                                                           thread};
     };
     const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
                                     group.counts->assigned, own.share, own.shares};
@@ -308,8 +312,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();
-        correct_ring<T, layout>(problem, own,
-                                *reader.template at<const int>(layout::listed),
+        correct_ring<T, layout>(problem, own, *reader.template at<const int>(layout::listed),
                                 reader.template at<const std::uint16_t>(layout::pass_order));
       }
     }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "winnow/detail/attention/contextual_heads_products.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
@@ -111,7 +112,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   static constexpr int untaken = -1;
   /// The next pass, whose keys' bounds are on their way, or `untaken`.
   struct next_pass {
-    int row = untaken, key, end;
+    int row = untaken, key = 0, end = 1;
     int number = -1;
   };
   /// Does a pass have rows that contextual_short.cuh has left?
@@ -159,8 +160,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead = {next.row, next.key, next.end, 1, next.number};
     if (next.row < assigned) next.row = untaken;
   }
+  /// Behind the last group, as here: what follows is not looked at, and costs less than a branch.
   __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
-    if (ahead.row >= assigned) return;
     ahead.key += keys;
     ahead.first = 0;
     if (ahead.key >= ahead.end) follow(next, ahead);
@@ -183,7 +184,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   };
   /// Behind the last key are copies of it, which nobody looks at.
   __device__ __forceinline__ void load_tokens(const ring_place& next, tokens& own) const {
-    if (next.row >= assigned) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
@@ -218,28 +218,25 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   /// Asks for K, V, positions and radii of a group.
   __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
                                                int slot) const {
-    if (next.row < assigned) {
-      const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
-      // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
-      const T* sources[4];
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
+    // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
+    const T* sources[4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
-        sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
-      }
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16;\n"
-          "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
-          "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
-          "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
-          "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]),
-          "n"(layout::tile_bytes), "n"(8 * layout::row_bytes),
-          "n"(layout::tile_bytes + 8 * layout::row_bytes)
-          : "memory");
-      const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
-      copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
-                       true);
+    for (int i = 0; i < 2; ++i) {
+      sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
+      sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
     }
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "cp.async.cg.shared.global [%0 + %5], [%2], 16;\n"
+        "cp.async.cg.shared.global [%0 + %6], [%3], 16;\n"
+        "cp.async.cg.shared.global [%0 + %7], [%4], 16;\n" ::"r"(target),
+        "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]), "n"(layout::tile_bytes),
+        "n"(8 * layout::row_bytes), "n"(layout::tile_bytes + 8 * layout::row_bytes)
+        : "memory");
+    const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
+    copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
+                     true);
     commit_copies();
   }
   /// Asks for a pass's rows. \param passes before it.
@@ -282,16 +279,63 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     __syncwarp();
     arrive_warp(barrier(slot + layout::full), place.lane);
   }
-  /// Products with Tk of the keys in a slot. \param keys_slot where K is.
+  /// An axis of Tk of both heads, as a lane's factors.
+  struct axis_factors {
+    typename factor::element blocks[heads][axis_blocks];
+  };
+  __device__ __forceinline__ axis_factors load_factors(const factor (&tables)[heads],
+                                                       int axis) const {
+    axis_factors own;
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int block = 0; block < axis_blocks; block += 2) {
+        const auto* first = tables[h].staged + factor::element_at(axis * axis_blocks + block, 0);
+        if constexpr (factor::paired) {
+          const auto* both = reinterpret_cast<const uint4*>(first);
+          own.blocks[h][block] = {both->x, both->y};
+          own.blocks[h][block + 1] = {both->z, both->w};
+        } else {
+          own.blocks[h][block] = first[0], own.blocks[h][block + 1] = first[32];
+        }
+      }
+    return own;
+  }
+  /// Of keys g and g + 8, a pair of table rows for each block.
+  using rows_of_axis = std::uint32_t[heads][2][axis_blocks];
+  static __device__ __forceinline__ void multiply_keys(const key_group& own,
+                                                       const axis_factors& factors,
+                                                       rows_of_axis& by_row) {
+#pragma unroll
+    for (int block = 0; block < axis_blocks; ++block)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) {
+        const auto& right = factors.blocks[h][block];
+        std::uint32_t sums[2];
+        if constexpr (std::is_same_v<T, half>) {
+          multiply_half(sums, own.left[h].a[0], right.x, right.y);
+        } else {
+          float product[4];
+          multiply_16<T>(product, own.left[h].a[0], right.x, right.y);
+          sums[0] = pack<half>(product[0], product[1]),
+          sums[1] = pack<half>(product[2], product[3]);
+        }
+        by_row[h][0][block] = sums[0], by_row[h][1][block] = sums[1];
+      }
+  }
+  /// Products with Tk of the keys in a slot. \param keys_slot where K is. An axis' factors are asked for before what
+  /// the one before it gives is stored, as the compiler does not move loads over stores.
   __device__ __forceinline__ void multiply_slot(int slot, int keys_slot, int length) const {
-    const key_group own = this->load_group(keys_slot);
     const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
                                   this->factor_of_head(group().table_k, 1, 1)};
-    if constexpr (Radial)
-      this->template multiply_radials<false>(
-          tables, own.left, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
-          layout::key_row(8));
-    __syncwarp();  // all lanes have read positions
+    axis_factors factors = load_factors(tables, 2);
+    const key_group own = this->load_group(keys_slot);
+    __syncwarp();  // all lanes have read positions, which some lanes mark
+    rows_of_axis by_row;
+    multiply_keys(own, factors, by_row);
+    factors = load_factors(tables, 0);
+    this->store_radials(by_row, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
+                        layout::key_row(8));
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
@@ -300,16 +344,28 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
     auto* target = at<uint4>(slot) + place.lane;
+    std::uint32_t cells[heads][2][words];
 #pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      std::uint32_t products[2][words];
+    for (int axis = 0; axis < layout::axes; ++axis) {
+      multiply_keys(own, factors, by_row);
+      if (axis + 1 < layout::axes) factors = load_factors(tables, axis + 1);
 #pragma unroll
-      for (int axis = 0; axis < layout::axes; ++axis)
-        this->multiply_axis(tables[h], own.left[h], axis, moves, products);
+      for (int h = 0; h < heads; ++h) {
 #pragma unroll
-      for (int word = 0; word < words; word += 2)
-        target[(h * layout::product_pairs + word / 2) * 32] = {
-            products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
+        for (int i = 0; i < 2; ++i) {
+          std::uint32_t moved[cell_words];
+          row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[h][i], moved, place.t);
+          if (axis == 0 && base::has_large(own.left[h], i)) moved[0] = nan_halves;
+#pragma unroll
+          for (int word = 0; word < cell_words; ++word)
+            cells[h][i][axis * cell_words + word] = moved[word];
+        }
+#pragma unroll
+        for (int word = 0; word < words; word += 2)
+          if ((word + 1) / cell_words == axis)  // of two axes: now both are there
+            target[(h * layout::product_pairs + word / 2) * 32] = {
+                cells[h][0][word], cells[h][0][word + 1], cells[h][1][word], cells[h][1][word + 1]};
+      }
     }
   }
   /// All threads of the block meet in it, once tables are there. \param knows_first are there first passes of teams?

@@ -24,7 +24,7 @@ struct contextual_ring_layout {
   static constexpr int warps = readers + teams;  ///< each team has one that multiplies keys
   static constexpr int threads = 32 * warps;
   /// A thread's, from the beginning of its part on; of 168 that there are for each to begin with.
-  static constexpr int reader_registers = 216, key_registers = 72;
+  static constexpr int reader_registers = 200, key_registers = 104;
   static constexpr int rows = 16;              ///< of a tile
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
@@ -107,13 +107,14 @@ struct contextual_ring_layout {
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
   /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
   static constexpr int results = query_empty + 8 * teams;
-  static constexpr int shortest_left = results + 4 * 8;  // int, windows that contextual_short.cuh has left
-  static constexpr int next_pass = shortest_left + 4;    // int
-  static constexpr int bad = next_pass + 4;                             // int
-  static constexpr int listed = bad + 4;                                // int, passes in the list
-  static constexpr int most_listed = 256;                               ///< of a block
-  static constexpr int most_dealt = 768;  ///< among the blocks that share them
-  static constexpr int pass_order = listed + 4;                         // uint16 [most_listed]
+  static constexpr int shortest_left =
+      results + 4 * 8;  // int, windows that contextual_short.cuh has left
+  static constexpr int next_pass = shortest_left + 4;  // int
+  static constexpr int bad = next_pass + 4;            // int
+  static constexpr int listed = bad + 4;               // int, passes in the list
+  static constexpr int most_listed = 256;              ///< of a block
+  static constexpr int most_dealt = 768;               ///< among the blocks that share them
+  static constexpr int pass_order = listed + 4;        // uint16 [most_listed]
   static constexpr int is_listed = (pass_order + 2 * most_listed + 7) / 8 * 8;  // barrier
   static constexpr std::size_t bytes = (is_listed + 8 + 15) / 16 * 16;
 

@@ -88,10 +88,10 @@ struct ring_order {
     const bool is_mine =
         size > 0 && round == team % rounds && is_own(round, rank - round * sharers);
     const unsigned found = __ballot_sync(all_lanes, is_mine);
-    if (found == 0) return {no_pass, 0, 0};
+    if (found == 0) return {no_pass, 0, 1};  // keys may be read ahead, and there are some
     const int source = __ffs(static_cast<int>(found)) - 1;
-    return {__shfl_sync(all_lanes, number_of(pass), source),
-            __shfl_sync(all_lanes, keys.x, source), __shfl_sync(all_lanes, keys.y, source)};
+    return {__shfl_sync(all_lanes, number_of(pass), source), __shfl_sync(all_lanes, keys.x, source),
+            __shfl_sync(all_lanes, keys.y, source)};
   }
 
   /// The other passes, which the warps sort.
@@ -147,7 +147,8 @@ struct ring_order {
     meet();  // counts are there no longer
     const int dealt = max(count - first_dealt, 0);
     const int rounds = dealt / sharers, left = dealt - rounds * sharers;
-    return Layout::teams + rounds + ((rounds % 2 == 0 ? turn_of_block : sharers - 1 - turn_of_block) < left ? 1 : 0);
+    return Layout::teams + rounds +
+           ((rounds % 2 == 0 ? turn_of_block : sharers - 1 - turn_of_block) < left ? 1 : 0);
   }
 };
 
