@@ -38,7 +38,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
   /// Of many windows more are short, and those are not dealt out.
   static __device__ __forceinline__ float first_more(int parts) {
-    return parts > 1 ? 0.17f : 0.12f;
+    return parts > 1 ? 0.06f : 0.04f;
   }
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
