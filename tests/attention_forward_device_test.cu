@@ -175,6 +175,40 @@ TYPED_TEST(AttentionForwardDevice, AttendsInUnevenWindowsByPosition) {
   expect_matches_reference(problem, device);
 }
 
+/// Spherical windows of up to 48 tokens and very few longer ones, a NaN in one of those, and so many windows that blocks
+/// have several lists, or do not look at all of them.
+TYPED_TEST(AttentionForwardDevice, AttendsInShortWindowsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::mt19937 engine(59);
+  const struct {
+    int windows;
+    unsigned longest;
+  } mixtures[] = {{600, 48}, {52000, 2}, {66000, 2}};
+  for (const auto [windows, longest] : mixtures)
+    for (const int heads : {1, 2}) {
+      if (heads == 2 && windows > 600) continue;
+      SCOPED_TRACE(std::to_string(windows) + " windows, " + std::to_string(heads) + " heads");
+      std::vector<int> sizes(static_cast<std::size_t>(windows));
+      for (int& size : sizes) size = 1 + static_cast<int>(engine() % longest);
+      if (longest == 48) sizes[7] = 49, sizes[333] = 54;
+      attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, true, 60))}, 16, 61);
+      device_attention<TypeParam> device(problem);
+      WINNOW_ASSERT_OK(run(device.forward()));
+      expect_matches_reference(problem, device);
+      if (longest != 48) continue;
+      const partition& view = problem.specs()[0].windows->view();
+      for (std::int64_t slot = 0; slot < view.counts->assigned; ++slot) {
+        if (view.bounds[2 * slot + 1] - view.bounds[2 * slot] != 54) continue;
+        problem.k[static_cast<std::size_t>(view.order[slot] * heads * 16 + 3)] =
+            from_float<TypeParam>(std::numeric_limits<float>::quiet_NaN());
+        break;
+      }
+      device_attention<TypeParam> bad(problem);
+      WINNOW_ASSERT_OK(run(bad.forward()));
+      expect_matches_reference(problem, bad);
+    }
+}
+
 /// Scales that are no power of two, and one over which halves overflow.
 TYPED_TEST(AttentionForwardDevice, AttendsByPositionWithAnyScale) {
   WINNOW_SKIP_WITHOUT_GPU();

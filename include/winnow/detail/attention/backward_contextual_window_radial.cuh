@@ -9,34 +9,10 @@
 #include "winnow/detail/attention/backward_contextual_window_turns.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/shared_memory.cuh"
 
 namespace winnow::detail {
 
-// By address: the compiler does not find what many pointers share.
-__device__ __forceinline__ std::uint32_t load_pair(std::uint32_t address) {
-  std::uint32_t bits;
-  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
-  return bits;
-}
-/// Zero above it.
-__device__ __forceinline__ std::uint32_t load_half(std::uint32_t address) {
-  std::uint32_t bits;
-  asm volatile("ld.shared.u16 %0, [%1];\n" : "=r"(bits) : "r"(address) : "memory");
-  return bits;
-}
-__device__ __forceinline__ float load_float(std::uint32_t address) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(value) : "r"(address) : "memory");
-  return value;
-}
-__device__ __forceinline__ float2 load_floats(std::uint32_t address) {
-  float2 pair;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
-               : "=f"(pair.x), "=f"(pair.y)
-               : "r"(address)
-               : "memory");
-  return pair;
-}
 /// Adds to a word of shared memory. Also what is 0: a branch around each addition costs more.
 __device__ __forceinline__ void add_in_shared(std::uint32_t address, int more) {
   asm volatile("red.shared.add.s32 [%0], %1;\n" ::"r"(address), "r"(more) : "memory");
@@ -105,9 +81,9 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
     constexpr int stride = 4 * layout::token_stride;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      radii[n] = stride == 4 ? load_floats(first + 32 * n)
-                             : float2{load_float(first + 8 * n * stride),
-                                      load_float(first + (8 * n + 1) * stride)};
+      radii[n] = stride == 4 ? load_shared_floats(first + 32 * n)
+                             : float2{load_shared_float(first + 8 * n * stride),
+                                      load_shared_float(first + (8 * n + 1) * stride)};
   }
   /// A `radial_step` in bytes.
   template <int Bytes>
@@ -137,9 +113,10 @@ struct contextual_window_radial : contextual_window_turns<T, Radial, Long> {
           const int step = radial_step(rows.radius[i] - other, inverse_a, most_steps);
           const std::uint32_t of_row = of_rows + bytes_of<layout::radial_step>(step);
           places[n][e] = layout::sums_late ? static_cast<std::uint32_t>(step) : of_row;
-          const std::uint32_t query = load_pair(of_row + i * layout::half_step);
-          const std::uint32_t key = load_half(of_columns + bytes_of<layout::key_radial_step>(step) +
-                                              c * layout::product_of_c + n * layout::product_of_n);
+          const std::uint32_t query = load_shared_word(of_row + i * layout::half_step);
+          const std::uint32_t key =
+              load_shared_half(of_columns + bytes_of<layout::key_radial_step>(step) +
+                               c * layout::product_of_c + n * layout::product_of_n);
           const half2 sum = __hadd2(*reinterpret_cast<const half2*>(&query),
                                     *reinterpret_cast<const half2*>(&key));
           const float2 both = __half22float2(sum);

@@ -83,15 +83,6 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
   using base::place;
   using base::problem;
 
-  /// A value's sum in all lanes up to this one.
-  [[nodiscard]] __device__ __forceinline__ std::uint64_t sum_through(std::uint64_t value) const {
-#pragma unroll 1
-    for (int step = 1; step < 32; step *= 2) {
-      const std::uint64_t below = __shfl_up_sync(all_lanes, value, step);
-      if (place.lane >= step) value += below;
-    }
-    return value;
-  }
   /// Of lanes where it is so.
   static __device__ __forceinline__ int last_lane(bool is_so) {
     return 31 - __clz(static_cast<int>(__ballot_sync(all_lanes, is_so)));
@@ -111,13 +102,13 @@ struct contextual_window_share : contextual_window_packing<T, Radial, Long> {
     const auto weighted = [&](std::uint64_t price) {
       return price * static_cast<unsigned>(shares);
     };
-    std::uint64_t through = sum_through(own);
+    std::uint64_t through = warp_inclusive_sum(own);
     const std::uint64_t wanted =
         __shfl_sync(all_lanes, through, 31) * static_cast<unsigned>(number);
     const int lane = last_lane(weighted(through - own) <= wanted);
     std::uint64_t before = __shfl_sync(all_lanes, through - own, lane);
     own = prices[lane * own_ranges + place.lane];
-    through = sum_through(own);
+    through = warp_inclusive_sum(own);
     before += through - own;
     const int range_of_lane = last_lane(weighted(before) <= wanted);
     const std::uint64_t left = wanted - weighted(__shfl_sync(all_lanes, before, range_of_lane));

@@ -9,6 +9,7 @@
 
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"
@@ -229,8 +230,8 @@ struct contextual_block {
   __device__ factor factor_of(const table_view& table, int which) const;
   /// Of a block with several heads, the h-th one's.
   __device__ factor factor_of_head(const table_view& table, int which, int h) const;
-  /// Tv of all heads of such a block; all its warps take part.
-  __device__ void load_value_tables() const;
+  /// Tv of all heads of such a block, by its first `threads`.
+  __device__ void load_value_tables(int threads = static_cast<int>(blockDim.x)) const;
   /// Of row g or g + 8: is one of this lane's elements too large for products in half?
   static __device__ bool has_large(const typename factor::rows& left, int i);
   /// A linear axis of products of rows g and g + 8 by cell; `moves` are the rows' `moves_of`.
@@ -359,7 +360,9 @@ struct contextual_block {
 
   /// Tv of axes [first, first + count), rows of T by table row as `to_rows` has them, zeros where
   /// the table ends.
-  __device__ void load_value_table(int first, int count) const;
+  /// By the block's first `threads`.
+  __device__ void load_value_table(int first, int count,
+                                   int threads = static_cast<int>(blockDim.x)) const;
   /// 16 rows of weights by table row, times one axis of Tv.
   __device__ void add_table(const std::uint32_t (&w)[weight_parts][2][row_words], int axis,
                             row_state& state) const;
@@ -406,6 +409,8 @@ struct contextual_block {
     next_rows next{min(share * rows, assigned), 0, 0};
     load_bounds(next);
     if (next.row >= assigned) return false;
+    if constexpr (leaves_short)
+      if (shortest > 0 && has_taken_longer(group(), shortest, table_at<int>(0))) return false;
     load_tables();
     turn_tokens tokens{};
     turn now = follow({0, 0, 0, 1, false}, next);

@@ -84,21 +84,19 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void look_up_radials(const heads_state& state, const float2& own,
                                                   int products, radial_pairs& pairs,
                                                   radial_places& places) const {
-    const std::uint32_t row = shared + static_cast<std::uint32_t>(state.radial);
     const std::uint32_t gk =
-        shared + static_cast<std::uint32_t>(
-                     in_register(2 * place.t * layout::key_stride + 4 * state.length) +
-                     layout::products_at(products));
+        state.key_products +
+        static_cast<std::uint32_t>(layout::products_at(products) - layout::products_at(0));
     const auto look_up = [&](auto pair_constant) {
       constexpr int pair = decltype(pair_constant)::value;
       constexpr int i = pair % 2, j = pair / 2;
       const float radius = j == 0 ? own.x : own.y;
       const int offset =
           radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps) >> 20;
-      places.row[Block][j][i] = row + static_cast<std::uint32_t>(offset);
+      places.row[Block][j][i] = state.radial + static_cast<std::uint32_t>(offset);
       pairs.of_rows[pair] =
           radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[Block][j][i]);
-      pairs.of_keys[pair] = radial_pair<(8 * Block + j) * layout::key_stride>(
+      pairs.of_keys[pair] = radial_pair<layout::key_row(8 * Block) + j * layout::radial_bytes>(
           gk + static_cast<std::uint32_t>(offset));
     };
     look_up(std::integral_constant<int, 0>());
@@ -143,7 +141,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         places[b][axis] = layout::marks_codes ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
                                               : position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
-      return one_hot(places[b][word / cell_words], this->own_cells(word));
+      return one_hot(places[b][word / cell_words], this->cells_of(state, word));
     };
 #pragma unroll
     for (int word = 0; word < words; word += 2) {
@@ -375,9 +373,10 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   }
   /// And by radial rows.
   template <int H>
-  __device__ __forceinline__ void add_radials(const float (&p)[2][4], const radial_places& places,
-                                              std::uint32_t units) const {
+  __device__ __forceinline__ void add_radials(const float (&p)[2][4],
+                                              const radial_places& places) const {
     constexpr int behind = H * layout::radial_sums_bytes;
+    constexpr std::uint32_t units = 1u << base::unit_bits;  // of a weight of 1
 #pragma unroll
     for (int b = 0; b < 2; ++b)
 #pragma unroll
@@ -396,122 +395,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     if constexpr (!layout::loads_early) load_value(slot, H, values);
     add_values(s, values.rows[H], own);
     add_cells(s, columns, own);
-    if constexpr (Radial) add_radials<H>(s, places, state.units);
-  }
-
-  // --- The end of 16 rows -------------------------------------------------------------------------
-
-  /// Normalises and adds Σ B·Tv. \param codes of row g.
-  __device__ __forceinline__ void complete_sums(const std::uint32_t* codes,
-                                                heads_state& state) const {
-    float by[heads][2];
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      head_state& own = state.of_head[h];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        by[h][i] = reciprocal(own.softmax.sum[2 * i]);
-#pragma unroll
-        for (auto& block : own.o) block[2 * i] *= by[h][i], block[2 * i + 1] *= by[h][i];
-      }
-    }
-    if (!state.has_values) return;
-    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
-                                    moves_of(codes[8], state.length, place.t)};
-    if constexpr (Radial) __syncwarp();
-    const float unit_of_sums = Radial ? reciprocal(__uint2float_rn(state.units)) : 1.0f;
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis)
-#pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        head_state& own = state.of_head[h];
-        std::uint32_t w[2][row_words];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (Radial && axis == 2) {
-            const float unit = by[h][i] * unit_of_sums;
-#pragma unroll
-            for (int word = 0; word < row_words; ++word) {
-              const uint2 sums =
-                  *reinterpret_cast<const uint2*>(radial_sums() + i * (layout::radial_row(8) / 4) +
-                                                  h * tile_rows + 8 * word + 2 * place.t);
-              w[i][word] = pack<T>(__uint2float_rn(sums.x) * unit, __uint2float_rn(sums.y) * unit);
-            }
-          } else {
-            std::uint32_t cells[cell_words];
-#pragma unroll
-            for (int word = 0; word < cell_words; ++word) {
-              // Of the radial axis there are no cells.
-              const auto& sums = own.cells[min(axis * cell_words + word, words - 1)];
-              cells[word] = pack<T>(by[h][i] * sums[2 * i], by[h][i] * sums[2 * i + 1]);
-            }
-            row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
-          }
-        }
-        const T* table =
-            this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
-            (axis * tile_rows + place.lane % 16) * base::value_stride;
-        if constexpr (base::turns_values)
-          table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
-#pragma unroll
-        for (int step = 0; step < tile_rows / 16; ++step) {
-          weight_fragment<T> weights;
-#pragma unroll
-          for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
-          multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, own.o);
-        }
-      }
-  }
-  /// Stores 16 rows, whose strides fit 32 bits. \param tokens of row 0. \param wanted rows g and g + 8.
-  /// \return is an element of this lane's wanted rows not finite?
-  __device__ __forceinline__ bool store_rows(const std::int32_t* tokens, const bool (&wanted)[2],
-                                             const heads_state& state) const {
-    const int head = group().first_head + group_head;
-    const bool odd = place.t % 2 == 1;
-    const bool column = odd <= (problem.head_dim > 8);
-    bool finite = true;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::int32_t token = tokens[place.g + 8 * i];
-#pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        const auto& o = state.of_head[h].o;
-        float zero = o[0][2 * i] * 0.0f;
-        zero = fmaf(o[0][2 * i + 1], 0.0f, zero);
-        zero = fmaf(o[1][2 * i], 0.0f, zero);
-        zero = fmaf(o[1][2 * i + 1], 0.0f, zero);
-        finite = finite && (zero == 0.0f || !wanted[i]);
-        // Neighbouring lanes swap, so that each has four columns.
-        const std::uint32_t first = pack<T>(o[0][2 * i], o[0][2 * i + 1]);
-        const std::uint32_t second = pack<T>(o[1][2 * i], o[1][2 * i + 1]);
-        const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
-        T* target = static_cast<T*>(const_cast<void*>(problem.out.data)) +
-                    (head + h) * problem.out.head_stride + place.t % 2 * 8 + place.t / 2 * 4;
-        asm("mad.wide.s32 %0, %1, %2, %0;"
-            : "+l"(target)
-            : "r"(token),
-              "r"(static_cast<std::int32_t>(problem.out.token_stride * int{sizeof(T)})));
-        if (wanted[i] && column)
-          *reinterpret_cast<uint2*>(target) = {odd ? other : first, odd ? second : other};
-      }
-    }
-    if (problem.lse != nullptr) {
-      // The quad's lanes have rows g and g + 8 of the first head, then of the second one.
-      const int h = place.t / 2;
-      const auto& first = state.of_head[0].softmax;
-      const auto& second = state.of_head[1].softmax;
-      const float sum =
-          odd ? (h == 0 ? first.sum[2] : second.sum[2]) : (h == 0 ? first.sum[0] : second.sum[0]);
-      const float offset = odd ? (h == 0 ? first.offset[1] : second.offset[1])
-                               : (h == 0 ? first.offset[0] : second.offset[0]);
-      float* target = problem.lse + (head + h) * problem.lse_head_stride;
-      asm("mad.wide.s32 %0, %1, %2, %0;"
-          : "+l"(target)
-          : "r"(tokens[place.g + 8 * (place.t & 1)]),
-            "r"(static_cast<std::int32_t>(problem.lse_token_stride * 4)));
-      if (odd ? wanted[1] : wanted[0]) *target = (__log2f(sum) - offset) * ln_2;
-    }
-    return !finite;
+    if constexpr (Radial) add_radials<H>(s, places);
   }
 };
 

@@ -19,7 +19,7 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual_heads.cuh"
+#include "winnow/detail/attention/contextual_heads_result.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short.cuh"
@@ -30,8 +30,8 @@
 namespace winnow::detail {
 
 template <class T, bool Radial>
-struct contextual_tiles : contextual_heads<T, Radial, contextual_heads_layout<Radial>> {
-  using base = contextual_heads<T, Radial, contextual_heads_layout<Radial>>;
+struct contextual_tiles : contextual_heads_result<T, Radial, contextual_heads_layout<Radial>> {
+  using base = contextual_heads_result<T, Radial, contextual_heads_layout<Radial>>;
   using base::assigned;
   using base::group;
   using base::group_head;
@@ -320,13 +320,15 @@ __global__ void __launch_bounds__(contextual_heads_layout<Radial>::threads, 1)
   bool incomplete = problem.zero_unassigned || group.path == encoding_path::rows;
   int shortest = 0;
   if constexpr (Radial) shortest = shortest_left<Radial>(problem, group);
-  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
+  if (group.path == encoding_path::tiles && group.counts->largest >= shortest &&
+      !(shortest > 0 && has_taken_longer(group, shortest, reinterpret_cast<int*>(memory)))) {
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_tiles<T, Radial> attender{
-        {{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-          group.counts->assigned, shared_address(region), memory, shortest}}};
+        {{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+           group.counts->assigned, shared_address(region), memory, shortest}}}};
     attender.store_pointers();
+    attender.store_result_pointers();
     if (threadIdx.x == 0) *reinterpret_cast<int*>(memory + layout::next_tile) = layout::warps;
     __syncthreads();
     incomplete |= attender.run();

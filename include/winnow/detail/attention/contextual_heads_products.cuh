@@ -26,33 +26,34 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   using base::group;
   using base::place;
   using base::problem;
+  using base::shared;
   using base::words;
   using typename base::factor;
   using typename base::layout;
   using rows_of_head = typename factor::rows;
   static constexpr int heads = layout::heads;
 
-  /// Sums are normalised before they are rounded to T, so that weights may use all of half's range: from 2⁰ for the
-  /// largest logit up to 2¹⁵, and exact to 11 bits down to 2⁻¹⁴.
+  /// Sums of weights are rounded to half as they are, so that n weights of a row stay below 2¹⁶: in windows of up to
+  /// 256 keys they begin at 2⁻⁷ for the largest logit, and may grow to 2⁸. Half has 2⁻²⁴, so that little is lost below.
+  /// In longer windows weights may not become as large, and the largest logit's is larger, as the error of rounding
+  /// grows with the number of keys.
   ///
-  /// Radial sums count units of 2⁻⁹: a weight has at most 24 bits then, and 256 of them fit 32 bits. In longer windows
-  /// weights may not become as large, so that sums fit, and the largest logit's is larger, up to 2⁵, as the error of
-  /// rounding grows with the number of keys. From 2¹⁷ keys on units are larger.
+  /// Radial sums count units of 2⁻¹⁶, which 32 bits hold, and 24 bits of a weight.
   struct weight_range {
     float slack, lag;  ///< of `scaled_softmax_state`
   };
-  static constexpr int unit_bits = 9, most_longer_bits = 5, sum_bits = 32, short_bits = 8;
-  static constexpr int no_slack_bits = sum_bits - 1 - unit_bits - most_longer_bits;
+  static constexpr int sum_bits = 16, unit_bits = 16, short_bits = 8;
+  static constexpr int first_bits = -7, most_longer_bits = 5;
   /// The bits of n - 1.
   static __device__ __forceinline__ int bits_of(int n) { return 32 - __clz(n - 1); }
   /// \param longest keys of a row.
   static __device__ __forceinline__ weight_range range_of(int longest) {
     const int bits = max(bits_of(longest), short_bits);
-    const int longer = min(bits - short_bits, most_longer_bits);
-    return {static_cast<float>(max(sum_bits - 1 - unit_bits - bits - longer, 0)),
-            static_cast<float>(-longer)};
+    // What a weight may have; a maximum is whole, which takes one of them.
+    const int most = sum_bits - 1 - bits;
+    const int lead = min(first_bits + min(bits - short_bits, most_longer_bits), most);
+    return {static_cast<float>(most - lead), static_cast<float>(-lead)};
   }
-  static constexpr float cubic_slack = 12.0f, cubic_lag = -2.0f;
   /// Cubic windows have room for the rows' products in shared memory, and not enough registers.
   static constexpr bool stores_products = !Radial;
 
@@ -76,7 +77,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t positions[2][layout::axes];
     float radius[2];
     std::uint32_t chosen[2];  ///< the matrix that tells the first head's products
-    int radial;  ///< offset of row g's sums by radial row, from the middle of the table on
+    /// Addresses, from the middle of the table on: of row g's sums by radial row, and of key 2t's products.
+    std::uint32_t radial, key_products;
     float inverse_a;
     float inverse_scale;
     int length;
@@ -84,20 +86,21 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     bool has_values;
     float slack, lag;          ///< of the tile's rows
     float inverse_factor;      ///< 1 over what makes logits count in base 2
-    std::uint32_t units;       ///< of a weight of 1, in radial sums
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
+    std::uint32_t cells[Radial ? cell_words : 1];  ///< and, of an axis, `own_cells`
   };
 
-  /// The tables of both heads; all warps of the block take part. All loads go out together.
+  /// The tables of both heads, by the block's first `Warps` warps. All loads go out together.
+  template <int Warps = layout::warps>
   __device__ __forceinline__ void load_tables() const {
     using element = typename factor::element;
-    constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
+    constexpr int turns = (3 * axis_blocks + Warps - 1) / Warps;
     const int first = static_cast<int>(threadIdx.x) / 32;
     element parts[turns][heads][2];
     const auto for_each_block = [&](const auto& visit) {
 #pragma unroll
       for (int turn = 0; turn < turns; ++turn) {
-        const int block = min(first + turn * layout::warps, 3 * axis_blocks - 1);
+        const int block = min(first + turn * Warps, 3 * axis_blocks - 1);
         const bool radial = Radial && block >= 2 * axis_blocks;
 #pragma unroll
         for (int h = 0; h < heads; ++h)
@@ -109,19 +112,19 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     if (group().table_q.is_float || group().table_k.is_float)
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load<true>(axis, block, 0, radial);
-            own[1] = k.template load<false>(axis, block, 0, radial);
+            own[0] = q.template load<true, Radial>(axis, block, 0, radial);
+            own[1] = k.template load<false, Radial>(axis, block, 0, radial);
           });
     else
       for_each_block(
           [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load_stored<true>(axis, block, radial);
-            own[1] = k.template load_stored<false>(axis, block, radial);
+            own[0] = q.template load_stored<true, Radial>(axis, block, radial);
+            own[1] = k.template load_stored<false, Radial>(axis, block, radial);
           });
-    this->load_value_tables();
+    this->load_value_tables(32 * Warps);
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {
-      const int block = first + turn * layout::warps;
+      const int block = first + turn * Warps;
       if (block >= 3 * axis_blocks) break;
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
@@ -149,13 +152,18 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     state.inverse_factor = state.inverse_scale * ln_2;
     const int cell = spread(place.g);
     state.first_cell = kept_in_register(position_pair(cell, cell));
-    if constexpr (!Radial) state.slack = cubic_slack, state.lag = cubic_lag;
+    if constexpr (Radial)
+#pragma unroll
+      for (int word = 0; word < cell_words; ++word)
+        state.cells[word] = kept_in_register(this->own_cells(word));
     if constexpr (Radial) {
-      state.units =
-          max((1u << unit_bits) >> max(bits_of(group().counts->largest) - no_slack_bits, 0), 1u);
       state.inverse_a = __uint_as_float(kept_by_lanes(__float_as_uint(group().inverse_a)));
-      state.radial = in_register(layout::scratch + this->scratch_of_warp() +
-                                 layout::radial_row(place.g) + 4 * state.length);
+      state.radial = kept_in_register(
+          shared + static_cast<std::uint32_t>(layout::scratch + this->scratch_of_warp() +
+                                              layout::radial_row(place.g) + 4 * state.length));
+      state.key_products = kept_in_register(
+          shared + static_cast<std::uint32_t>(layout::products_at(0) +
+                                              layout::key_row(2 * place.t) + 4 * state.length));
       state.most_steps =
           static_cast<int>(kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
@@ -165,9 +173,17 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
   }
 
+  /// `own_cells`, from registers if there are enough.
+  __device__ __forceinline__ std::uint32_t cells_of(const heads_state& state, int word) const {
+    if constexpr (Radial)
+      return state.cells[word % cell_words];
+    else
+      return this->own_cells(word);
+  }
+
   // --- Products of tokens with tables -------------------------------------------------------------
 
-  /// The radial axis by table row, rows g and g + 8 of both heads.
+  /// The radial axis by table row, rows g and g + 8 of both heads: of two blocks lanes have four neighbours.
   template <bool Backwards>
   __device__ __forceinline__ void multiply_radials(const factor (&tables)[heads],
                                                    const rows_of_head (&left)[heads],
@@ -176,15 +192,17 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 #pragma unroll
     for (int h = 0; h < heads; ++h)
       tables[h].template multiply<Backwards>(left[h], 2, true, by_row[h]);
-    target += 8 * place.t;
+    const auto pair = [&](int i, int block, unsigned select) {
+      return __byte_perm(by_row[0][0][i][block], by_row[1][0][i][block], select);
+    };
+    constexpr unsigned low = 0x5410, high = 0x7632;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int block = 0; block < axis_blocks; ++block) {
-        const std::uint32_t first = by_row[0][0][i][block], second = by_row[1][0][i][block];
-        *reinterpret_cast<uint2*>(target + i * eight_rows + block * 32) = {
-            __byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632)};
-      }
+      for (int block = 0; block < axis_blocks; block += 2)
+        *reinterpret_cast<uint4*>(target + 16 * place.t + i * eight_rows + block * 32) = {
+            pair(i, block, low), pair(i, block, high), pair(i, block + 1, low),
+            pair(i, block + 1, high)};
   }
   /// 16 rows of q.
   __device__ __forceinline__ void load_queries(int tile, rows_of_head (&left)[heads]) const {
@@ -200,6 +218,14 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     return at<uint4>(
         layout::row_products)[(h * layout::product_pairs + word / 2) * 32 + place.lane];
   }
+  /// This lane's parts of row g's sums by radial row, the first of four neighbours of 16 bytes for four lanes. It is
+  /// not worth a register over a tile's pieces.
+  __device__ __forceinline__ uint4* sums_of_lane(const heads_state& state) const {
+    const std::uint32_t first = state.radial - static_cast<std::uint32_t>(4 * state.length) - shared;
+    return at<uint4>(static_cast<int>(first)) + place.t;
+  }
+  static constexpr int sums_of_eight_rows = layout::radial_row(8) / 16;
+  static constexpr int lane_sums = layout::radial_sums_bytes / 64;  ///< such parts of a row and head
   /// Products of 16 rows whose q is there.
   /// \param length_of the lengths of the windows of rows g and g + 8.
   template <class Lengths>
@@ -219,32 +245,40 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                                   factor_of_head(group().table_q, 0, 1)};
     std::uint32_t products[heads][2][words];
 #pragma unroll
-    for (int axis = 0; axis < layout::axes; ++axis) {
+    for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
         std::uint32_t cells[1][2][cell_words];
         this->template multiply_cells<true>(tables[h], left[h], axis, moves, cells);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (axis == 0 && base::has_large(left[h], i)) cells[0][i][0] = nan_halves;
+        for (int i = 0; i < 2; ++i)
 #pragma unroll
           for (int word = 0; word < cell_words; ++word)
             products[h][i][axis * cell_words + word] = cells[0][i][word];
-        }
       }
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (base::has_large(left[h], i)) products[h][i][0] = nan_halves;
+#pragma unroll
+    for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::uint32_t position = position_twice(codes[i], axis);
         if constexpr (Radial) {
 #pragma unroll
           for (int word = axis * cell_words; word < (axis + 1) * cell_words; ++word)
-            state.row_cells[i][word] = one_hot(position, this->own_cells(word));
+            state.row_cells[i][word] = one_hot(position, cells_of(state, word));
         } else {
           state.positions[i][axis] = position;
         }
       }
-    }
-    if constexpr (Radial) begin_radial(row, left, tables, length_of, state);
+    if constexpr (Radial) begin_radial(row, left, tables, state);
+    const auto longest = static_cast<int>(
+        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
+    const weight_range range = range_of(longest);
+    state.slack = range.slack, state.lag = range.lag;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];
@@ -271,30 +305,24 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     }
   }
   /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
-  template <class Lengths>
   __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],
                                                const factor (&tables)[heads],
-                                               const Lengths& length_of, heads_state& state) const {
+                                               heads_state& state) const {
     multiply_radials<true>(tables, left,
                            this->scratch() + layout::radial_row(place.g) + layout::row_radial,
                            layout::radial_row(8));
-    constexpr int parts_of_row = heads * layout::radial_sums_bytes / 16;
-    static_assert(parts_of_row <= 32);
-    if (place.lane < parts_of_row)
+    uint4* sums = sums_of_lane(state);
 #pragma unroll
-      for (int r = 0; r < layout::rows; ++r)
-        reinterpret_cast<uint4*>(this->scratch() + layout::radial_row(r))[place.lane] = {0, 0, 0,
-                                                                                         0};
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < heads * lane_sums; ++n)
+        sums[i * sums_of_eight_rows + 4 * n] = {0, 0, 0, 0};
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // Never -0, nor then a difference of 0.
       state.radius[i] = at<float>(layout::row_radius)[row + 8 * i] + 0.0f;
     }
-    const auto longest = static_cast<int>(
-        __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
-    const weight_range range = range_of(longest);
-    state.slack = range.slack, state.lag = range.lag;
   }
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {
@@ -340,8 +368,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                                   factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       multiply_radials<false>(tables, own.left,
-                              at<std::byte>(layout::key_products) + place.g * layout::key_stride,
-                              8 * layout::key_stride);
+                              at<std::byte>(layout::key_products) + layout::key_row(place.g),
+                              layout::key_row(8));
     const std::uint32_t moves[2] = {moves_of(own.codes[0], state.length, place.t),
                                     moves_of(own.codes[1], state.length, place.t)};
     std::uint32_t positions[2][layout::axes];

@@ -64,6 +64,7 @@ struct contextual_layout {
   static constexpr bool shares_scratch = false;
   static constexpr bool turns_rows = false, turns_halves = false;
   static constexpr bool packs_places = false, attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = false;
   static constexpr int axes = Radial ? 2 : 3;  ///< linear ones
   static constexpr int cells = axes * tile_cells;
 
@@ -133,21 +134,19 @@ struct contextual_short_layout {
   static constexpr int least_warps = Bytes == 4 ? 4 : 1;  ///< that are worth a launch of their own
   static constexpr int rows = 48;                         ///< of the longest windows
   static constexpr int keys = rows;
-  static constexpr int range = 32;            ///< slots whose windows a warp takes
-  static constexpr int slots = range + rows;  ///< that they may lie in
   static constexpr int parts = block::parts;
   static constexpr bool in_halves = block::in_halves;
   static constexpr int stages = 1;
-  static constexpr int buffer_rows = 1;  ///< buffers are counted in slots
+  static constexpr int buffer_rows = 1;  ///< buffers are counted in rows
   static constexpr bool shares_scratch = true;
   /// A row meets all keys at once: see contextual_short_pairs.cuh.
   static constexpr bool attends_at_once = true;
   static constexpr int axes = block::axes;
   static constexpr int cells = block::cells;
-  /// Rows of 32 bytes are not padded. Of V, halves of every other four rows change places instead.
+  /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = !in_halves;
-  /// Lanes take four neighbouring dims of q, K, Tq and Tk, and four neighbouring radial rows.
-  static constexpr bool takes_neighbours = !in_halves;
+  /// Lanes take four neighbouring dims of q, K and Tq, and four neighbouring radial rows.
+  static constexpr bool takes_neighbours = !in_halves, sums_neighbours = takes_neighbours;
   /// Rows of two times 16 halves: their four chunks change places, by every other row.
   static constexpr bool turns_halves = in_halves;
   static constexpr int row_bytes = 16 * Bytes;
@@ -163,11 +162,11 @@ struct contextual_short_layout {
     return row * 4 * tile_rows + (in_halves ? row : row / 2) * 16;
   }
 
-  static constexpr int row_order = 0;                                       // int [2][slots]
-  static constexpr int row_code = row_order + 8 * slots;                    // uint32 [2][slots]
-  static constexpr int row_radius = row_code + 8 * slots;                   // float [2][slots]
-  static constexpr int key_radius = row_radius + (Radial ? 8 * slots : 0);  // float [keys]
-  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);    // places [keys]
+  static constexpr int row_order = 0;                                      // int [2][rows]
+  static constexpr int row_code = row_order + 8 * rows;                    // uint32 [2][rows]
+  static constexpr int row_radius = row_code + 8 * rows;                   // float [2][rows]
+  static constexpr int key_radius = row_radius + (Radial ? 8 * rows : 0);  // float [keys]
+  static constexpr int key_place = key_radius + (Radial ? 4 * keys : 0);   // places [keys]
   /// There is no room for keys' positions in two forms.
   static constexpr bool packs_places = true;
   static constexpr int place_bytes = 4;
@@ -197,8 +196,14 @@ struct contextual_short_layout {
   /// Where lanes' parts of rows begin, of each lane of a quad.
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
   static constexpr int pointers_of_lane = 5;
-  static constexpr int next_range = pointers + 4 * 8 * pointers_of_lane;  // int
-  static constexpr int block_bytes = next_range + 16;
+  static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [4]
+  static constexpr int longer = counters + 16;                          // int2, slots and sizes
+  static constexpr int most_longer = 16;
+  static constexpr int most_listed = 32 * most_warps;  ///< units, of each thread one
+  static constexpr int list = longer + 8 * most_longer;
+  static constexpr int block_bytes = list + 8 * most_listed;
+  /// What chunks of windows cost lies where warps have nothing yet, int.
+  static constexpr int chunk_costs = block_bytes;
   WINNOW_HOST_DEVICE static constexpr int bytes(int warps) {
     return block_bytes + warps * warp_bytes;
   }
@@ -225,6 +230,7 @@ struct contextual_heads_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = true;
   static constexpr bool attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = Radial;  ///< are a lane's radial rows neighbours in Tv?
   /// Rows of 32 bytes are not padded. Halves of every other four rows change places instead.
   static constexpr bool turns_rows = true;
   static constexpr int axes = Radial ? 2 : 3;
@@ -235,13 +241,17 @@ struct contextual_heads_layout {
   /// Radial products of both heads are neighbours.
   static constexpr int radial_element = 2 * heads;
   static constexpr int radial_bytes = Radial ? tile_rows * radial_element : 0;
-  static constexpr int key_stride = radial_bytes + 16;
+  /// A key's products by radial row, like those of a row: 16 bytes a lane take two rows for all banks.
+  WINNOW_HOST_DEVICE static constexpr int key_row(int key) {
+    return key * radial_bytes + key / 2 * 16;
+  }
   /// A row's sums by radial row, of one head and of the other, then its radial products. Eight rows start in
-  /// different banks.
+  /// different banks, and of 64 bytes of each two rows fill all banks.
   static constexpr int radial_sums_bytes = 4 * tile_rows;
   static constexpr int row_radial = heads * radial_sums_bytes;
-  static constexpr int radial_stride = row_radial + radial_bytes + 16;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return row * (row_radial + radial_bytes) + row / 2 * 16;
+  }
 
   static constexpr int row_bounds = 0;                              // int2 [slots][rows]
   static constexpr int row_order = row_bounds + 8 * slots * rows;   // int [slots][rows]
@@ -255,7 +265,7 @@ struct contextual_heads_layout {
   static constexpr int query_bytes = heads * tile_bytes;
   static constexpr int key_tiles = query + slots * query_bytes;  // T [slots][heads][K, V][keys]
   static constexpr int group_bytes = heads * 2 * tile_bytes;
-  static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys][key_stride]
+  static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys], from `key_row` on
   /// What a slot has of keys. Slots share the memory of radial products.
   WINNOW_HOST_DEVICE static constexpr int codes_at(int slot) { return key_code + 4 * keys * slot; }
   WINNOW_HOST_DEVICE static constexpr int radii_at(int slot) {
@@ -270,8 +280,8 @@ struct contextual_heads_layout {
   static constexpr bool only_right = false, marks_codes = false;
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
-  static constexpr int scratch = key_products + (Radial ? keys * key_stride : 0);
-  static constexpr int scratch_bytes = Radial ? 16 * radial_stride : 0;
+  static constexpr int scratch = key_products + (Radial ? key_row(keys) : 0);
+  static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products of rows by cell, of lanes.
   static constexpr int row_products = scratch + scratch_bytes;
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
@@ -285,7 +295,8 @@ struct contextual_heads_layout {
   /// Where lanes' quarters of two rows begin, of each lane of a quad.
   static constexpr int pointers = heads * head_bytes;
   static constexpr int pointers_of_lane = 3;
-  static constexpr int next_tile = pointers + 4 * 8 * pointers_of_lane;  // int
+  static constexpr int results = pointers + 4 * 8 * pointers_of_lane;  // of results, pointer [4]
+  static constexpr int next_tile = results + 4 * 8;                    // int
   static constexpr int block_bytes = next_tile + 16;
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 

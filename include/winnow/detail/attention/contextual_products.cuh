@@ -124,7 +124,8 @@ __device__ __forceinline__ void copy_async_if(bool write, std::uint32_t shared, 
         : "memory");
 }
 /// Keeps the compiler from computing `value` again wherever it is needed.
-__device__ __forceinline__ int in_register(int value) {
+template <class U>
+__device__ __forceinline__ U in_register(U value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -136,6 +137,13 @@ __device__ __forceinline__ std::uint32_t kept_in_register(std::uint32_t value) {
 __device__ __forceinline__ std::uint32_t kept_by_lanes(std::uint32_t value) {
   const auto lane = threadIdx.x & 31u;
   return __shfl_sync(0xffffffffu, value ^ lane, static_cast<int>(lane)) ^ lane;
+}
+/// Bytes of two registers by a selector whose four digits are below 8, which __byte_perm would make sure of.
+__device__ __forceinline__ std::uint32_t permute(std::uint32_t low, std::uint32_t high,
+                                                 std::uint32_t selector) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+  return bytes;
 }
 /// The bits from `first` on; from 32 on none.
 __device__ __forceinline__ std::uint32_t bits_from(int first) {
@@ -200,7 +208,7 @@ struct row_shift {
     for (int k = 0; k < 4; ++k) z[k] = choose<8>(steps, y[k + 1], y[k]);
     const std::uint32_t select = choose<4>(steps, 0x5432u, 0x3210u);
 #pragma unroll
-    for (int k = 0; k < cell_words; ++k) cells[k] = __byte_perm(z[k], z[k + 1], select);
+    for (int k = 0; k < cell_words; ++k) cells[k] = permute(z[k], z[k + 1], select);
   }
   /// Lane t - b.
   [[nodiscard]] __device__ __forceinline__ std::uint32_t lane_of_cells() const {
@@ -248,7 +256,7 @@ struct row_shift {
     const std::uint32_t select = choose<4>(steps, 0x5432u, 0x7654u);
     std::uint32_t z[4], y[5];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) z[k] = __byte_perm(w[k], w[k + 1], select);
+    for (int k = 0; k < 4; ++k) z[k] = permute(w[k], w[k + 1], select);
     y[0] = choose<8>(steps, 0, z[0]);
 #pragma unroll
     for (int k = 1; k < 4; ++k) y[k] = choose<8>(steps, z[k - 1], z[k]);
@@ -344,18 +352,22 @@ struct table_factor {
   const element* staged;
 
   /// Table row of column g of a block; rows that are no table's are never looked up, and any
-  /// element serves.
-  template <bool Backwards>
+  /// element serves. \tparam Fours do lanes have four neighbours of two blocks of the radial axis?
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ int row_of(int block, bool radial_axis) const {
     const lane_place place;
-    if (radial_axis) return min(8 * block + place.g, last + 1);
+    if (radial_axis) {
+      const int row = Fours ? block / 2 * 16 + place.g / 2 * 4 + block % 2 * 2 + place.g % 2
+                            : 8 * block + place.g;
+      return min(row, last + 1);
+    }
     const int row = 8 * block + spread(place.g);
     return Backwards ? max(last - row, 0) : min(row, last);
   }
-  template <bool Backwards>
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load(int axis, int block, int step, bool radial_axis) const {
     const lane_place place;
-    const int row = row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
+    const int row = row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
                     axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
     if (table.data == nullptr) return {};
     if constexpr (matrices) {
@@ -395,20 +407,22 @@ struct table_factor {
     }
   }
   /// The same of a table of 16-bit T, without a branch or a conversion.
-  template <bool Backwards>
+  template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load_stored(int axis, int block,
                                                  bool radial_axis = false) const {
-    static_assert(matrices && !Neighbours && steps == 1);
+    static_assert(matrices && steps == 1);
     const lane_place place;
     const T* row = static_cast<const T*>(table.data) +
-                   (row_of<Backwards>(block, radial_axis) * static_cast<int>(table.row_stride) +
+                   (row_of<Backwards, Fours>(block, radial_axis) *
+                        static_cast<int>(table.row_stride) +
                     axis * static_cast<int>(table.axis_stride) + head_offset);
     const auto pair = [&](int column) {
       return table.data != nullptr && column < dim
                  ? *reinterpret_cast<const std::uint32_t*>(row + column)
                  : 0u;
     };
-    return {pair(2 * place.t), pair(2 * place.t + 8)};
+    return Neighbours ? element{pair(4 * place.t), pair(4 * place.t + 2)}
+                      : element{pair(2 * place.t), pair(2 * place.t + 8)};
   }
   /// Are a lane's parts of two blocks neighbours, so that one load takes both?
   static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;

@@ -18,19 +18,19 @@ namespace winnow::detail {
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_table(
-    int first, int count) const {
+    int first, int count, int threads) const {
   const table_view& table = group().table_v;
   if (table.data == nullptr) return;
   const int last = 2 * (group().quant_length - 1);
   const int first_chunk = static_cast<int>(threadIdx.x);
   const int column = first_chunk % chunks * width;
   for (int i = first_chunk / chunks; i < count * tile_rows;
-       i += static_cast<int>(blockDim.x) / chunks) {
+       i += threads / chunks) {
     const int axis = first + i / tile_rows;
     const int row = i % tile_rows;
     const bool radial_axis = Radial && axis == 2;
     // Lanes take radial rows 4t and 4t + 1, then 4t + 2 and 4t + 3.
-    const int radial_row = layout::takes_neighbours
+    const int radial_row = layout::sums_neighbours
                                ? row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2
                                : row;
     const int source = radial_axis ? radial_row : last - (row / 8 * 8 + spread(row % 8));

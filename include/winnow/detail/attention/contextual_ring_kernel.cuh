@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-#include "winnow/detail/attention/contextual_heads.cuh"
+#include "winnow/detail/attention/contextual_heads_result.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_order.cuh"
@@ -37,8 +37,8 @@ namespace winnow::detail {
 
 /// A warp that attends.
 template <class T, bool Radial>
-struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layout<Radial>> {
-  using base = contextual_heads<T, Radial, contextual_ring_layout<Radial>>;
+struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ring_layout<Radial>> {
+  using base = contextual_heads_result<T, Radial, contextual_ring_layout<Radial>>;
   using base::assigned;
   using base::keys;
   using base::place;
@@ -122,7 +122,7 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
           },
           state);
     }
-    release(layout::query_empty, tile / (layout::passes * layout::team_readers));
+    release(layout::query_empty, warp / layout::team_readers);
     for (; key + keys <= first; key += keys) {
       await(cursor);
       release(cursor);
@@ -171,11 +171,12 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g,
                           state);
       bool wanted[2];
+      const int shortest = *at<const int>(layout::shortest_left);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int own_row = place.g + 8 * i;
         const int2 window = bounds[own_row];
-        wanted[i] = own_row < own && window.y - window.x >= base::shortest;
+        wanted[i] = own_row < own && window.y - window.x >= shortest;
       }
       bad = this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows,
                              wanted, state);
@@ -208,18 +209,49 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
   }
 };
 
-/// What is seldom needed, apart from everything else, which has all registers. \param warps all, or those that have
-/// found rows that are not finite.
+/// What is seldom needed, apart from everything else, which has all registers.
 template <class T, class Layout>
-__device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
-                                           int warps) {
+__device__ __noinline__ void begin_ring(const forward_problem& problem, block_share own) {
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
-    const bool begins = warps == Layout::warps;
-    if (begins) complete_unassigned<T>(problem, own);
-    if (!begins || problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows, warps);
+    complete_unassigned<T>(problem, own);
+    if (problem.groups[own.group].path == encoding_path::rows)
+      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps);
   }
+}
+/// By warps that have found rows that are not finite. \param order of the block's passes, if they are `listed`.
+template <class T, class Layout>
+__device__ __noinline__ void correct_ring(const forward_problem& problem, block_share own,
+                                          int listed, const std::uint16_t* order) {
+  own.head *= Layout::heads;
+  for (int h = 0; h < Layout::heads; ++h, ++own.head)
+    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, [&](int number) {
+      std::int64_t pass = own.share + std::int64_t{number} * own.shares;
+      if (listed != ring_order<Layout>::none)
+        pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
+      return pass * Layout::pass_rows;
+    });
+}
+
+/// By one thread. \param first_pass that a team takes from the counter.
+template <class Layout>
+__device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shortest,
+                                                     int first_pass) {
+  constexpr int readers = Layout::team_readers * warp_arrivals;
+  const std::uint32_t shared = shared_address(memory);
+  for (int i = 0; i < Layout::slots; ++i) {
+    const std::uint32_t slot = shared + Layout::products + i * Layout::slot_bytes;
+    create_barrier(slot + Layout::full, warp_arrivals);
+    create_barrier(slot + Layout::empty, readers);
+  }
+  for (int i = 0; i < Layout::teams; ++i)
+    create_barrier(shared + Layout::query_empty + 8 * i, readers);
+  for (int i = 0; i < Layout::teams * Layout::passes; ++i)
+    create_barrier(shared + Layout::rows_empty + 8 * i, readers);
+  create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
+  *reinterpret_cast<int*>(memory + Layout::shortest_left) = shortest;
+  *reinterpret_cast<int*>(memory + Layout::next_pass) = first_pass;
+  *reinterpret_cast<int*>(memory + Layout::bad) = 0;
 }
 
 template <class T, bool Radial>
@@ -232,9 +264,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
-    complete_ring<T, layout>(problem, own, layout::warps);
+    begin_ring<T, layout>(problem, own);
   const int shortest = shortest_left<Radial>(problem, group);
-  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
+  if (group.path == encoding_path::tiles && group.counts->largest >= shortest &&
+      !(shortest > 0 && has_taken_longer(group, shortest, reinterpret_cast<int*>(memory)))) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     const auto block = [&] {
@@ -249,43 +282,36 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            memory,
                                                            shortest};
     };
-    {
-      const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
-                                      group.counts->assigned, own.share, own.shares};
-      const int size = passes.size_of(static_cast<int>(threadIdx.x));
-      contextual_heads_products<T, Radial, layout>{block()}.load_tables();
-      const int listed = passes.list(size, reinterpret_cast<int*>(memory + layout::scratch),
-                                     reinterpret_cast<std::uint16_t*>(memory + layout::pass_order));
-      if (threadIdx.x == 0) {
-        constexpr int readers = layout::team_readers * warp_arrivals;
-        for (int i = 0; i < layout::slots; ++i) {
-          const std::uint32_t slot = shared + layout::products + i * layout::slot_bytes;
-          create_barrier(slot + layout::full, warp_arrivals);
-          create_barrier(slot + layout::empty, readers);
-        }
-        for (int i = 0; i < layout::teams; ++i)
-          create_barrier(shared + layout::query_empty + 8 * i, readers);
-        for (int i = 0; i < layout::teams * layout::passes; ++i)
-          create_barrier(shared + layout::rows_empty + 8 * i, readers);
-        *reinterpret_cast<int*>(memory + layout::next_pass) = 0;
-        *reinterpret_cast<int*>(memory + layout::listed) = listed;
-        *reinterpret_cast<int*>(memory + layout::bad) = 0;
-      }
-    }
-    __syncthreads();
+    const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
+                                    group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
+      const bool knows_first = shortest == 0 && passes.fits();
+      if (threadIdx.x == 32 * layout::readers)
+        create_ring_barriers<layout>(memory, shortest, knows_first ? layout::teams : 0);
       give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run();
+      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes, knows_first);
     } else {
+      contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
+      contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
+      __syncthreads();
       take_registers<layout::reader_registers>();
-      const contextual_ring_reader<T, Radial> reader{{{block()}}};
+      const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
+      // Where short windows are another kernel's, most passes are not taken, and none are sorted.
+      int listed = ring_order<layout>::none;
+      if (shortest == 0)
+        listed = passes.list(group.counts->largest, reader.template at<int>(layout::pass_counts),
+                             reader.template at<std::uint16_t>(layout::pass_order));
+      if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
+      reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();
-        complete_ring<T, layout>(problem, own, layout::readers);
+        correct_ring<T, layout>(problem, own,
+                                *reader.template at<const int>(layout::listed),
+                                reader.template at<const std::uint16_t>(layout::pass_order));
       }
     }
   }

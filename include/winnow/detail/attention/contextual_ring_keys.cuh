@@ -12,6 +12,7 @@
 
 #include "winnow/detail/attention/contextual_heads_products.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
+#include "winnow/detail/attention/contextual_ring_order.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
 
@@ -107,9 +108,10 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   // --- Which groups -------------------------------------------------------------------------------
 
-  /// The next pass, whose keys' bounds are on their way.
+  static constexpr int untaken = -1;
+  /// The next pass, whose keys' bounds are on their way, or `untaken`.
   struct next_pass {
-    int row, key, end;
+    int row = untaken, key, end;
     int number = -1;
   };
   /// Does a pass have rows that contextual_short.cuh has left?
@@ -124,24 +126,38 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// The block's teams take its passes as they come: what a pass needs differs much.
   __device__ __forceinline__ void take_pass(next_pass& next) const {
+    wait_for_phase(barrier(layout::is_listed), 0);
+    const int listed = *at<const int>(layout::listed);
     ++next.number;
     do {
       int number = 0;
       if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
       number = __shfl_sync(all, number, 0);
-      if (number < *at<const int>(layout::listed))
-        number = at<const std::uint16_t>(layout::pass_order)[number];
-      const std::int64_t row =
-          (std::int64_t{number} * shares + share) * std::int64_t{layout::pass_rows};
-      next.row = static_cast<int>(min(row, std::int64_t{assigned}));
+      std::int64_t pass = std::int64_t{number} * shares + share;
+      if (listed != ring_order<layout>::none)
+        pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number]
+                               : int{ring_order<layout>::no_pass};
+      next.row = row_of_pass(pass);
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
     next.key = bounds()[next.row].x;
     next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
   }
+  /// The team's first pass, before tables are there.
+  __device__ __forceinline__ void take_first(const ring_order<layout>& passes,
+                                             next_pass& next) const {
+    const int3 pass = passes.first_of(team);
+    if (place.lane == 0)
+      at<std::uint16_t>(layout::pass_order)[team] = static_cast<std::uint16_t>(pass.x);
+    next = {row_of_pass(pass.x), pass.y, pass.z, 0};
+  }
+  __device__ __forceinline__ int row_of_pass(std::int64_t pass) const {
+    return static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
+  }
   __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
+    if (next.row == untaken) take_pass(next);
     ahead = {next.row, next.key, next.end, 1, next.number};
-    if (next.row < assigned) take_pass(next);
+    if (next.row < assigned) next.row = untaken;
   }
   __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
     if (ahead.row >= assigned) return;
@@ -273,8 +289,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                   this->factor_of_head(group().table_k, 1, 1)};
     if constexpr (Radial)
       this->template multiply_radials<false>(
-          tables, own.left, at<std::byte>(layout::products_at(slot)) + place.g * layout::key_stride,
-          8 * layout::key_stride);
+          tables, own.left, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
+          layout::key_row(8));
+    __syncwarp();  // all lanes have read positions
     if (place.t == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
@@ -295,7 +312,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
             products[0][word], products[0][word + 1], products[1][word], products[1][word + 1]};
     }
   }
-  __device__ __forceinline__ void run() const {
+  /// All threads of the block meet in it, once tables are there. \param knows_first are there first passes of teams?
+  __device__ __forceinline__ void run(const ring_order<layout>& passes, bool knows_first) const {
     const int length = group().quant_length;
     next_pass after{};
     ring_place ahead{};
@@ -315,11 +333,27 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
       commit_copies();
     };
-    take_pass(after);
+    if (knows_first)
+      take_first(passes, after);
+    else
+      __syncthreads();
     follow(after, ahead);
     load_tokens(ahead, own);
-    ring_place now = request_next(cursor.keys);
+    request_keys(ahead, own, cursor.keys);
+    ring_place now = ahead;
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) rows_[i] = own.rows[i];
+    // The next pass may not be known yet.
+    const bool has_next = ahead.key + keys < ahead.end;
+    ahead.key += keys;
+    ahead.first = 0;
+    if (has_next) load_tokens(ahead, own);
     request_rows_of(now);
+    if (knows_first) __syncthreads();
+    if (!has_next && now.row < assigned) {
+      follow(after, ahead);
+      load_tokens(ahead, own);
+    }
 #pragma unroll 1
     while (true) {
       // Before the first release there is nothing to wait for.
@@ -335,6 +369,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       wait_for_copies<1>();  // the rows, if this is a pass's first group
       announce(cursor.slot);
       request_rows_of(next);
+      if (after.row == untaken) take_pass(after);
       now = next;
       cursor.step();
     }

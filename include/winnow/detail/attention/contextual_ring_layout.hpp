@@ -34,7 +34,10 @@ struct contextual_ring_layout {
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Where a tile's rows of q are; only one pass of a team has them.
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) {
-    return tile / (passes * team_readers) * team_readers + tile % team_readers;
+    // Unsigned divisions are shifts.
+    const auto number = static_cast<unsigned>(tile);
+    return static_cast<int>(number / (passes * team_readers) * team_readers +
+                            number % team_readers);
   }
   static constexpr int pass_rows = team_readers * rows;  ///< a tile for each
   static constexpr int passes = 2;                       ///< whose rows a team has
@@ -49,6 +52,7 @@ struct contextual_ring_layout {
   static constexpr int buffer_rows = rows;
   static constexpr bool shares_scratch = false;
   static constexpr bool attends_at_once = false, takes_neighbours = false;
+  static constexpr bool sums_neighbours = warp_layout::sums_neighbours;
   static constexpr bool turns_rows = true;
   static constexpr int axes = warp_layout::axes;
   static constexpr int cells = warp_layout::cells;
@@ -57,12 +61,12 @@ struct contextual_ring_layout {
   static constexpr int query_buffers = 1;
   static constexpr int radial_element = warp_layout::radial_element;
   static constexpr int radial_bytes = warp_layout::radial_bytes;
-  /// Eight keys start in different banks, also where two words are stored at a time.
-  static constexpr int key_stride = radial_bytes + 32;
+  WINNOW_HOST_DEVICE static constexpr int key_row(int key) { return warp_layout::key_row(key); }
   static constexpr int radial_sums_bytes = warp_layout::radial_sums_bytes;
   static constexpr int row_radial = warp_layout::row_radial;
-  static constexpr int radial_stride = warp_layout::radial_stride;
-  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) { return row * radial_stride; }
+  WINNOW_HOST_DEVICE static constexpr int radial_row(int row) {
+    return warp_layout::radial_row(row);
+  }
 
   static constexpr int table_bytes = warp_layout::table_bytes;
   static constexpr int tables = 0;
@@ -83,12 +87,12 @@ struct contextual_ring_layout {
   static constexpr int key_code = group_bytes, key_radius = key_code + 4 * keys;
   static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
   /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
-  /// [keys][key_stride]. Then barriers, and a ring_place.
+  /// [keys] from `key_row` on. Then barriers, and a ring_place.
   static constexpr int products = key_groups + key_slots * key_group_bytes;  // [slots]
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
   static constexpr int cell_bytes = heads * product_pairs * 512;
   static constexpr int key_products = cell_bytes;
-  static constexpr int full = key_products + (Radial ? keys * key_stride : 0);
+  static constexpr int full = key_products + (Radial ? key_row(keys) : 0);
   static constexpr int empty = full + 8;
   static constexpr int places = empty + 8;
   static constexpr int slot_bytes = places + 16;
@@ -98,19 +102,26 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
   static constexpr int scratch = products + slots * slot_bytes;  // of readers
-  static constexpr int scratch_bytes = Radial ? rows * radial_stride : 0;
+  static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
   static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
-  static constexpr int next_pass = query_empty + 8 * teams;             // int
+  /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
+  static constexpr int results = query_empty + 8 * teams;
+  static constexpr int shortest_left = results + 4 * 8;  // int, windows that contextual_short.cuh has left
+  static constexpr int next_pass = shortest_left + 4;    // int
   static constexpr int bad = next_pass + 4;                             // int
   static constexpr int listed = bad + 4;                                // int, passes in the list
   static constexpr int most_listed = 256;                               ///< of a block
+  static constexpr int most_dealt = 768;  ///< among the blocks that share them
   static constexpr int pass_order = listed + 4;                         // uint16 [most_listed]
-  static constexpr std::size_t bytes = pass_order + 2 * most_listed + 4;
+  static constexpr int is_listed = (pass_order + 2 * most_listed + 7) / 8 * 8;  // barrier
+  static constexpr std::size_t bytes = (is_listed + 8 + 15) / 16 * 16;
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
                 products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0);
-  static_assert(most_listed <= threads && scratch_bytes * readers >= 4 * most_listed);
+  /// Before readers need it: what contextual_ring_order.cuh counts.
+  static constexpr int pass_counts = scratch;
+  static_assert(scratch_bytes * readers >= 4 * most_dealt);
   static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
   static_assert(bytes <= 227 * 1024);
 };

@@ -77,17 +77,17 @@ __device__ __forceinline__ void complete_unassigned(const forward_problem& probl
 
 /// Rows of groups that tiles have no room for, and rows that came out with elements that are not finite, as a
 /// weight of 0 times a foreign NaN may have made them so. \param rows that a block has at a time. \param warps that
-/// take part, the block's first ones.
-template <class T>
+/// take part, the block's first ones. \param first_row of what the block has, by number, until there is nothing left.
+template <class T, class FirstRow>
 __device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
-                                             int rows, int warps) {
+                                             int rows, int warps, const FirstRow& first_row) {
   const group_problem& group = problem.groups[own.group];
   const int head = group.first_head + own.head;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int assigned = group.counts->assigned;
   const int tiles = rows / 16;  // of 16 rows, a warp's
   for (int tile = static_cast<int>(threadIdx.x) / 32;; tile += warps) {
-    const std::int64_t first = (own.share + std::int64_t{tile / tiles} * own.shares) * rows;
+    const std::int64_t first = first_row(tile / tiles);
     if (first >= assigned) break;
     const int begin = static_cast<int>(first) + tile % tiles * 16;
     for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
@@ -100,6 +100,14 @@ __device__ __forceinline__ void correct_rows(const forward_problem& problem, con
       if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
     }
   }
+}
+
+template <class T>
+__device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
+                                             int rows, int warps) {
+  correct_rows<T>(problem, own, rows, warps, [&](int number) {
+    return (own.share + std::int64_t{number} * own.shares) * rows;
+  });
 }
 
 /// What is seldom needed: these rows, and zeros for tokens in no window.

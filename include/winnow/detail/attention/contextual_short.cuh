@@ -13,7 +13,8 @@
 /// of the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
 /// ends, and what is known of a range's slots a range ahead.
 ///
-/// Longer windows, and groups that have too many of them, are left to the kernel behind this one.
+/// Of longer windows few are taken row by row; more of them, and groups that have too many, are left to the kernel behind
+/// this one.
 ///
 /// Pairs go in an order of their own: contextual_short_pairs.cuh, and contextual_short_keys.cuh for 16 bits.
 ///
@@ -30,6 +31,7 @@
 #include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short_keys.cuh"
+#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/contextual_short_pairs.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
@@ -41,21 +43,6 @@
 
 namespace winnow::detail {
 
-/// The shortest windows that are left to the kernel behind, of this group: 0 where all are.
-template <bool Radial>
-__device__ __forceinline__ int shortest_left(const forward_problem& problem,
-                                             const group_problem& group) {
-  constexpr int longest = contextual_short_layout<Radial>::rows;
-  const partition_counts& counts = *group.counts;
-  // How many are longer is unknown: a largest one that is hardly longer, and a mean that is clearly
-  // shorter, stand for few.
-  const bool takes = problem.takes_windows && group.path == encoding_path::tiles &&
-                     (counts.largest <= longest ||
-                      (counts.largest <= longest + longest / 8 &&
-                       counts.assigned <= std::int64_t{counts.windows} * (longest - longest / 4)));
-  return takes ? longest + 1 : 0;
-}
-
 template <class T, bool Radial>
 struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_units<T, Radial>,
                                              contextual_short_keys<T, Radial>> {
@@ -63,7 +50,6 @@ struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_un
                                   contextual_short_keys<T, Radial>>;
   using base::all;
   using base::assigned;
-  using base::follow;
   using base::group;
   using base::group_head;
   using base::load_queries;
@@ -71,18 +57,17 @@ struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_un
   using base::place;
   using base::pointer;
   using base::problem;
-  using base::request_slots;
+  using base::request_rows;
   using base::results;
   using base::row_at;
-  using base::share;
-  using base::shares;
+  using base::take_unit;
   using base::warp;
   using base::window_of;
-  using typename base::cursor;
   using typename base::layout;
   using typename base::row_state;
   using typename base::turn;
   using typename base::unit;
+  using typename base::window_span;
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
@@ -154,28 +139,21 @@ struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_un
     return !finite;
   }
 
-  /// This warp's share of the windows that start in the block's ranges: share, share + shares, … of the
-  /// head's slots. \return whether a row is not finite.
-  __device__ __forceinline__ bool run(cursor next) {
+  /// The units on the block's list that this warp comes to take. \return whether a row is not finite.
+  __device__ __forceinline__ bool run() {
     const int total = assigned;
     row_state state;
     this->begin_block(state);
     std::uint32_t q[base::query_words];
-    unit coming{0, -1, 0, 0};
+    unit coming = take_unit(0, total);
+    request_rows(coming, q);
     bool bad = false;
     while (true) {
-      if (coming.count < 0) {
-        __syncwarp();  // all lanes have read what is known of the last unit
-        coming = follow(next, true, total, q);
-      }
       const unit now = coming;
       if (now.count == 0) break;
       wait_for_copies<0>();
-      __syncwarp();
-      if (!next.has_next) {
-        request_slots(next, total);
-        next.has_next = true;
-      }
+      __syncwarp();  // rows are there, and all lanes have read what is known of the last unit
+      coming = take_unit(layout::rows - now.buffer, total);
       const int tiles = (now.count + 15) / 16;
       assigned = now.slot + now.count;
       const turn rows_of_unit{now.slot, now.slot, now.slot + now.count, now.buffer, true};
@@ -210,7 +188,7 @@ struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_un
           this->attend_to_keys(now, state);
         }
         __syncwarp();
-        if (warp + 1 == tiles) coming = follow(next, false, total, q);
+        if (warp + 1 == tiles) request_rows(coming, q);
         if constexpr (layout::in_halves) {
           this->complete_sums(rows_of_unit, state);
           bad |= store_tile(now, warp, state);
@@ -220,30 +198,21 @@ struct contextual_short : std::conditional_t<sizeof(T) == 4, contextual_short_un
         __syncwarp();  // all lanes have read the tile's products and sums
       }
     }
-    wait_for_copies<0>();
     assigned = total;
     return bad;
   }
 
-  /// Computes rows again that came out with elements that are not finite.
-  __device__ __forceinline__ void complete() const {
+  /// Computes rows of the block's windows again that came out with elements that are not finite.
+  __device__ __forceinline__ void complete(const window_span& windows) const {
     const int head = group().first_head + group_head;
-    const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
-    const int total = assigned;
-    const std::int64_t step = std::int64_t{shares} * layout::range;
-    const int first_warp = static_cast<int>(threadIdx.x) / 32;
-    const int warps = static_cast<int>(blockDim.x) / 32;
-    for (std::int64_t next = share * layout::range + first_warp * step; next < total;
-         next += warps * step) {
-      const int from = static_cast<int>(next);
-      for (int slot = from; slot < min(from + layout::range, total); ++slot) {
-        const int2 window = bounds[slot];
-        if (window.x != slot || window.y - window.x > layout::rows) continue;
-        for (int row = window.x; row < window.y; ++row) {
-          const T* out = row_of<T>(problem.out, group().order[row], head);
-          const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
-          if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
-        }
+    for (int window = windows.first + static_cast<int>(threadIdx.x) / 32; window < windows.end;
+         window += base::warps()) {
+      const int first = group().offsets[window], end = group().offsets[window + 1];
+      if (end - first > layout::rows) continue;
+      for (int row = first; row < end; ++row) {
+        const T* out = row_of<T>(problem.out, group().order[row], head);
+        const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+        if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
       }
     }
   }
@@ -266,13 +235,27 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
-  const auto first = attender.first_range(group.counts->assigned);
+  auto* const listed = attender.counter_of(attender.listed);
+  if (threadIdx.x == 0)
+    *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
+  __syncthreads();
+  attender.store_costs();
   attender.load_tables();
   attender.store_pointers();
-  if (threadIdx.x == 0)
-    *reinterpret_cast<int*>(memory + layout::next_range) = static_cast<int>(blockDim.x) / 32;
   __syncthreads();
-  if (__syncthreads_or(attender.run(first))) attender.complete();
+  const auto windows = attender.find_span();
+  bool bad = false;
+#pragma unroll 1
+  for (int first = windows.first; first < windows.end; first += static_cast<int>(blockDim.x)) {
+    attender.list_units(first, windows.end);
+    bad |= attender.run();
+    if (first + static_cast<int>(blockDim.x) >= windows.end) break;
+    __syncthreads();
+    if (threadIdx.x == 0) *listed = 0;
+    __syncthreads();
+  }
+  attender.run_longer();
+  if (__syncthreads_or(bad)) attender.complete(windows);
   end_beside(problem.place, blockIdx.x == 0);
 }
 

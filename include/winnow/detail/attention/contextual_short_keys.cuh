@@ -9,8 +9,8 @@
 ///
 /// All of a logit is one chain of matrix products: q·k; Gq times one-hot keys; one-hot rows times Gk; and what the
 /// radial axis looks up, two neighbouring keys' products a register, times a unit matrix for Gq and one for Gk, which
-/// converts and adds them. What of it is to be divided by the scale, as logits count over it, has that in its one-hot
-/// rows and in its unit matrix.
+/// converts and adds them. What of it is to be divided by the scale, as logits count over it, comes from keys over the
+/// scale: exactly where that is a power of two, else with elements rounded once.
 ///
 /// NaN and infinity: a radial product that is not finite spoils its row's logits with all eight keys of the product.
 /// Such rows are found at the end, as in contextual_kernel.cuh.
@@ -47,33 +47,78 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
   }
 
   struct row_state : base::row_state {
-    std::uint32_t units[2];  ///< unit matrices of 8 x 8, for Gq and, over the scale, for Gk
-    std::uint32_t exponent;  ///< selects three bytes, and a fourth one from above
+    std::uint32_t unit;  ///< matrix of 8 x 8
+    int left_row;        ///< where this lane's row of `ldmatrix` lies in 16 rows of keys or values
   };
   __device__ __forceinline__ void begin_block(row_state& state) const {
     base::begin_block(state);
-    const std::uint32_t one = place.g / 2 == place.t ? 0x3c00u << (place.g % 2 * 16) : 0u;
-    state.units[0] = kept_in_register(one);
-    state.units[1] = kept_in_register(over_scale(one, state));
-    state.exponent = kept_in_register(0x7210u);
+    state.unit = kept_in_register(place.g / 2 == place.t ? 0x3c00u << (place.g % 2 * 16) : 0u);
+    state.left_row = in_register(place.lane % 16 * layout::row_bytes +
+                                 (place.lane / 16 ^ place.lane >> 2) % 2 * 16);
   }
-  /// Two halves over the scale.
+  /// Two elements over the scale.
   static __device__ __forceinline__ std::uint32_t over_scale(std::uint32_t pair,
                                                              const row_state& state) {
-    const std::uint32_t inverse = pack<half>(state.inverse_scale, state.inverse_scale);
-    const half2 product =
-        __hmul2(*reinterpret_cast<const half2*>(&pair), *reinterpret_cast<const half2*>(&inverse));
-    return *reinterpret_cast<const std::uint32_t*>(&product);
+    if constexpr (std::is_same_v<T, half>) {
+      const half2 product =
+          __hmul2(*reinterpret_cast<const half2*>(&pair), __float2half2_rn(state.inverse_scale));
+      return *reinterpret_cast<const std::uint32_t*>(&product);
+    } else {
+      const float2 both = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+      return pack<T>(both.x * state.inverse_scale, both.y * state.inverse_scale);
+    }
+  }
+
+  /// The head's tables; all threads take part. Everything is asked for before anything is stored.
+  __device__ __forceinline__ void load_tables() const {
+    using factor = typename base::factor;
+    using element = typename factor::element;
+    const factor of_q = this->factor_of(this->group().table_q, 0);
+    const factor q_or_k = this->factor_of(this->group().table_k, 1);
+    // Keys are left factors by `ldmatrix`, whose lanes take dims as others do.
+    const table_factor<T, 16, true> of_k{q_or_k.table, q_or_k.head_offset, q_or_k.dim, q_or_k.last,
+                                         q_or_k.staged};
+    const bool are_float = of_q.table.is_float || of_k.table.is_float;
+    constexpr int blocks = 3 * axis_blocks, turns = 2;
+    const int warps = base::warps();
+    bool first_time = true;
+#pragma unroll 1
+    for (int first = this->warp; first < blocks || first_time; first += turns * warps) {
+      element parts[turns][2];
+#pragma unroll
+      for (int turn = 0; turn < turns; ++turn) {
+        const int block = min(first + turn * warps, blocks - 1);
+        const int axis = block / axis_blocks, row = block % axis_blocks;
+        const bool radial = axis == 2;
+        if (are_float) {
+          parts[turn][0] = of_q.template load<true>(axis, row, 0, radial);
+          parts[turn][1] = of_k.template load<false>(axis, row, 0, radial);
+        } else {
+          parts[turn][0] = of_q.template load_stored<true>(axis, row, radial);
+          parts[turn][1] = of_k.template load_stored<false>(axis, row, radial);
+        }
+      }
+      if (first_time) this->load_value_table(0, 3);
+      first_time = false;
+#pragma unroll
+      for (int turn = 0; turn < turns; ++turn)
+        if (const int block = first + turn * warps; block < blocks)
+#pragma unroll
+          for (int which = 0; which < 2; ++which)
+            this->template table_at<element>(
+                layout::tables + which * layout::table_bytes)[factor::element_at(block, 0)] =
+                parts[turn][which];
+    }
   }
 
   /// Where 16 keys' products of linear axes lie, and a key's of the radial one.
   __device__ __forceinline__ uint4* key_factors(int key) const {
     return at<uint4>(layout::key_factors) + key / 16 * (words / 2) * 32 + place.lane;
   }
-  /// This lane's dims of keys g and g + 8 of 16.
+  /// Four neighbouring dims of keys g and g + 8 of 16.
   __device__ __forceinline__ void load_key_dims(int key, uint2 (&dims)[2]) const {
-    const auto* own =
-        at<const std::byte>(layout::key_tiles) + (key + place.g) * layout::row_bytes + 8 * place.t;
+    const auto* own = at<const std::byte>(layout::key_tiles) + (key + place.g) * layout::row_bytes +
+                      (8 * place.t ^ place.g / 4 * 16);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       dims[i] = *reinterpret_cast<const uint2*>(own + 8 * i * layout::row_bytes);
@@ -95,10 +140,11 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
     const std::uint32_t moves[2] = {moves_of(codes[place.g], state.length, place.t),
                                     moves_of(codes[place.g + 8], state.length, place.t)};
     typename base::factor::rows left;
-    uint2 dims[2];
-    load_key_dims(key, dims);
+    load_matrices(left.a[0], at<const std::byte>(layout::key_tiles) + key * layout::row_bytes +
+                                 state.left_row);
+    const bool are_large[2] = {base::has_large(left, 0), base::has_large(left, 1)};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) left.a[0][i] = dims[i].x, left.a[0][i + 2] = dims[i].y;
+    for (std::uint32_t& pair : left.a[0]) pair = over_scale(pair, state);
     const auto table = this->factor_of(this->group().table_k, 1);
     std::uint32_t products[2][words];
 #pragma unroll
@@ -113,7 +159,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (base::has_large(left, i)) products[i][0] = nan_halves;
+      if (are_large[i]) products[i][0] = nan_halves;
     uint4* factors = key_factors(key);
     static_assert(words % 2 == 0);
 #pragma unroll
@@ -203,8 +249,8 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
           at<const std::uint32_t>(layout::row_code)[now.buffer + 16 * warp + place.g + 8 * i];
 #pragma unroll
       for (int word = 0; word < words; ++word)
-        row_cells[i][word] = over_scale(
-            one_hot(position_twice(code, word / cell_words), this->own_cells(word)), state);
+        row_cells[i][word] =
+            one_hot(position_twice(code, word / cell_words), this->own_cells(word));
     }
     const float* radii = at<const float>(layout::key_radius) + 2 * place.t;
     const std::uint32_t of_rows =
@@ -223,11 +269,13 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
               of_keys + static_cast<std::uint32_t>(layout::radial_key(key)), pairs, steps[group]);
 #pragma unroll
       for (int b = 0; b < 2; ++b)
-        multiply_add_16<half>(s[group][b], pairs[b], state.units[0], state.units[1]);
+        multiply_add_16<half>(s[group][b], pairs[b], state.unit, state.unit);
       if (group == 0 && now.count <= 16) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int2 window = base::window_of(now.marks, place.g + 8 * i);
+          // Not before it is known to be needed.
+          const auto marks = static_cast<std::uint32_t>(in_register(static_cast<int>(now.marks)));
+          const int2 window = base::window_of(marks, place.g + 8 * i);
 #pragma unroll
           for (int b = 0; b < 2; ++b)
 #pragma unroll
@@ -249,8 +297,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
         for (int e = 0; e < 4; ++e) largest[e / 2] = fmaxf(largest[e / 2], s[group][b][e]);
     }
     __syncwarp();  // all lanes have read the rows' radial products
-    this->clear_radial_sums(0);
-    this->clear_radial_sums(1);
+    clear_sums();
 #pragma unroll
     for (int step = 1; step <= 2; ++step) {
       const float other[2] = {__shfl_xor_sync(all, largest[0], step),
@@ -272,9 +319,67 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s[group][b][e] = exp2_fast(fmaf(s[group][b][e], factor, state.softmax.offset[e / 2]));
-      this->add_values(s[group], this->value_tile(0), key, state);
-      if (state.has_values) this->add_weights(s[group], key, steps[group], state);
+      const weight_fragment<T> weights(s[group]);
+      add_rows(weights, key, state);
+      if (state.has_values) add_weights(s[group], weights, key, steps[group], state);
     }
+  }
+  /// P·V of 16 keys, and the weights.
+  __device__ __forceinline__ void add_rows(const weight_fragment<T>& weights, int key,
+                                           row_state& state) const {
+    std::uint32_t rows_[4];
+    load_matrices_transposed(rows_, at<const std::byte>(layout::key_tiles + layout::tile_bytes) +
+                                        key * layout::row_bytes + state.left_row);
+#pragma unroll
+    for (int block = 0; block < 2; ++block)
+      multiply_add_16<T>(state.o[block], weights.a, rows_[2 * block], rows_[2 * block + 1]);
+    const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+    multiply_add_16<T>(state.softmax.sum, weights.a, ones, ones);
+  }
+
+  /// Sums by radial row are the bits of floats, 2²³ and so many units of 2⁻¹⁷ of a weight of 1, of which 48 stay below
+  /// 2²³.
+  static constexpr std::uint32_t no_units = 0x4b000000u, units_of_one = 1u << 17;
+  __device__ __forceinline__ void clear_sums() const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int r = 4 * place.t; r < tile_rows; r += 16)
+        *reinterpret_cast<uint4*>(this->radial_sums() + i * (layout::radial_row(8) / 4) + r) = {
+            no_units, no_units, no_units, no_units};
+  }
+  /// Adds weights up by the cells of their keys, and by radial rows.
+  __device__ __forceinline__ void add_weights(const float (&p)[2][4],
+                                              const weight_fragment<T>& rounded, int key,
+                                              const int (&steps)[2][4], row_state& state) const {
+    // Factors whose lanes hold column g of keys 2t and 2t + 1.
+    std::uint32_t pairs[2][layout::axes];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint2 places = *reinterpret_cast<const uint2*>(
+          at<const std::uint32_t>(layout::key_place) + key + 8 * b + 2 * place.t);
+      pairs[b][0] = __byte_perm(places.x, places.y, 0x5410u);
+      pairs[b][1] = __byte_perm(places.x, places.y, 0x7632u);
+    }
+    weight_fragment<half> weights;
+    if constexpr (std::is_same_v<T, half>)
+      weights = rounded;
+    else
+      weights = weight_fragment<half>(p);
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      const int first = word % cell_words * 8 + spread(place.g);
+      const std::uint32_t cells = position_pair(first, first);
+      multiply_add_16<half>(state.cells[word], weights.a,
+                            one_hot(pairs[0][word / cell_words], cells),
+                            one_hot(pairs[1][word / cell_words], cells));
+    }
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        this->add_shared(state.radial + (steps[b][e] >> 20) + e / 2 * layout::radial_row(8),
+                         round_to_integer(p[b][e], units_of_one));
   }
 
   // --- The end of 16 rows -------------------------------------------------------------------------
@@ -306,10 +411,9 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
       for (int word = 0; word < row_words; word += 2) {
         const uint4 sums = *reinterpret_cast<const uint4*>(
             this->radial_sums() + i * (layout::radial_row(8) / 4) + 8 * word + 4 * place.t);
-        constexpr float unit_ = 1.0f / base::fixed_start_short;
+        constexpr float unit = 1.0f / static_cast<float>(units_of_one);
         const auto value = [&](std::uint32_t sum) {
-          return fmaf(__uint_as_float(__byte_perm(sum, 0x4b000000u, state.exponent)), unit_,
-                      -0x1p23f * unit_);
+          return fmaf(__uint_as_float(sum), unit, -0x1p23f * unit);
         };
         weights[i][word] = pack<T>(value(sums.x), value(sums.y));
         weights[i][word + 1] = pack<T>(value(sums.z), value(sums.w));
@@ -346,7 +450,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
     if (state.has_values) add_tables(now, state);
     const bool odd = place.t % 2 == 1;
     const bool column = odd <= (problem.head_dim > 8);
-    bool finite = true;
+    int bad = 0;
     std::uint32_t first[2], second[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -357,7 +461,8 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
 #pragma unroll
         for (int j = 0; j < 2; ++j) o[block][j] = state.o[block][2 * i + j] * by;
       const float largest = (fabsf(o[0][0]) + fabsf(o[0][1])) + (fabsf(o[1][0]) + fabsf(o[1][1]));
-      finite = finite && (largest < INFINITY || place.g + 8 * i >= own);
+      // Without branches.
+      bad |= static_cast<int>(!(largest < INFINITY)) & static_cast<int>(place.g + 8 * i < own);
       first[i] = pack<T>(o[0][0], o[0][1]);
       second[i] = pack<T>(o[1][0], o[1][1]);
     }
@@ -384,7 +489,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
       if (place.g + 8 * (place.t & 1) < own && place.t < 2)
         *reinterpret_cast<float*>(target) = (__log2f(sum) - offset) * ln_2;
     }
-    return !finite;
+    return bad != 0;
   }
 };
 

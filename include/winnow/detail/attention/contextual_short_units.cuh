@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// What a warp of contextual_short.cuh takes, and how it arrives: ranges of slots, the units in them, and
-/// a unit's rows. What is known of a range's slots comes by cp.async a range ahead, a unit's keys while the
-/// unit before ends, its queries straight into registers.
+/// What a warp of contextual_short.cuh takes, and how it arrives: units, and their rows. What is known of a unit's slots
+/// comes by cp.async a unit ahead, its keys while the unit before ends, its queries straight into registers.
 #pragma once
 
 #include <cstdint>
@@ -10,26 +9,23 @@
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_short_list.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
 
 namespace winnow::detail {
 
 template <class T, bool Radial>
-struct contextual_short_units
-    : contextual_block<T, 16, Radial, true, contextual_short_layout<Radial, sizeof(T)>> {
-  using base = contextual_block<T, 16, Radial, true, contextual_short_layout<Radial, sizeof(T)>>;
+struct contextual_short_units : contextual_short_list<T, Radial> {
+  using base = contextual_short_list<T, Radial>;
+  using base::all;
   using base::group;
   using base::group_head;
   using base::place;
   using base::problem;
-  using base::share;
   using base::shared;
-  using base::shares;
   using typename base::layout;
-  static constexpr unsigned all = 0xffffffffu;
   static constexpr int query_words = sizeof(T) == 4 ? 8 : 4;  ///< of a tile, a lane's
-  static constexpr int slots = layout::slots;
 
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
@@ -38,54 +34,34 @@ struct contextual_short_units
 
   /// Whole windows in neighbouring slots.
   struct unit {
-    int slot;             ///< the first
-    int count;            ///< 0: there is none, below: not known yet
-    int buffer;           ///< the first slot's place in the arrays
-    std::uint32_t marks;  ///< bit s: a window starts in the unit's slot s, or the last has ended
+    int slot;    ///< the first
+    int count;   ///< 0: there is none
+    int buffer;  ///< where the arrays of its rows begin
+    std::uint32_t
+        marks;  ///< of up to 16 rows: bit s: a window starts in row s, or the last has ended
   };
-  /// Where the warp is among its slots.
-  struct cursor {
-    int from;              ///< the range's first slot
-    int coming;            ///< the next range's
-    int parity;            ///< of the range's arrays
-    bool has_next;         ///< the next range's arrays are under way
-    std::uint32_t starts;  ///< bit s: a window starts in slot s of the range
-    int offset;            ///< of the next window
-    int end;               ///< behind the last one
-    int2 window;           ///< that this lane's slot of the next range lies in
-  };
-
-  /// The block's warps take its ranges as they come: what a range needs differs much.
-  __device__ __forceinline__ int take_range(int total) const {
-    int number = 0;
-    if (place.lane == 0) number = atomicAdd(this->template table_at<int>(layout::next_range), 1);
-    return range_at(__shfl_sync(all, number, 0), total);
+  /// The next unit on the list. Asks for what is known of its slots.
+  __device__ __forceinline__ unit take_unit(int buffer, int total) const {
+    int index = 0;
+    if (place.lane == 0) index = atomicAdd(this->counter_of(base::next_unit), 1);
+    index = __shfl_sync(all, index, 0);
+    if (index >= *this->counter_of(base::listed)) return {0, 0, 0, 0};
+    const auto [slot, marks] =
+        this->template table_at<const typename base::listed_unit>(layout::list)[index];
+    const int count = marks >> base::count_shift != 0 ? static_cast<int>(marks >> base::count_shift)
+                                                      : 31 - __clz(static_cast<int>(marks));
+    const unit result{slot, count, buffer, marks};
+    request_slots(result, total);
+    return result;
   }
-  /// Where a range of the block's begins.
-  __device__ __forceinline__ int range_at(int number, int total) const {
-    const std::int64_t from = (std::int64_t{number} * shares + share) * std::int64_t{layout::range};
-    return static_cast<int>(min(from, std::int64_t{total}));
-  }
-  /// Each warp begins with a range of its own, and asks for it before there are tables.
-  __device__ __forceinline__ cursor first_range(int total) const {
-    cursor next{0, range_at(this->warp, total), 1, true, 0, 32, 0, {-1, 0}};
-    request_slots(next, total);
-    return next;
-  }
-  /// Asks for what is known of the next range's slots.
-  __device__ __forceinline__ void request_slots(cursor& next, int total) const {
-    const int from = next.coming;
-    const int parity = next.parity ^ 1;
-    next.window = {-1, 0};
-    if (from + place.lane < total)
-      next.window = reinterpret_cast<const int2*>(group().bounds)[from + place.lane];
+  __device__ __forceinline__ void request_slots(const unit& now, int total) const {
 #pragma unroll
-    for (int pass = 0; pass < (slots + 31) / 32; ++pass) {
-      const int slot = place.lane + 32 * pass;
-      const bool inside = (pass + 1) * 32 <= slots || slot < slots;
-      const bool valid = from + slot < total;
-      const auto source = static_cast<std::uint32_t>(from + slot);
-      const auto target = static_cast<std::uint32_t>(parity * slots + slot);
+    for (int pass = 0; pass < (layout::rows + 31) / 32; ++pass) {
+      const int row = place.lane + 32 * pass;
+      const bool inside = (pass + 1) * 32 <= layout::rows || row < layout::rows;
+      const bool valid = now.slot + row < total;
+      const auto source = static_cast<std::uint32_t>(now.slot + row);
+      const auto target = static_cast<std::uint32_t>(now.buffer + row);
       copy_async_if<4>(inside, shared + layout::row_order + 4 * target, group().order + source,
                        valid);
       copy_async_if<4>(inside, shared + layout::row_code + 4 * target, group().positions + source,
@@ -95,43 +71,6 @@ struct contextual_short_units
                          valid);
     }
     commit_copies();
-  }
-  /// Finds the windows of a range whose arrays have arrived.
-  __device__ __forceinline__ void enter_range(cursor& next) const {
-    next.starts = __ballot_sync(all, next.window.x == next.from + place.lane);
-    next.offset = next.starts == 0 ? 32 : __ffs(static_cast<int>(next.starts)) - 1;
-    next.end =
-        __shfl_sync(all, next.window.y, 31 - __clz(static_cast<int>(next.starts | 1u))) - next.from;
-  }
-  /// The next unit. \param waits may it ask for arrays, over those of the last unit?
-  __device__ __forceinline__ unit advance(cursor& next, bool waits, int total) const {
-    while (true) {
-      if (const std::uint32_t starts = next.offset < 32 ? next.starts >> next.offset : 0;
-          starts != 0) {
-        const std::uint32_t later = starts >> 1;
-        const std::uint32_t near = later & 0xffffu;
-        int count = next.end - next.offset;
-        if (count > 16 && later != 0)
-          count = near != 0 ? 32 - __clz(static_cast<int>(near)) : __ffs(static_cast<int>(later));
-        const unit result{next.from + next.offset, count, next.parity * slots + next.offset,
-                          starts | 1u << min(count, 31)};
-        next.offset += count;
-        if (count <= layout::rows) return result;
-      }
-      if (next.offset < 32 && next.starts >> next.offset != 0) continue;
-      if (next.coming >= total) return {0, 0, 0, 0};
-      if (!next.has_next) {
-        if (!waits) return {0, -1, 0, 0};
-        request_slots(next, total);
-      }
-      next.from = next.coming;
-      next.coming = take_range(total);
-      next.parity ^= 1;
-      next.has_next = false;
-      wait_for_copies<0>();
-      __syncwarp();
-      enter_range(next);
-    }
   }
 
   /// Where this lane's parts of rows begin. In registers there is no room for that, and to compute it takes
@@ -198,11 +137,9 @@ struct contextual_short_units
     } else {
       const bool column = place.lane % 2 * 8 < problem.head_dim;
       const int row_of_pass = place.lane / 2;
-      const std::uint32_t row_target =
-          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes);
-      const std::uint32_t key_target = row_target + place.lane % 2 * 16;
-      const std::uint32_t value_target =
-          row_target + layout::tile_bytes + (place.lane ^ row_of_pass >> 2) % 2 * 16;
+      const std::uint32_t target =
+          shared + static_cast<std::uint32_t>(layout::key_tiles + row_of_pass * layout::row_bytes +
+                                              (place.lane ^ row_of_pass >> 2) % 2 * 16);
 #pragma unroll
       for (int pass = 0; pass < layout::rows / 16; ++pass) {
         if (16 * pass >= now.count) break;
@@ -210,10 +147,9 @@ struct contextual_short_units
         const bool valid = row < now.count && column;
         const std::int32_t token = tokens[row];
         const std::uint32_t offset = 16 * pass * layout::row_bytes;
-        copy_async(key_target + offset, row_at(pointer(keys), token, problem.k.token_stride),
-                   valid);
-        copy_async(value_target + offset, row_at(pointer(values), token, problem.v.token_stride),
-                   valid);
+        copy_async(target + offset, row_at(pointer(keys), token, problem.k.token_stride), valid);
+        copy_async(target + layout::tile_bytes + offset,
+                   row_at(pointer(values), token, problem.v.token_stride), valid);
       }
     }
     commit_copies();
@@ -246,15 +182,14 @@ struct contextual_short_units
     return {31 - __clz(static_cast<int>(marks & ((2u << row) - 1))),
             row + __ffs(static_cast<int>(marks >> (row + 1)))};
   }
-  /// The next unit, and asks for its rows.
-  __device__ __forceinline__ unit follow(cursor& next, bool waits, int total,
-                                         std::uint32_t (&q)[query_words]) const {
-    const unit result = advance(next, waits, total);
-    if (result.count > 0) {
-      request_keys(result);
-      load_queries(result, 0, q);
-    }
-    return result;
+  /// Asks for the rows of a unit whose arrays have been asked for.
+  __device__ __forceinline__ void request_rows(const unit& now,
+                                               std::uint32_t (&q)[query_words]) const {
+    if (now.count == 0) return;
+    wait_for_copies<0>();
+    __syncwarp();
+    request_keys(now);
+    load_queries(now, 0, q);
   }
 };
 

@@ -31,12 +31,12 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_tables()
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_tables(int threads)
     const {
   contextual_block of_head = *this;
 #pragma unroll
   for (int h = 0; h < layout::heads; ++h) {
-    of_head.load_value_table(0, 3);
+    of_head.load_value_table(0, 3, threads);
     ++of_head.group_head;
     of_head.tables += layout::head_bytes;
   }

@@ -14,7 +14,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
-#include "winnow/detail/attention/contextual_units_copies.cuh"
+#include "winnow/detail/attention/contextual_units_cells.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/contextual_units_moves.cuh"
 #include "winnow/detail/attention/mma.cuh"
@@ -25,8 +25,8 @@
 namespace winnow::detail {
 
 template <class T, int Heads>
-struct contextual_units : contextual_units_copies<T, Heads> {
-  using base = contextual_units_copies<T, Heads>;
+struct contextual_units : contextual_units_cells<T, Heads> {
+  using base = contextual_units_cells<T, Heads>;
   using base::all;
   using base::factor_of_head;
   using base::group;
@@ -93,12 +93,9 @@ struct contextual_units : contextual_units_copies<T, Heads> {
       if (is_large[i]) left.a[0][i] = nan_halves;
   }
 
-  /// V of 16 keys, as the right factor of weights.
+  /// V of 16 keys, as the right factor of weights: pairs of registers are eight columns.
   __device__ __forceinline__ void load_values(int slot, int h, std::uint32_t (&b)[4]) const {
-    const int lane = in_register(place.lane);
-    load_matrices_transposed(b, at<const std::byte>(rows_at(slot, values, h)) +
-                                    (lane / 16 * 8 + lane % 8) * layout::row_bytes +
-                                    (lane >> 3 ^ lane >> 2) % 2 * 16);
+    load_matrices_transposed(b, this->left_rows(at<const std::byte>(rows_at(slot, values, h))));
   }
 
   /// What a thread loads of the tables of all heads, on its way to shared memory.
@@ -192,22 +189,6 @@ struct contextual_units : contextual_units_copies<T, Heads> {
         cells[i][word] = one_hot(position, this->own_cells(word));
     }
   }
-  /// The same for factors whose lanes hold column g of keys 2t and 2t + 1. \param codes of keys 2t, 2t + 1 and eight
-  /// further on.
-  __device__ __forceinline__ void one_hot_columns(const uint2 (&codes)[2], int axis,
-                                                  axis_cells& columns) const {
-    const int first = spread(place.g);
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const std::uint32_t pair =
-          (__byte_perm(codes[b].x, codes[b].y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
-           0x00ff00ffu) |
-          0x64006400u;
-#pragma unroll
-      for (int word = 0; word < cell_words; ++word)
-        columns[b][word] = one_hot(pair, position_pair(first + 8 * word, first + 8 * word));
-    }
-  }
   /// An axis of products by cell of both heads, of keys or backwards of queries. NaN where an element of a key is too
   /// large for them.
   template <bool Backwards>
@@ -268,9 +249,10 @@ struct contextual_units : contextual_units_copies<T, Heads> {
   }
   /// The logits of a unit, without masks.
   __device__ __forceinline__ void score_unit(const heads_state& state, int slot,
-                                             const std::uint32_t (&codes)[2],
+                                             const std::uint32_t* all_codes,
                                              const std::uint32_t (&moves)[2],
                                              float (&s)[heads][2][4]) const {
+    const std::uint32_t codes[2] = {all_codes[place.g], all_codes[place.g + 8]};
     rows_of_head q[heads], k[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
@@ -282,22 +264,25 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     cells_left left;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
-      one_hot_rows(codes, axis, own[axis]);
       axis_cells products[heads];
+      one_hot_rows(codes, axis, own[axis]);
       multiply_axis<false>(group().table_k, 1, k, axis, moves, products);
 #pragma unroll
       for (int h = 0; h < heads; ++h)
-        // There are no registers to leave cells in.
-        add_axis<false>(own[axis], products[h], axis, axis == 0, h, left, s[h]);
+        add_axis<leaves>(own[axis], products[h], axis, axis == 0, h, left, s[h]);
     }
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int b = 0; b < 2; ++b)
         multiply_add_16<T>(s[h][b], q[h].a[0], k[h].a[0][b], k[h].a[0][b + 2]);
+    // As right factors they are pairs of other registers. Of two heads it takes no more to compare again than to move them.
+    const auto* const volatile_codes = reinterpret_cast<const volatile std::uint32_t*>(all_codes);
+    const std::uint32_t again[2] = {volatile_codes[place.g], volatile_codes[place.g + 8]};
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       axis_cells products[heads];
+      if constexpr (heads == 2) one_hot_rows(again, axis, own[axis]);
       multiply_axis<true>(group().table_q, 0, q, axis, moves, products);
 #pragma unroll
       for (int h = 0; h < heads; ++h)
@@ -313,7 +298,7 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[1], state.length, place.t)};
     float s[heads][2][4];
-    score_unit(state, slot, codes, moves, s);
+    score_unit(state, slot, all_codes, moves, s);
     const int count = 31 - __clz(static_cast<int>(marks));
     bool wanted[2];
 #pragma unroll
@@ -353,23 +338,23 @@ struct contextual_units : contextual_units_copies<T, Heads> {
       std::uint32_t b[4];
       load_values(slot, h, b);
       multiply_16<T>(own.softmax.sum, weights.a, ones, ones);
-      multiply_16<T>(own.o[0], weights.a, b[0], b[2]);
-      multiply_16<T>(own.o[1], weights.a, b[1], b[3]);
+      multiply_16<T>(own.o[0], weights.a, b[0], b[1]);
+      multiply_16<T>(own.o[1], weights.a, b[2], b[3]);
     }
     if (state.has_values) {
       // Read again: to keep the distances of all axes until here takes registers that there are not.
       const auto* again = reinterpret_cast<const volatile std::uint32_t*>(all_codes);
       const std::uint32_t back[2] = {moves_of(again[place.g], state.length, place.t),
                                      moves_of(again[place.g + 8], state.length, place.t)};
-      const uint2 far[2] = {*reinterpret_cast<const uint2*>(all_codes + 2 * place.t),
-                            *reinterpret_cast<const uint2*>(all_codes + 8 + 2 * place.t)};
+      typename base::key_places keys;
+      this->find_keys(again[place.lane % 16], keys);
       weight_fragment<half> weights[heads];
 #pragma unroll
       for (int h = 0; h < heads; ++h) weights[h] = weight_fragment<half>(s[h]);
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
         axis_cells cells[heads];
-        this->template add_cells<true>(weights, far, axis, cells);
+        this->template add_cells<true>(weights, keys[axis], cells);
         add_axis_values(cells, axis, back, state);
       }
     }
@@ -437,13 +422,12 @@ struct contextual_units : contextual_units_copies<T, Heads> {
     }
   }
   /// An axis of weights by cell, of both heads, added to `cells`; of T other than half they have to be converted.
-  /// \param codes of the keys, as `one_hot_columns` has them.
+  /// \param keys where their one-hot rows are.
   template <bool First>
   __device__ __forceinline__ void add_cells(const weight_fragment<half> (&weights)[heads],
-                                            const uint2 (&codes)[2], int axis,
-                                            axis_cells (&cells)[heads]) const {
+                                            std::uint32_t keys, axis_cells (&cells)[heads]) const {
     axis_cells columns;
-    one_hot_columns(codes, axis, columns);
+    base::load_columns(keys, columns);
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -486,13 +470,14 @@ struct contextual_units : contextual_units_copies<T, Heads> {
                                                  int axis, int h, float (&o)[2][4]) const {
     const T* table =
         this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
-        axis * tile_rows * base::math::stride;
+        (axis * tile_rows + place.lane % 16) * base::value_stride;
+    if constexpr (base::turns_values) table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
 #pragma unroll
     for (int step = 0; step < tile_rows / 16; ++step) {
       weight_fragment<T> weights;
 #pragma unroll
       for (int j = 0; j < 4; ++j) weights.a[j] = by_row[j % 2][2 * step + j / 2];
-      multiply_rows<T, 2>(weights, table + (16 * step + place.lane % 16) * base::math::stride, o);
+      multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, o);
     }
   }
 };

@@ -14,6 +14,14 @@
 
 namespace winnow::detail {
 
+/// A word of shared memory.
+template <int Behind>
+__device__ __forceinline__ std::uint32_t load_word(std::uint32_t address) {
+  std::uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(word) : "r"(address), "n"(Behind));
+  return word;
+}
+
 template <class T, int Heads>
 struct contextual_units_copies : contextual_units_deal<T, Heads> {
   using base = contextual_units_deal<T, Heads>;
@@ -28,6 +36,16 @@ struct contextual_units_copies : contextual_units_deal<T, Heads> {
   enum { queries, keys_, values, results, lse = results + heads };
   static __device__ __forceinline__ int rows_at(int slot, int which, int h) {
     return layout::steps + slot * layout::step_bytes + (which * heads + h) * layout::tile_bytes;
+  }
+  /// The address of a slot. Where a lane finds what is in it is that and a number of its own, one register, and a number
+  /// that instructions hold.
+  __device__ __forceinline__ std::uint32_t slot_at(int slot) const {
+    return this->own_address() + static_cast<std::uint32_t>(slot * layout::step_bytes);
+  }
+  /// Where this lane's row of `ldmatrix` is in 16 rows, whose matrices count column by column.
+  __device__ __forceinline__ std::uint32_t left_row() const {
+    const auto lane = static_cast<std::uint32_t>(place.lane);
+    return lane % 16 * layout::row_bytes + (lane / 16 ^ lane >> 2) % 2 * 16;
   }
   /// Rows of 16 bytes that a lane copies: half a row of a head. Two passes take 16 rows of two heads.
   static constexpr int row_parts = 2 * heads;

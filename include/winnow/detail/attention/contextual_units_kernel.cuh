@@ -25,6 +25,7 @@
 #include "winnow/detail/attention/contextual_units_tiles.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/wgmma.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -139,6 +140,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     }
   }
 
+  /// racecheck does not follow that the number of a warp's units is stored behind them, and loaded before they are. With
+  /// WINNOW_ALL_LANES_ARRIVE (wgmma.cuh) warps meet behind all units, so that it can.
+  static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
     const int i = static_cast<int>(threadIdx.x);
@@ -156,6 +160,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     auto dealt = this->load_sizes();
     this->store_tables(tables);
     store_table_sum(table_sum);
+    this->store_one_hots();
     clear_counters();
     if (threadIdx.x == 0) {
       *counter_of(base::bad_rows) = 0;
@@ -172,8 +177,9 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       this->list_singles(part, windows);
       __syncthreads();
       // What some wait for is beside what others compute.
-      const bool packs_first = warp % 2 == 0;
+      const bool packs_first = packs_at_once || warp % 2 == 0;
       if (packs_first) this->pack_units(part, windows);
+      if (packs_at_once) __syncthreads();
       this->run_tiles();
       if (!packs_first) {
         this->load_windows(part, windows);
@@ -243,8 +249,8 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_units_block<T, Heads> attender{
-        {{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
-              group.counts->assigned, shared_address(region), memory}}}}}}};
+        {{{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
+               group.counts->assigned, shared_address(region), memory}}}}}}}};
     attender.store_pointers();
     attender.run();
   }

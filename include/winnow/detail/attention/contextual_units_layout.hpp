@@ -22,7 +22,7 @@ struct contextual_units_layout {
   static constexpr int slots = 2;  ///< of groups of keys, and of rows
   static constexpr int parts = 1, stages = 1, buffer_rows = rows, query_buffers = 1;
   static constexpr bool in_halves = false, shares_scratch = true, attends_at_once = false,
-                        takes_neighbours = false;
+                        takes_neighbours = false, sums_neighbours = false;
   static constexpr int axes = 3;
   static constexpr int cells = axes * tile_cells;
   static constexpr int radial_element = 0;
@@ -33,7 +33,7 @@ struct contextual_units_layout {
   /// Tables of a head.
   static constexpr int table_bytes = 3 * tile_rows * row_bytes;
   static constexpr int tables = 0;
-  static constexpr int axis_bytes = contextual_layout<2, 16, false>::axis_bytes;
+  static constexpr int axis_bytes = tile_rows * row_bytes;
   static constexpr int value_table = tables + 2 * table_bytes;
   static constexpr int head_bytes = value_table + 3 * axis_bytes;
 
@@ -53,8 +53,11 @@ struct contextual_units_layout {
   static constexpr int unit_bytes = unit_marks + 8;
 
   // The block's memory: tables, then
-  static constexpr int pointers = heads * head_bytes;  // of lanes of a quad
-  static constexpr int pointers_of_lane = 4 + heads;   // q, k, v, out of each head, LSE
+  /// What contextual_units_cells.cuh loads one-hot rows from: 16 bytes for each of eight rows.
+  static constexpr int one_hots = heads * head_bytes;
+  static constexpr int one_hot_bytes = 8 * 16, one_hot_blocks = 3 * 8 + 2;
+  static constexpr int pointers = one_hots + one_hot_blocks * one_hot_bytes;  // of lanes of a quad
+  static constexpr int pointers_of_lane = 4 + heads;  // q, k, v, out of each head, LSE
   static constexpr int table_sums = pointers + 4 * 8 * pointers_of_lane;  // float [heads][3][16]
   static constexpr int counters = table_sums + 4 * heads * 3 * 16;        // int [8]
   static constexpr int unit_counts = counters + 32;  // int2 [warps], units and those that are taken
@@ -65,13 +68,14 @@ struct contextual_units_layout {
   static_assert(warps <= 16);
 
   // A warp's memory.
-  static constexpr int step_bytes = heads * 3 * tile_bytes;  // T [q, k, v][heads][16]
-  static constexpr int steps = 0;                            // [slots]
-  /// Of tiles in longer windows: keys' positions, rows' tokens and positions, and rows' products, of lanes.
-  static constexpr int key_code = steps + slots * step_bytes;  // uint32 [slots][16]
-  static constexpr int row_token = key_code + 4 * slots * 16;  // int32 [slots][16]
-  static constexpr int row_code = row_token + 4 * slots * 16;  // uint32 [slots][16]
-  static constexpr int products = row_code + 4 * slots * 16;   // [heads]
+  // A slot: T [q, k, v][heads][16], and of tiles in longer windows keys' positions, rows' tokens and positions.
+  static constexpr int key_code = heads * 3 * tile_bytes;  // uint32 [16]
+  static constexpr int row_token = key_code + 4 * 16;      // int32 [16]
+  static constexpr int row_code = row_token + 4 * 16;      // uint32 [16]
+  static constexpr int step_bytes = row_code + 4 * 16;
+  static constexpr int steps = 0;  // [slots]
+  /// The rows' products, of lanes.
+  static constexpr int products = steps + slots * step_bytes;  // [heads]
   static constexpr int products_bytes = 32 * 4 * 2 * cells / 8;
   static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.

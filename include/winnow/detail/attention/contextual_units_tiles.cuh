@@ -51,7 +51,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   struct tile_place {
     int row, row_end;  ///< the tile's; there is none where they are the same
     int key, end;      ///< the group's first key, and the window's end
-    bool first;        ///< of the tile's groups
+    int first;         ///< is it of the tile's groups? A bool takes more instructions
     int slot;          ///< of the group
     int tile;          ///< of the rows
     std::int32_t key_tokens[base::passes], row_tokens[base::passes];  ///< that this lane copies
@@ -70,7 +70,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     const int4 tile = this->tile_at(is_long, is_long ? index : index - of_long);
     next.row = tile.x, next.row_end = tile.y;
     next.key = tile.z, next.end = tile.w;
-    next.first = true;
+    next.first = 1;
     next.tile ^= 1;
   }
   /// Reads a group's tokens, and those of its tile.
@@ -81,7 +81,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       next.key_tokens[pass] = order[min(next.key + row, next.end - 1)];
-      if (next.first) next.row_tokens[pass] = order[min(next.row + row, next.row_end - 1)];
+      if (next.first != 0) next.row_tokens[pass] = order[min(next.row + row, next.row_end - 1)];
     }
   }
   /// Asks for a group of keys, and for the rows of a tile with its first one.
@@ -101,10 +101,12 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                 problem.v.token_stride, valid);
     }
     const auto lane = static_cast<std::uint32_t>(place.lane);
-    copy_async_if<4>(lane < 16,
-                     this->own_address() + layout::key_code + 4 * (next.slot * 16 + lane),
-                     group().positions + next.key + lane, next.key + place.lane < next.end);
-    if (!next.first) return;
+    // By half of the lanes again, as a condition would be a branch.
+    const std::uint32_t key = lane % 16;
+    copy_element_async(this->slot_at(next.slot) + layout::key_code + 4 * key,
+                       group().positions + next.key + key,
+                       next.key + static_cast<int>(key) < next.end);
+    if (next.first == 0) return;
     const std::byte* const rows = this->source(queries);
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
@@ -114,15 +116,13 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                 column && next.row + row < next.row_end);
     }
     const bool has_row = next.row + place.lane < next.row_end;
-    copy_async_if<4>(lane < 16,
-                     this->own_address() + layout::row_code + 4 * (next.tile * 16 + lane),
+    copy_async_if<4>(lane < 16, this->slot_at(next.tile) + layout::row_code + 4 * lane,
                      group().positions + next.row + lane, has_row);
-    copy_async_if<4>(lane < 16,
-                     this->own_address() + layout::row_token + 4 * (next.tile * 16 + lane),
+    copy_async_if<4>(lane < 16, this->slot_at(next.tile) + layout::row_token + 4 * lane,
                      group().order + next.row + lane, has_row);
   }
   __device__ __forceinline__ void advance(tile_place& next) const {
-    next.first = false;
+    next.first = 0;
     next.key += 16;
     next.slot ^= 1;
     if (next.key >= next.end) take_tile(next);
@@ -139,7 +139,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ uint2& eight_cells_at(int h) const {
     return at<uint2>(layout::products + h * layout::products_bytes + 4 * 512)[place.lane];
   }
-  /// Leaves them as they are when they are loaded again.
+  /// Leaves them as they are when they are loaded again. All lanes have loaded theirs.
   __device__ __forceinline__ void store_queries(int tile, int h, const rows_of_head& q) const {
     std::byte* const rows = at<std::byte>(rows_at(tile, queries, h)) + place.g * layout::row_bytes +
                             place.g / 4 * 16 + 4 * place.t;
@@ -148,15 +148,23 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       *reinterpret_cast<std::uint32_t*>(rows + j % 2 * 8 * layout::row_bytes +
                                         (j / 2) * (16 - place.g / 4 * 32)) = q.a[0][j];
   }
+  /// Positions of tokens g and g + 8 of a slot's rows or keys.
+  template <int Where>
+  __device__ __forceinline__ void load_codes(int slot, std::uint32_t (&codes)[2]) const {
+    const std::uint32_t own = this->slot_at(slot) + 4 * place.g;
+    codes[0] = load_word<Where>(own), codes[1] = load_word<Where + 32>(own);
+  }
   __device__ __forceinline__ void begin_tile(int tile, heads_state& state, tile_state& own) const {
-    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
-    const std::uint32_t moves[2] = {moves_of(row_codes[0], state.length, place.t),
-                                    moves_of(row_codes[8], state.length, place.t)};
+    std::uint32_t codes[2];
+    load_codes<layout::row_code>(tile, codes);
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
     rows_of_head q[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       this->load_rows(tile, queries, h, q[h]);
       this->scale_queries(q[h]);
+      __syncwarp();
       store_queries(tile, h, q[h]);
     }
 #pragma unroll
@@ -189,15 +197,16 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   /// Logits of a group, without masks.
   __device__ __forceinline__ void score_group(const tile_place& now, const heads_state& state,
                                               float (&s)[heads][2][4]) const {
-    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + now.tile * 16 + place.g;
-    const auto* key_codes = at<const std::uint32_t>(layout::key_code) + now.slot * 16 + place.g;
-    const std::uint32_t of_rows[2] = {row_codes[0], row_codes[8]};
-    const std::uint32_t codes[2] = {key_codes[0], key_codes[8]};
+    std::uint32_t codes[2], of_rows[2];
+    load_codes<layout::key_code>(now.slot, codes);
+    load_codes<layout::row_code>(now.tile, of_rows);
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[1], state.length, place.t)};
+    const std::uint32_t key_row = this->slot_at(now.slot) + this->left_row(),
+                        query_row = this->slot_at(now.tile) + this->left_row();
     rows_of_head k[heads];
 #pragma unroll
-    for (int h = 0; h < heads; ++h) this->load_rows(now.slot, keys_, h, k[h]);
+    for (int h = 0; h < heads; ++h) load_matrices(k[h].a[0], key_row + rows_at(0, keys_, h));
     typename base::cells_left left;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
@@ -211,7 +220,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       rows_of_head q;
-      this->load_rows(now.tile, queries, h, q);
+      load_matrices(q.a[0], query_row + rows_at(0, queries, h));
 #pragma unroll
       for (int b = 0; b < 2; ++b)
         multiply_add_16<T>(s[h][b], q.a[0], k[h].a[0][b], k[h].a[0][b + 2]);
@@ -238,6 +247,44 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       }
     }
   }
+  /// Raises rows' maxima if logits exceed them by more than the slack. All rows' steps go together, as each waits for
+  /// the one before.
+  __device__ __forceinline__ void raise(const float (&s)[heads][2][4], heads_state& state,
+                                        tile_state& own) const {
+    float largest[heads][2];
+    bool exceeds = false;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
+                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
+      exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
+    }
+    if (!__any_sync(base::all, exceeds)) return;
+    const weight_limits limits = limits_of(state.are_short);
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) largest[h][i] = quad_max(largest[h][i]);
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      float by[2];
+      if (!state.of_head[h].softmax.raise_rows(largest[h], log2_e, ln_2, limits.slack, limits.lag,
+                                               by))
+        continue;
+      scale_rows(by, state.of_head[h].o);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const half2 both = __float2half2_rn(by[i]);
+#pragma unroll
+        for (auto& of_axis : own.cells)
+#pragma unroll
+          for (std::uint32_t& word : of_axis[h][i])
+            *reinterpret_cast<half2*>(&word) = __hmul2(*reinterpret_cast<half2*>(&word), both);
+      }
+    }
+  }
   __device__ __forceinline__ void attend_group(const tile_place& now, heads_state& state,
                                                tile_state& own) const {
     float s[heads][2][4];
@@ -253,59 +300,43 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
             for (int h = 0; h < heads; ++h) s[h][b][j] = s[h][b][2 + j] = -INFINITY;
           }
     }
+    raise(s, state, own);
 #pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      auto& softmax = state.of_head[h].softmax;
-      const float largest[2] = {
-          fmaxf(fmaxf(s[h][0][0], s[h][0][1]), fmaxf(s[h][1][0], s[h][1][1])),
-          fmaxf(fmaxf(s[h][0][2], s[h][0][3]), fmaxf(s[h][1][2], s[h][1][3]))};
-      float by[2];
-      const weight_limits limits = limits_of(state.are_short);
-      if (!softmax.holds(largest) && softmax.raise(largest, log2_e, limits.slack, limits.lag, by)) {
-        scale_rows(by, state.of_head[h].o);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const half2 both = __float2half2_rn(by[i]);
-#pragma unroll
-          for (auto& of_axis : own.cells)
-#pragma unroll
-            for (std::uint32_t& word : of_axis[h][i])
-              *reinterpret_cast<half2*>(&word) = __hmul2(*reinterpret_cast<half2*>(&word), both);
-        }
-      }
+    for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], log2_e, softmax.offset[e / 2]));
-    }
+          s[h][b][e] = exp2_fast(fmaf(s[h][b][e], log2_e, state.of_head[h].softmax.offset[e / 2]));
     const std::uint32_t ones = pack<T>(1.0f, 1.0f);
+    const std::uint32_t key_row = this->slot_at(now.slot) + this->left_row();
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       auto& of_head = state.of_head[h];
       const weight_fragment<T> weights(s[h]);
       std::uint32_t v[4];
-      this->load_values(now.slot, h, v);
-      multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[2]);
-      multiply_add_16<T>(of_head.o[1], weights.a, v[1], v[3]);
+      load_matrices_transposed(v, key_row + rows_at(0, values, h));
+      multiply_add_16<T>(of_head.o[0], weights.a, v[0], v[1]);
+      multiply_add_16<T>(of_head.o[1], weights.a, v[2], v[3]);
       multiply_add_16<T>(of_head.softmax.sum, weights.a, ones, ones);
     }
     if (!state.has_values) return;
-    const auto* key_codes = at<const std::uint32_t>(layout::key_code) + now.slot * 16;
-    const uint2 far[2] = {*reinterpret_cast<const uint2*>(key_codes + 2 * place.t),
-                          *reinterpret_cast<const uint2*>(key_codes + 8 + 2 * place.t)};
+    typename base::key_places keys;
+    this->find_keys(load_word<layout::key_code>(this->slot_at(now.slot) + place.lane % 16 * 4),
+                    keys);
     weight_fragment<half> weights[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) weights[h] = weight_fragment<half>(s[h]);
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis)
-      this->template add_cells<false>(weights, far, axis, own.cells[axis]);
+      this->template add_cells<false>(weights, keys[axis], own.cells[axis]);
   }
   /// Adds the weights by cell times Tv.
   __device__ __forceinline__ void add_sums(int tile, heads_state& state, tile_state& own) const {
-    const auto* row_codes = at<const std::uint32_t>(layout::row_code) + tile * 16 + place.g;
-    const std::uint32_t moves[2] = {moves_of(row_codes[0], state.length, place.t),
-                                    moves_of(row_codes[8], state.length, place.t)};
+    std::uint32_t codes[2];
+    load_codes<layout::row_code>(tile, codes);
+    const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
+                                    moves_of(codes[1], state.length, place.t)};
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) this->add_axis_values(own.cells[axis], axis, moves, state);
   }
@@ -322,7 +353,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 
   /// Tiles of the block's list, as long as there are any.
   __device__ __forceinline__ void run_tiles() const {
-    tile_place next{0, 0, 0, 0, false, 0, 0, {}, {}};
+    tile_place next{0, 0, 0, 0, 0, 0, 0, {}, {}};
     take_tile(next);
     if (next.row == next.row_end) return;
     load_tokens(next);
@@ -340,7 +371,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       advance(next);
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the group before
-      if (now.first) begin_tile(now.tile, state, own);
+      if (now.first != 0) begin_tile(now.tile, state, own);
       __syncwarp();  // q is there, times the scale
       if (next.row != next.row_end) request_group(next);
       commit_copies();
@@ -354,7 +385,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       if (is_last) {
         const bool wanted[2] = {now.row + place.g < now.row_end,
                                 now.row + place.g + 8 < now.row_end};
-        this->store_heads(at<const std::int32_t>(layout::row_token) + now.tile * 16, wanted, state);
+        this->store_heads(at<const std::int32_t>(layout::row_token + now.tile * layout::step_bytes),
+                          wanted, state);
       }
     }
   }

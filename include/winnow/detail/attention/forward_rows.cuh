@@ -15,38 +15,6 @@
 
 namespace winnow::detail {
 
-__device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_t word) {
-  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(address), "r"(word) : "memory");
-}
-__device__ __forceinline__ uint4 load_shared_vector(std::uint32_t address) {
-  uint4 x;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(address)
-               : "memory");
-  return x;
-}
-__device__ __forceinline__ std::int32_t load_shared_int(std::uint32_t address) {
-  std::int32_t x;
-  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(address) : "memory");
-  return x;
-}
-
-__device__ __forceinline__ int2 load_shared_pair(std::uint32_t address) {
-  int2 x;
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
-               : "=r"(x.x), "=r"(x.y)
-               : "r"(address)
-               : "memory");
-  return x;
-}
-
-__device__ __forceinline__ char* load_shared_pointer(std::uint32_t address) {
-  std::uint64_t x;
-  asm volatile("ld.shared.b64 %0, [%1];\n" : "=l"(x) : "r"(address) : "memory");
-  return reinterpret_cast<char*>(x);
-}
-
 /// base + factor · step, in one instruction.
 __device__ __forceinline__ char* advance(char* base, std::int32_t factor, std::int32_t step) {
   std::int64_t result;

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/storage.hpp"
 
 namespace winnow::detail {
@@ -29,10 +30,6 @@ struct lane_place {
   __device__ __forceinline__ explicit lane_place(int thread)
       : lane(thread & 31), g(lane >> 2), t(lane & 3) {}
 };
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// \param row this lane's row of eight, by the shared memory's 32-bit address.
 __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], std::uint32_t row) {
@@ -52,6 +49,24 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], const void*
 }
 __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[4], const void* row) {
   load_matrices_transposed(r, shared_address(row));
+}
+
+/// Stores four matrices as `load_matrices` finds them. \param row lane l's row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices(const std::uint32_t (&r)[4], std::uint32_t row) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  const lane_place place;
+#pragma unroll
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const std::uint32_t own = __shfl_sync(0xffffffffu, row, 8 * matrix + place.g);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(own + 4 * static_cast<std::uint32_t>(place.t)),
+                 "r"(r[matrix])
+                 : "memory");
+  }
+#endif
 }
 
 /// D += A·B on m16n8k16.
