@@ -410,7 +410,8 @@ struct contextual_block {
     load_bounds(next);
     if (next.row >= assigned) return false;
     if constexpr (leaves_short)
-      if (shortest > 0 && has_taken_longer(group(), shortest, table_at<int>(0))) return false;
+      if (shortest > 0 && has_taken_longer(problem, group(), shortest, table_at<int>(0)))
+        return false;
     load_tables();
     turn_tokens tokens{};
     turn now = follow({0, 0, 0, 1, false}, next);

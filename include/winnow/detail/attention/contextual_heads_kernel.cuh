@@ -320,8 +320,7 @@ __global__ void __launch_bounds__(contextual_heads_layout<Radial>::threads, 1)
   bool incomplete = problem.zero_unassigned || group.path == encoding_path::rows;
   int shortest = 0;
   if constexpr (Radial) shortest = shortest_left<Radial>(problem, group);
-  if (group.path == encoding_path::tiles && group.counts->largest >= shortest &&
-      !(shortest > 0 && has_taken_longer(group, shortest, reinterpret_cast<int*>(memory)))) {
+  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
     contextual_tiles<T, Radial> attender{

@@ -174,6 +174,8 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
                      (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
         if (warps >= short_layout::least_warps && (sizeof(T) == 4 || has_moderate_scale(problem))) {
           parameters.takes_windows = true;
+          // Behind it then is contextual_forward_kernel, which looks whether it has.
+          parameters.takes_longer = !even;
           parameters.place = {place.is_first, true};
           place.is_first = false;
           error = launch_contextual_short<T, Radial>(parameters, processors, warps, heads, stream);

@@ -196,11 +196,11 @@ struct contextual_short_layout {
   /// Where lanes' parts of rows begin, of each lane of a quad.
   static constexpr int pointers = value_table + tuning.value_axes * axis_bytes;
   static constexpr int pointers_of_lane = 5;
-  static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [4]
-  static constexpr int longer = counters + 16;                          // int2, slots and sizes
+  static constexpr int counters = pointers + 4 * 8 * pointers_of_lane;  // int [5]
+  static constexpr int longer = counters + 32;  // int, the first of four windows each
   static constexpr int most_longer = 16;
   static constexpr int most_listed = 32 * most_warps;  ///< units, of each thread one
-  static constexpr int list = longer + 8 * most_longer;
+  static constexpr int list = longer + 4 * most_longer;
   static constexpr int block_bytes = list + 8 * most_listed;
   /// What chunks of windows cost lies where warps have nothing yet, int.
   static constexpr int chunk_costs = block_bytes;

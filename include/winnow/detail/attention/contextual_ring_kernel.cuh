@@ -266,8 +266,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   if (problem.zero_unassigned || group.path == encoding_path::rows)
     begin_ring<T, layout>(problem, own);
   const int shortest = shortest_left<Radial>(problem, group);
-  if (group.path == encoding_path::tiles && group.counts->largest >= shortest &&
-      !(shortest > 0 && has_taken_longer(group, shortest, reinterpret_cast<int*>(memory)))) {
+  if (group.path == encoding_path::tiles && group.counts->largest >= shortest) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     const auto block = [&] {

@@ -2,16 +2,15 @@
 /// \file
 /// Short spherical windows with contextual position encoding, for head dim 16.
 ///
-/// What one warp computes: of one head, the windows of up to 48 tokens that start in ranges of 32 slots. It
-/// takes them in units: as many whole windows as fit 16 slots, or one longer window. A unit's rows are its
-/// keys. Each token meets each table once, rows meet their own window's keys and nobody else's, and warps
-/// never wait for each other: where contextual_kernel.cuh takes 64 rows with the keys of all their windows
-/// a turn, a quarter of the time waits at barriers, and keys are multiplied with Tk by every block of rows
-/// that meets them.
+/// What one warp computes: of one head, windows of up to 48 tokens, in units: as many neighbouring windows as fit 16 slots,
+/// or one longer window. A unit's rows are its keys. Each token meets each table once, rows meet their own window's keys
+/// and nobody else's, and warps never wait for each other: where contextual_kernel.cuh takes 64 rows with the keys of all
+/// their windows a turn, a quarter of the time waits at barriers, and keys are multiplied with Tk by every block of rows
+/// that meets them. Units are on a list of the block's, contextual_short_list.cuh.
 ///
 /// Other steps are those of contextual_block.cuh, whose memory is the warp's, and whose warps are the tiles
 /// of the unit. Tables are the block's, which lives long. A unit's rows arrive by cp.async while the one before
-/// ends, and what is known of a range's slots a range ahead.
+/// ends, and what is known of its slots a unit ahead.
 ///
 /// Of longer windows few are taken row by row; more of them, and groups that have too many, are left to the kernel behind
 /// this one.
@@ -235,9 +234,8 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
   std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;
   contextual_short<T, Radial> attender{{problem, own.group, region, own.head, own.share, own.shares,
                                         group.counts->assigned, shared_address(region), memory}};
-  auto* const listed = attender.counter_of(attender.listed);
-  if (threadIdx.x == 0)
-    *listed = *attender.counter_of(attender.longer) = *attender.counter_of(attender.next_row) = 0;
+  if (static_cast<int>(threadIdx.x) < attender.counters)
+    *attender.counter_of(static_cast<int>(threadIdx.x)) = 0;
   __syncthreads();
   attender.store_costs();
   attender.load_tables();
@@ -251,7 +249,7 @@ __global__ void __launch_bounds__(32 * contextual_short_layout<Radial, sizeof(T)
     bad |= attender.run();
     if (first + static_cast<int>(blockDim.x) >= windows.end) break;
     __syncthreads();
-    if (threadIdx.x == 0) *listed = 0;
+    if (threadIdx.x == 0) *attender.counter_of(attender.counted) = 0;
     __syncthreads();
   }
   attender.run_longer();

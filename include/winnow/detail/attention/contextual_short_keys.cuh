@@ -81,9 +81,9 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
     const bool are_float = of_q.table.is_float || of_k.table.is_float;
     constexpr int blocks = 3 * axis_blocks, turns = 2;
     const int warps = base::warps();
-    bool first_time = true;
+    static_assert(layout::most_warps <= blocks);
 #pragma unroll 1
-    for (int first = this->warp; first < blocks || first_time; first += turns * warps) {
+    for (int first = this->warp; first < blocks; first += turns * warps) {
       element parts[turns][2];
 #pragma unroll
       for (int turn = 0; turn < turns; ++turn) {
@@ -98,8 +98,7 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
           parts[turn][1] = of_k.template load_stored<false>(axis, row, radial);
         }
       }
-      if (first_time) this->load_value_table(0, 3);
-      first_time = false;
+      if (first == this->warp) this->load_value_table(0, 3);
 #pragma unroll
       for (int turn = 0; turn < turns; ++turn)
         if (const int block = first + turn * warps; block < blocks)

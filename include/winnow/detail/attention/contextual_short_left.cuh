@@ -35,25 +35,31 @@ __device__ __forceinline__ bool reads_windows(const group_problem& group) {
 }
 /// Has contextual_short.cuh taken longer windows, too? It does if they are few. By a block of the kernel behind, which has
 /// found such a window; all threads take part. \param count in shared memory.
-__device__ __forceinline__ bool has_taken_longer(const group_problem& group, int shortest,
+__device__ __forceinline__ bool has_taken_longer(const forward_problem& problem,
+                                                 const group_problem& group, int shortest,
                                                  int* count) {
-  if (!reads_windows(group)) return false;
+  if (!problem.takes_longer || !reads_windows(group)) return false;
   if (threadIdx.x == 0) *count = 0;
   __syncthreads();
   const auto* const fours = reinterpret_cast<const int4*>(group.offsets);
   const int windows = group.counts->windows;
+  // As there, four neighbouring windows count as one.
   int longer = 0;
-  const auto look_at = [&](int size) { longer += size >= shortest ? 1 : 0; };
 #pragma unroll 16
   for (int i = static_cast<int>(threadIdx.x); i < windows / 4; i += static_cast<int>(blockDim.x)) {
     const int4 slots = fours[i];
-    look_at(slots.y - slots.x);
-    look_at(slots.z - slots.y);
-    look_at(slots.w - slots.z);
-    look_at(group.offsets[4 * i + 4] - slots.w);
+    const int behind = group.offsets[4 * i + 4];
+    longer += max(max(slots.y - slots.x, slots.z - slots.y),
+                  max(slots.w - slots.z, behind - slots.w)) >= shortest
+                  ? 1
+                  : 0;
   }
-  if (const int window = windows / 4 * 4 + static_cast<int>(threadIdx.x); window < windows)
-    look_at(group.offsets[window + 1] - group.offsets[window]);
+  if (threadIdx.x == 0) {
+    int largest = 0;
+    for (int window = windows / 4 * 4; window < windows; ++window)
+      largest = max(largest, group.offsets[window + 1] - group.offsets[window]);
+    longer += largest >= shortest ? 1 : 0;
+  }
   if (longer > 0) atomicAdd(count, longer);
   __syncthreads();
   const bool result = *count <= contextual_short_layout<true>::most_longer;

@@ -46,7 +46,7 @@ struct contextual_short_list
   static_assert(sizeof(listed_unit) == 8);
   static constexpr int count_shift = 20;
   /// Numbers in the block's memory.
-  enum counter { next_unit, listed, longer, next_row };
+  enum counter { next_unit, listed, counted, longer, next_row, counters };
   __device__ __forceinline__ int* counter_of(int which) const {
     return this->template table_at<int>(layout::counters) + which;
   }
@@ -101,7 +101,7 @@ struct contextual_short_list
     auto* const costs = this->template table_at<int>(layout::chunk_costs);
     constexpr int batch = 8;  // loads that are under way together
 #pragma unroll 1
-    for (int first = warp; first <= whole; first += batch * warps()) {
+    for (int first = warp; first < whole; first += batch * warps()) {
       int sizes[batch][4];
 #pragma unroll
       for (int i = 0; i < batch; ++i)
@@ -114,33 +114,24 @@ struct contextual_short_list
         longer_chunks |= has_longer(sizes[i]) ? 1u << i : 0u;
       }
       for (; longer_chunks != 0; longer_chunks &= longer_chunks - 1)
-        list_longer(first + (__ffs(static_cast<int>(longer_chunks)) - 1) * warps(), windows);
+        list_longer(first + (__ffs(static_cast<int>(longer_chunks)) - 1) * warps());
     }
     if (warp == whole % warps()) {
       int sizes[4];
       load_sizes(whole, windows, sizes);
       const int sum = __reduce_add_sync(all, cost_of(sizes));
       if (place.lane == 0) costs[whole] = sum;
-      if (has_longer(sizes)) list_longer(whole, windows);
+      if (has_longer(sizes)) list_longer(whole);
     }
   }
   static __device__ __forceinline__ bool has_longer(const int (&sizes)[4]) {
     return max(max(sizes[0], sizes[1]), max(sizes[2], sizes[3])) > layout::rows;
   }
-  /// Lists which of this lane's windows of a chunk are too long for a unit, as far as there is room.
-  __device__ __forceinline__ void list_longer(int index, int windows) const {
-    int sizes[4];
-    load_sizes(index, windows, sizes);
-    int slot = group().offsets[min(index * chunk + 4 * place.lane, windows)];
-#pragma unroll
-    for (const int size : sizes) {
-      if (size > layout::rows) {
-        const int number = atomicAdd(counter_of(longer), 1);
-        if (number < layout::most_longer)
-          this->template table_at<int2>(layout::longer)[number] = {slot, size};
-      }
-      slot += size;
-    }
+  /// Lists this lane's windows of a chunk, of which some are too long for a unit, as far as there is room.
+  __device__ __forceinline__ void list_longer(int index) const {
+    const int number = atomicAdd(counter_of(longer), 1);
+    if (number < layout::most_longer)
+      this->template table_at<int>(layout::longer)[number] = index * chunk + 4 * place.lane;
   }
   /// The block's windows, once all warps have stored costs.
   __device__ __forceinline__ window_span find_span() const {
@@ -196,87 +187,96 @@ struct contextual_short_list
   /// Lists the units of as many windows as there are threads, from `first` on; all threads take part, and meet. Those of
   /// three tiles come first.
   __device__ __forceinline__ void list_units(int first, int end) const {
-    const std::int32_t* const offsets = group().offsets;
-    const int window = min(first + 32 * warp_of_block() + place.lane, end);
-    const int begin = offsets[window], behind = offsets[min(window + 1, end)];
-    // How many windows from this one on fit 16 rows, all of the same warp.
-    int windows = 1;
+    const int first_of_warp = first + 32 * warp_of_block();
+    const bool has_windows = first_of_warp < end;
+    int begin = 0, behind = 0, count = 0, tiles = 0;
+    std::uint32_t begins = 0, before = 0;
+    bool is_unit = false;
+    if (has_windows) {
+      const std::int32_t* const offsets = group().offsets;
+      const int window = min(first_of_warp + place.lane, end);
+      begin = offsets[window], behind = offsets[min(window + 1, end)];
+      // How many windows from this one on fit 16 rows, all of the same warp.
+      int windows = 1;
 #pragma unroll
-    for (int more = 8; more > 0; more /= 2) {
-      const int last = place.lane + windows - 1 + more;
-      if (__shfl_sync(all, behind, last & 31) - begin <= 16 && last < 32) windows += more;
-    }
-    // Which of the windows begin a unit: from the warp's first one on, each that the one before leads to.
-    int next = place.lane + windows;
-    std::uint32_t begins = 1u << place.lane;
+      for (int more = 8; more > 0; more /= 2) {
+        const int last = place.lane + windows - 1 + more;
+        if (__shfl_sync(all, behind, last & 31) - begin <= 16 && last < 32) windows += more;
+      }
+      // Which of the windows begin a unit: from the warp's first one on, each that the one before leads to.
+      int next = place.lane + windows;
+      begins = 1u << place.lane;
 #pragma unroll
-    for (int step = 0; step < 5; ++step) {
-      const std::uint32_t further = __shfl_sync(all, begins, next & 31);
-      const int behind_next = __shfl_sync(all, next, next & 31);
-      if (next < 32) begins |= further, next = behind_next;
-    }
-    begins = __shfl_sync(all, begins, 0);
-    const int count = __shfl_sync(all, behind, (place.lane + windows - 1) & 31) - begin;
-    const bool is_unit = (begins >> place.lane & 1) != 0 && count > 0 && count <= layout::rows;
-    const int tiles = (count + 15) / 16;
-    // Units of one to three tiles are counted in ten bits each.
-    std::uint32_t before = 0, of_warp = 0;
+      for (int step = 0; step < 5; ++step) {
+        const std::uint32_t further = __shfl_sync(all, begins, next & 31);
+        const int behind_next = __shfl_sync(all, next, next & 31);
+        if (next < 32) begins |= further, next = behind_next;
+      }
+      begins = __shfl_sync(all, begins, 0);
+      count = __shfl_sync(all, behind, (place.lane + windows - 1) & 31) - begin;
+      is_unit = (begins >> place.lane & 1) != 0 && count > 0 && count <= layout::rows;
+      tiles = (count + 15) / 16;
+      // Units of one to three tiles are counted in ten bits each.
+      std::uint32_t of_warp = 0;
 #pragma unroll
-    for (int size = 1; size <= 3; ++size) {
-      const std::uint32_t lanes = __ballot_sync(all, is_unit && tiles == size);
-      before += __popc(lanes & ((1u << place.lane) - 1)) << (10 * (size - 1));
-      of_warp += __popc(lanes) << (10 * (size - 1));
+      for (int size = 1; size <= 3; ++size) {
+        const std::uint32_t lanes = __ballot_sync(all, is_unit && tiles == size);
+        before += __popc(lanes & ((1u << place.lane) - 1)) << (10 * (size - 1));
+        of_warp += __popc(lanes) << (10 * (size - 1));
+      }
+      if (place.lane == 0) of_warp = atomicAdd(counter_of(counted), static_cast<int>(of_warp));
+      before += __shfl_sync(all, of_warp, 0);
     }
-    auto* const counted = reinterpret_cast<std::uint32_t*>(counter_of(listed));
-    if (place.lane == 0) of_warp = atomicAdd(counted, of_warp);
-    before += __shfl_sync(all, of_warp, 0);
     __syncthreads();
-    const std::uint32_t units = *counted;
+    const auto units = static_cast<std::uint32_t>(*counter_of(counted));
     constexpr std::uint32_t ten = 1023;
     const std::uint32_t of_three = units >> 20, of_two = units >> 10 & ten;
-    const std::uint32_t index = tiles == 3   ? before >> 20
-                                : tiles == 2 ? of_three + (before >> 10 & ten)
-                                             : of_three + of_two + (before & ten);
-    auto* const list = this->template table_at<listed_unit>(layout::list);
-    if (is_unit)
-      list[index] = {
-          begin, count <= 16 ? 1u | 1u << count : static_cast<std::uint32_t>(count) << count_shift};
-    __syncwarp();
-    // The others are marked in the unit that the window before them began.
-    const int owner = 31 - __clz(static_cast<int>(begins & ((2u << place.lane) - 1)));
-    const int distance = begin - __shfl_sync(all, begin, owner);
-    const std::uint32_t index_of_owner = __shfl_sync(all, index, owner);
-    if (owner != place.lane && distance < 16 && behind > begin)
-      atomicOr(&list[index_of_owner].marks, 1u << distance);
-    __syncthreads();
     if (threadIdx.x == 0) {
       *counter_of(next_unit) = 0;
-      *counted = of_three + of_two + (units & ten);
+      *counter_of(listed) = static_cast<int>(of_three + of_two + (units & ten));
+    }
+    if (has_windows) {
+      const std::uint32_t index = tiles == 3   ? before >> 20
+                                  : tiles == 2 ? of_three + (before >> 10 & ten)
+                                               : of_three + of_two + (before & ten);
+      auto* const list = this->template table_at<listed_unit>(layout::list);
+      if (is_unit)
+        list[index] = {begin, count <= 16 ? 1u | 1u << count
+                                          : static_cast<std::uint32_t>(count) << count_shift};
+      __syncwarp();
+      // The others are marked in the unit that the window before them began.
+      const int owner = 31 - __clz(static_cast<int>(begins & ((2u << place.lane) - 1)));
+      const int distance = begin - __shfl_sync(all, begin, owner);
+      const std::uint32_t index_of_owner = __shfl_sync(all, index, owner);
+      if (owner != place.lane && distance < 16 && behind > begin)
+        atomicOr(&list[index_of_owner].marks, 1u << distance);
     }
     __syncthreads();
   }
   /// Rows of windows that are too long for a unit, as warps come to take them: those of the block are every so
   /// many-th one, by slots.
   __device__ __forceinline__ void run_longer() const {
-    const int windows = *counter_of(longer);
-    if (windows == 0 || windows > layout::most_longer) return;
-    while (true) {
+    const int fours = *counter_of(longer);
+    if (fours == 0 || fours > layout::most_longer || !base::problem.takes_longer) return;
+    const auto take = [&] {
       int number = 0;
       if (place.lane == 0) number = atomicAdd(counter_of(next_row), 1);
-      number = __shfl_sync(all, number, 0);
-      int slot = -1;
-      for (int i = 0; i < windows; ++i) {
-        const int2 window = this->template table_at<const int2>(layout::longer)[i];
-        const int first = window.x + (share - window.x % shares + shares) % shares;
-        const int rows = (window.x + window.y - first + shares - 1) / shares;
-        if (number < max(rows, 0)) {
-          slot = first + number * shares;
-          break;
-        }
-        number -= max(rows, 0);
+      return __shfl_sync(all, number, 0);
+    };
+    const int windows = group().counts->windows;
+    int own = take(), number = 0;
+#pragma unroll 1
+    for (int i = 0; i < 4 * fours; ++i) {
+      const int window =
+          min(this->template table_at<const int>(layout::longer)[i / 4] + i % 4, windows);
+      const int begin = group().offsets[window], end = group().offsets[min(window + 1, windows)];
+      if (end - begin <= layout::rows) continue;
+      for (int slot = begin + (share - begin % shares + shares) % shares; slot < end;
+           slot += shares, ++number) {
+        if (number != own) continue;
+        attend_row_by_keys<T>(base::problem, group(), group().first_head + base::group_head, slot);
+        own = take();
       }
-      if (slot < 0) return;
-      attend_row_by_keys<T>(base::problem, group(), group().first_head + base::group_head, slot);
     }
   }
 };

@@ -41,7 +41,7 @@ struct contextual_units_cells : contextual_units_copies<T, Heads> {
          i += layout::threads) {
       const int block = i / 8;
       // Columns have the order of `spread`.
-      const int cell = block % 3 == 2 ? block / 3 : 8;
+      const int cell = block > 0 && block % 3 == 0 ? block / 3 - 1 : 8;
       const std::uint32_t one = cell < 4 ? 0x3c00u : 0x3c000000u;
       const auto word = [&](int number) { return cell < 8 && cell % 4 == number ? one : 0u; };
       this->template table_at<uint4>(layout::one_hots)[i] = {word(0), word(1), word(2), word(3)};
@@ -50,8 +50,9 @@ struct contextual_units_cells : contextual_units_copies<T, Heads> {
   /// Where this lane's rows of matrices begin, an axis each. \param code of key lane % 16.
   using key_places = std::uint32_t[3];
   __device__ __forceinline__ void find_keys(std::uint32_t code, key_places& places) const {
-    // Cell 8 b + c is in the block behind 3 c + 2; its row begins b blocks before, for each axis a byte.
-    const std::uint32_t blocks = 3u * (code & 0x070707u) + 0x020202u - (code >> 3 & 0x030303u);
+    // The 1 of cell 8 b + c is in block 3 c + 3, and its row begins b blocks before: a byte for each axis. What lies behind
+    // a unit's last key may be any bits, and finds a row in the table as well, as b is at most 3.
+    const std::uint32_t blocks = 3u * (code & 0x070707u) + 0x030303u - (code >> 3 & 0x030303u);
     const auto lane = static_cast<std::uint32_t>(place.lane);
     const std::uint32_t first = shared_address(tables) + layout::one_hots + lane % 8 * 16 +
                                 lane / 16 * layout::one_hot_bytes;

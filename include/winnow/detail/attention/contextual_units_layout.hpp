@@ -55,7 +55,7 @@ struct contextual_units_layout {
   // The block's memory: tables, then
   /// What contextual_units_cells.cuh loads one-hot rows from: 16 bytes for each of eight rows.
   static constexpr int one_hots = heads * head_bytes;
-  static constexpr int one_hot_bytes = 8 * 16, one_hot_blocks = 3 * 8 + 2;
+  static constexpr int one_hot_bytes = 8 * 16, one_hot_blocks = 3 * 8 + 3;
   static constexpr int pointers = one_hots + one_hot_blocks * one_hot_bytes;  // of lanes of a quad
   static constexpr int pointers_of_lane = 4 + heads;  // q, k, v, out of each head, LSE
   static constexpr int table_sums = pointers + 4 * 8 * pointers_of_lane;  // float [heads][3][16]
@@ -70,7 +70,8 @@ struct contextual_units_layout {
   // A warp's memory.
   // A slot: T [q, k, v][heads][16], and of tiles in longer windows keys' positions, rows' tokens and positions.
   static constexpr int key_code = heads * 3 * tile_bytes;  // uint32 [16]
-  static constexpr int row_token = key_code + 4 * 16;      // int32 [16]
+  static constexpr int later_token = key_code + 4 * 16;    // int32 [16], of the group behind
+  static constexpr int row_token = later_token + 4 * 16;   // int32 [16]
   static constexpr int row_code = row_token + 4 * 16;      // uint32 [16]
   static constexpr int step_bytes = row_code + 4 * 16;
   static constexpr int steps = 0;  // [slots]

@@ -73,16 +73,25 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     next.first = 1;
     next.tile ^= 1;
   }
-  /// Reads a group's tokens, and those of its tile.
+  /// Reads the tokens of a tile's first group, and those of the tile.
   __device__ __forceinline__ void load_tokens(tile_place& next) const {
-    if (next.row == next.row_end) return;
+    if (next.first == 0) return;
     const std::int32_t* order = group().order;
 #pragma unroll
     for (int pass = 0; pass < passes; ++pass) {
       const int row = this->own_row() + rows_of_pass * pass;
       next.key_tokens[pass] = order[min(next.key + row, next.end - 1)];
-      if (next.first != 0) next.row_tokens[pass] = order[min(next.row + row, next.row_end - 1)];
+      next.row_tokens[pass] = order[min(next.row + row, next.row_end - 1)];
     }
+  }
+  /// Those of a later one have come with the group before.
+  __device__ __forceinline__ void find_tokens(const tile_place& now, tile_place& next) const {
+    if (next.first != 0) return;
+    const std::uint32_t own = this->slot_at(now.slot) + 4 * this->own_row();
+    next.key_tokens[0] = static_cast<std::int32_t>(load_word<layout::later_token>(own));
+    if constexpr (passes == 2)
+      next.key_tokens[passes - 1] =
+          static_cast<std::int32_t>(load_word<layout::later_token + 4 * rows_of_pass>(own));
   }
   /// Asks for a group of keys, and for the rows of a tile with its first one.
   __device__ __forceinline__ void request_group(const tile_place& next) const {
@@ -101,11 +110,11 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
                 problem.v.token_stride, valid);
     }
     const auto lane = static_cast<std::uint32_t>(place.lane);
-    // By half of the lanes again, as a condition would be a branch.
-    const std::uint32_t key = lane % 16;
-    copy_element_async(this->slot_at(next.slot) + layout::key_code + 4 * key,
-                       group().positions + next.key + key,
-                       next.key + static_cast<int>(key) < next.end);
+    // Half of the lanes copy positions, the others the next group's tokens.
+    const auto* const source =
+        lane < 16 ? group().positions : reinterpret_cast<const std::uint32_t*>(group().order);
+    copy_element_async(this->slot_at(next.slot) + layout::key_code + 4 * lane,
+                       source + next.key + lane, next.key + place.lane < next.end);
     if (next.first == 0) return;
     const std::byte* const rows = this->source(queries);
 #pragma unroll
@@ -371,6 +380,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       advance(next);
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the group before
+      find_tokens(now, next);
       if (now.first != 0) begin_tile(now.tile, state, own);
       __syncwarp();  // q is there, times the scale
       if (next.row != next.row_end) request_group(next);

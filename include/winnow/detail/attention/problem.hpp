@@ -87,6 +87,8 @@ struct forward_problem {
   kernel_place place;
   /// Groups of short windows have a kernel of their own.
   bool takes_windows = false;
+  /// Which takes a few longer windows, too, instead of the kernel behind it.
+  bool takes_longer = false;
   packed_view packed[4];  ///< q, k, v and out, for short windows
   /// Of the long windows' items so many are of all heads of their column, the others of one each.
   std::int64_t whole_items = INT64_MAX;
