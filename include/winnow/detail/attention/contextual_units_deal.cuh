@@ -6,9 +6,8 @@
 /// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
 /// of the sum: neighbouring windows, of which the first and the last may be cut between tiles. A thread adds up 8 to 32
 /// windows; those threads whose windows the share has a part of are listed, a dozen, and a warp for each lists tiles, a
-/// lane for a window. Where windows are many
-/// it takes part in every so many-th chunk of them only, as reading all of them takes more than it gains. All blocks of
-/// the same chunks come to the same sums, so that nothing is taken twice.
+/// lane for a window. Where windows are many it takes part in every so many-th chunk of them only, as reading all of
+/// them takes more than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
 ///
 /// Behind another kernel of the call blocks begin one after the other, as multiprocessors have done with that one. Those
 /// that begin first, which are the first ones, then take more.

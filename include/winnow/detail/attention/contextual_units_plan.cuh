@@ -4,7 +4,7 @@
 ///
 /// A block's slots are stripes of 16, every so many-th, as scans are dense in places. Windows that start in a
 /// stripe are the block's if they are short. Those of one token are listed. Those of up to 16 go to units of 16 rows,
-/// each warp's windows to units of its own: the largest one first, then the largest that still fits. Longer
+/// each warp's windows to units of its own: the largest first, each to the first one that has room. Longer
 /// windows are cut into tiles of 16 rows, counted from their start, each a piece of work of its own, and belong to
 /// the stripe where the tile starts.
 #pragma once
@@ -39,7 +39,7 @@ struct contextual_units_plan
   }
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
-    dealt,  ///< windows, by contextual_units_deal.cuh
+    dealt,  ///< threads whose windows the share has a part of: contextual_units_deal.cuh
     next_tile,
     next_single,
     counters,
