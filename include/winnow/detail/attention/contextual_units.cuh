@@ -276,7 +276,8 @@ struct contextual_units : contextual_units_cells<T, Heads> {
 #pragma unroll
       for (int b = 0; b < 2; ++b)
         multiply_add_16<T>(s[h][b], q[h].a[0], k[h].a[0][b], k[h].a[0][b + 2]);
-    // As right factors they are pairs of other registers. Of two heads it takes no more to compare again than to move them.
+    // As right factors they are pairs of other registers. For two heads it takes no more to compare again than to move
+    // them.
     const auto* const volatile_codes = reinterpret_cast<const volatile std::uint32_t*>(all_codes);
     const std::uint32_t again[2] = {volatile_codes[place.g], volatile_codes[place.g + 8]};
 #pragma unroll

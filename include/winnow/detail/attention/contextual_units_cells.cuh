@@ -3,9 +3,9 @@
 /// One-hot rows of keys by `ldmatrix`, as the right factor of weights: a load of four registers of a lane instead of as
 /// many comparisons.
 ///
-/// A row of 24 cells is three blocks of eight, one of which has the 1. So the table has, for each of eight places of the
-/// 1, a block, and between them two blocks of zeros; where a row begins says its position. A block is there once for each
-/// of the eight rows of a matrix, in banks of their own, so that no load has conflicts.
+/// A row of 24 cells is three blocks of eight, one of which has the 1. So the table has a block for each of eight
+/// places of the 1, and two blocks of zeros between them; where a row begins says its position. A block is there once
+/// for each of the eight rows of a matrix, in banks of their own, so that no load has conflicts.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ struct contextual_units_cells : contextual_units_copies<T, Heads> {
   /// Where this lane's rows of matrices begin, an axis each. \param code of key lane % 16.
   using key_places = std::uint32_t[3];
   __device__ __forceinline__ void find_keys(std::uint32_t code, key_places& places) const {
-    // The 1 of cell 8 b + c is in block 3 c + 3, and its row begins b blocks before: a byte for each axis. What lies behind
-    // a unit's last key may be any bits, and finds a row in the table as well, as b is at most 3.
+    // The 1 of cell 8 b + c is in block 3 c + 3, and its row begins b blocks before: a byte for each axis. What lies
+    // behind a unit's last key may be any bits, and finds a row in the table as well, as b is at most 3.
     const std::uint32_t blocks = 3u * (code & 0x070707u) + 0x030303u - (code >> 3 & 0x030303u);
     const auto lane = static_cast<std::uint32_t>(place.lane);
     const std::uint32_t first = shared_address(tables) + layout::one_hots + lane % 8 * 16 +
