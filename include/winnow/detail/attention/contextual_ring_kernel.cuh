@@ -148,8 +148,12 @@ struct contextual_ring_reader : contextual_heads<T, Radial, contextual_ring_layo
       if constexpr (Radial)
 #pragma unroll
         for (int b = 0; b < 2; ++b) {
-          this->add_pairs(state, pairs[b].of_rows, s[0][b], s[1][b]);
-          this->add_pairs(state, pairs[b].of_keys, s[0][b], s[1][b]);
+          // One product less for each head, at the cost of one more rounding to half.
+          std::uint32_t sums[4];
+#pragma unroll
+          for (int pair = 0; pair < 4; ++pair)
+            sums[pair] = add_half_pairs(pairs[b].of_rows[pair], pairs[b].of_keys[pair]);
+          this->add_pairs(state, sums, s[0][b], s[1][b]);
         }
       this->weigh(
           cursor.keys, key >= common_first && key + keys <= common_last,
