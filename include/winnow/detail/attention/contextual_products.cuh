@@ -69,6 +69,7 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[2], const void*
                : "memory");
 }
 
+/// Two halves each.
 __device__ __forceinline__ std::uint32_t add_half_pairs(std::uint32_t x, std::uint32_t y) {
   asm("add.rn.f16x2 %0, %0, %1;" : "+r"(x) : "r"(y));
   return x;
