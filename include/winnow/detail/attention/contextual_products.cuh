@@ -69,6 +69,11 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[2], const void*
                : "memory");
 }
 
+/// Two halves each.
+__device__ __forceinline__ std::uint32_t add_half_pairs(std::uint32_t x, std::uint32_t y) {
+  asm("add.rn.f16x2 %0, %0, %1;" : "+r"(x) : "r"(y));
+  return x;
+}
 /// 1.0 where the halves are equal, else 0.0: two elements of a one-hot row.
 __device__ __forceinline__ std::uint32_t one_hot(std::uint32_t positions, std::uint32_t cells) {
   std::uint32_t equal;

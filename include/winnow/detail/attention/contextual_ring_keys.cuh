@@ -303,9 +303,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Of keys g and g + 8, a pair of table rows for each block.
   using rows_of_axis = std::uint32_t[heads][2][axis_blocks];
-  static __device__ __forceinline__ void multiply_keys(const key_group& own,
-                                                       const axis_factors& factors,
-                                                       rows_of_axis& by_row) {
+  static __device__ __forceinline__ void multiply_group(const key_group& own,
+                                                        const axis_factors& factors,
+                                                        rows_of_axis& by_row) {
 #pragma unroll
     for (int block = 0; block < axis_blocks; ++block)
 #pragma unroll
@@ -332,7 +332,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     const key_group own = this->load_group(keys_slot);
     __syncwarp();  // all lanes have read positions, which some lanes mark
     rows_of_axis by_row;
-    multiply_keys(own, factors, by_row);
+    multiply_group(own, factors, by_row);
     factors = load_factors(tables, 0);
     this->store_radials(by_row, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
                         layout::key_row(8));
@@ -347,7 +347,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     std::uint32_t cells[heads][2][words];
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis) {
-      multiply_keys(own, factors, by_row);
+      multiply_group(own, factors, by_row);
       if (axis + 1 < layout::axes) factors = load_factors(tables, axis + 1);
 #pragma unroll
       for (int h = 0; h < heads; ++h) {
