@@ -133,8 +133,7 @@ struct ring_order {
         if (other == warp) of_turn[turn] = sum;
         sum += counts[(turn * warps + other) * classes + lane];
       }
-    const int of_larger =
-        static_cast<int>(warp_inclusive_sum(static_cast<std::uint32_t>(sum))) - sum;
+    const int of_larger = warp_inclusive_sum(sum) - sum;
     const float inverse = __fdividef(1.0f, static_cast<float>(sharers));
 #pragma unroll
     for (int turn = 0; turn < turns; ++turn) {

@@ -19,6 +19,7 @@
 #include "winnow/detail/attention/contextual_short_rows.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -83,15 +84,6 @@ struct contextual_short_list
   static __device__ __forceinline__ int cost_of(const int (&sizes)[4]) {
     return (cost_of(sizes[0]) + cost_of(sizes[1])) + (cost_of(sizes[2]) + cost_of(sizes[3]));
   }
-  __device__ __forceinline__ int sum_up_to_lane(int value) const {
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(all, value, distance);
-      if (place.lane >= distance) value += other;
-    }
-    return value;
-  }
-
   /// What each chunk costs, to the block's memory; all warps take part.
   __device__ __forceinline__ void store_costs() const {
     if (!reads_windows(group())) return;
@@ -146,7 +138,7 @@ struct contextual_short_list
       const int index = place.lane * of_lane + i;
       own += index < chunks ? costs[index] : 0;
     }
-    const int behind = sum_up_to_lane(own);
+    const int behind = warp_inclusive_sum(own);
     const int sum = __shfl_sync(all, behind, 31);
     // The chunks in which the share begins and ends, what is before them, and their windows.
     int limits[2], chunks_of[2], before[2], sizes[2][4];
@@ -169,7 +161,7 @@ struct contextual_short_list
     for (int i = 0; i < 2; ++i) {
       // The first window before which others cost so much.
       const int of_four = cost_of(sizes[i]);
-      int cost = before[i] + sum_up_to_lane(of_four);
+      int cost = before[i] + warp_inclusive_sum(of_four);
       const unsigned lanes = __ballot_sync(all, cost > limits[i]);
       cost -= of_four;
       int window = chunks_of[i] * chunk + 4 * place.lane;

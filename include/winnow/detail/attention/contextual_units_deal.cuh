@@ -8,14 +8,12 @@
 /// windows; those threads whose windows the share has a part of are listed, a dozen, and a warp for each lists tiles, a
 /// lane for a window. Where windows are many it takes part in every so many-th chunk of them only, as reading all of
 /// them takes more than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
-///
-/// Behind another kernel of the call blocks begin one after the other, as multiprocessors have done with that one. Those
-/// that begin first, which are the first ones, then take more.
 #pragma once
 
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_units_plan.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -34,11 +32,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static constexpr int tile_cost = 8, group_cost = 8;
   static_assert(tile_cost == group_cost);  // or cost_of_eight would be another sum
   static constexpr int most_groups = 255;  ///< of a tile, that count
-  /// So much more than the mean the first block takes where another kernel is before, and so much less the last one.
-  /// Of many windows more are short, and those are not dealt out.
-  static __device__ __forceinline__ float first_more(int parts) {
-    return parts > 1 ? 0.06f : 0.04f;
-  }
   /// \param groups of 16 tokens of a window of more than 16.
   static __device__ __forceinline__ int cost_of_tile(int groups) {
     return tile_cost + group_cost * min(groups, most_groups);
@@ -71,7 +64,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// use yet.
   __device__ __forceinline__ dealt_part load_sizes() const {
     const int windows = group().counts->windows;
-    // More parts differ by more than blocks do, but then those that begin first could not take more.
+    // More parts differ by more, which matters less behind another kernel.
     const int most_parts = base::problem.place.is_first ? 2 : 4;
     int parts = (windows + layout::dealt_windows - 1) / layout::dealt_windows;
     while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
@@ -95,12 +88,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
 #pragma unroll 1
     for (int i = 0; i < own.windows / 8; ++i)
       own_cost += cost_of_eight(own_codes[i], window_of_part(own, first_number + 8 * i));
-    int before = own_cost;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(base::all, before, distance);
-      if (base::place.lane >= distance) before += other;
-    }
+    int before = warp_inclusive_sum(own_cost);
     int* const sums = this->template table_at<int>(layout::warp_costs);
     if (base::place.lane == 31) sums[warp] = before;
     __syncthreads();
@@ -111,14 +99,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       if (i < warp) before += sums[i];
       sum += sums[i];
     }
-    const float slope = base::problem.place.is_first ? 0.0f : first_more(own.parts);
     const int sharers = shares / own.parts, sharer = share / own.parts;
-    // Rounded as it says, so that a share ends where the next one begins.
-    const auto cut = [&](int i) {
-      const float x = __fdiv_rn(static_cast<float>(i), static_cast<float>(sharers));
-      const float of_all = __fmaf_rn(slope, __fmaf_rn(-x, x, x), x);
-      return i == sharers ? sum : __float2int_rz(__fmul_rn(static_cast<float>(sum), of_all));
-    };
+    const auto cut = [&](int i) { return sum / sharers * i + sum % sharers * i / sharers; };
     const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
     const int first = share_end - share_cost + turn * most_cost;
     const int end = min(first + most_cost, share_end);
@@ -211,13 +193,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int2 slots = {group().offsets[min(window, last)], group().offsets[min(window + 1, last)]};
     const int groups = groups_of(slots.y - slots.x);
     const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
-    int before = cost;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(base::all, before, distance);
-      if (lane >= distance) before += other;
-    }
-    before += windows.before - cost;
+    const int before = windows.before + warp_inclusive_sum(cost) - cost;
     const int first_tile = (max(first - before, 0) + each - 1) / each;
     const int end_tile = groups > 1 ? min(groups, (end - before + each - 1) / each) : 0;
     if (first_tile >= end_tile) return;

@@ -241,10 +241,8 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
   begin_beside(problem.place);
   using layout = contextual_units_layout<Heads>;
   extern __shared__ __align__(16) std::byte memory[];
-  block_share own = share_of_block(problem);
+  const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
-  const int pairs = group.heads / Heads, index = own.head * own.shares + own.share;
-  own.head = index % pairs, own.share = index / pairs;  // whose first blocks begin first
   if (group.path == encoding_path::tiles) {
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     std::byte* region = memory + layout::block_bytes + warp * layout::warp_bytes;

@@ -26,14 +26,6 @@ __device__ __forceinline__ void choose_all(std::uint32_t bits, const std::uint32
         "r"(clear[4]), "r"(clear[5]), "r"(clear[6]), "r"(clear[7]), "n"(Bit));
 }
 
-/// `__byte_perm` whose selector is known to be one.
-__device__ __forceinline__ std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high,
-                                                      std::uint32_t selector) {
-  std::uint32_t bytes;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
-  return bytes;
-}
-
 /// `row_shift` of a token's products of two heads.
 struct row_shift_of_heads {
   std::uint32_t steps;
@@ -57,9 +49,8 @@ struct row_shift_of_heads {
     const int source = static_cast<int>(steps) + 2 * t + 1;
 #pragma unroll
     for (int k = 0; k < cell_words; ++k) {
-      first_cells[k] = __shfl_sync(0xffffffffu, select_bytes(z[k], z[k + 1], select), source, 4);
-      second_cells[k] =
-          __shfl_sync(0xffffffffu, select_bytes(z[k + 4], z[k + 5], select), source, 4);
+      first_cells[k] = __shfl_sync(0xffffffffu, permute(z[k], z[k + 1], select), source, 4);
+      second_cells[k] = __shfl_sync(0xffffffffu, permute(z[k + 4], z[k + 5], select), source, 4);
     }
   }
   /// The way back, zeros where there is no cell.
@@ -79,10 +70,10 @@ struct row_shift_of_heads {
     std::uint32_t z[2][4], y[8], last[8], ends[8], middle[8];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      z[h][0] = select_bytes(0, w[h][0], select);
-      z[h][1] = select_bytes(w[h][0], w[h][1], select);
-      z[h][2] = select_bytes(w[h][1], w[h][2], select);
-      z[h][3] = select_bytes(w[h][2], 0, select);
+      z[h][0] = permute(0, w[h][0], select);
+      z[h][1] = permute(w[h][0], w[h][1], select);
+      z[h][2] = permute(w[h][1], w[h][2], select);
+      z[h][3] = permute(w[h][2], 0, select);
     }
     choose_all<8>(steps, {0, z[0][0], z[0][1], z[0][2], 0, z[1][0], z[1][1], z[1][2]},
                   {z[0][0], z[0][1], z[0][2], z[0][3], z[1][0], z[1][1], z[1][2], z[1][3]}, y);

@@ -140,12 +140,12 @@ __device__ inline unsigned lanes_below() noexcept {
   return (1u << lane_id()) - 1u;
 }
 
-/// Σ over the lanes up to and including this one. \tparam Unsigned 32 or 64 bits.
-template <class Unsigned>
-__device__ inline Unsigned warp_inclusive_sum(Unsigned value) noexcept {
+/// Σ over the lanes up to and including this one. \tparam Integer of 32 or 64 bits.
+template <class Integer>
+__device__ inline Integer warp_inclusive_sum(Integer value) noexcept {
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
-    const Unsigned below = __shfl_up_sync(all_lanes, value, step);
+    const Integer below = __shfl_up_sync(all_lanes, value, step);
     if (lane_id() >= step) value += below;
   }
   return value;
