@@ -24,8 +24,7 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
   const int last = 2 * (group().quant_length - 1);
   const int first_chunk = static_cast<int>(threadIdx.x);
   const int column = first_chunk % chunks * width;
-  for (int i = first_chunk / chunks; i < count * tile_rows;
-       i += threads / chunks) {
+  for (int i = first_chunk / chunks; i < count * tile_rows; i += threads / chunks) {
     const int axis = first + i / tile_rows;
     const int row = i % tile_rows;
     const bool radial_axis = Radial && axis == 2;

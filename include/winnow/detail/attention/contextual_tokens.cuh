@@ -31,8 +31,8 @@ __device__ __forceinline__ auto contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
-__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_tables(int threads)
-    const {
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::load_value_tables(
+    int threads) const {
   contextual_block of_head = *this;
 #pragma unroll
   for (int h = 0; h < layout::heads; ++h) {
