@@ -15,6 +15,7 @@
 #include "winnow/detail/attention/backward_rounding.cuh"
 #include "winnow/detail/attention/backward_wgmma_layout.hpp"
 #include "winnow/detail/attention/backward_wgmma_tiles.cuh"
+#include "winnow/detail/attention/forward_rows.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/softmax.cuh"
