@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     } else {
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
       contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
-      __syncthreads();
+      meet<0, layout::threads>();
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
       // Where short windows are another kernel's, most passes are not taken, and none are sorted.
@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
-      asm volatile("bar.sync 1, %0;" ::"n"(32 * layout::readers) : "memory");
+      meet<1, 32 * layout::readers>();
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();

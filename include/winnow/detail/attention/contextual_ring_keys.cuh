@@ -392,7 +392,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     if (knows_first)
       take_first(passes, after);
     else
-      __syncthreads();
+      meet<0, layout::threads>();
     follow(after, ahead);
     load_tokens(ahead, own);
     request_keys(ahead, own, cursor.keys);
@@ -405,7 +405,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead.first = 0;
     if (has_next) load_tokens(ahead, own);
     request_rows_of(now);
-    if (knows_first) __syncthreads();
+    if (knows_first) meet<0, layout::threads>();
     if (!has_next && now.row < assigned) {
       follow(after, ahead);
       load_tokens(ahead, own);
