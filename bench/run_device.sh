@@ -18,11 +18,12 @@
 #     CUDAARCHS         the architecture (90)
 #
 # GoogleTest and Google Benchmark may come from a prefix: -DCMAKE_PREFIX_PATH=...
-# With -DCMAKE_CUDA_FLAGS=-DWINNOW_ALL_LANES_ARRIVE racecheck can follow long windows on compute
-# capability 9.0, which are then slower (wgmma.cuh); without it gradients of these are left out.
+# With -DCMAKE_CUDA_FLAGS=-DWINNOW_ALL_LANES_ARRIVE racecheck can follow contextual cubic windows, and long
+# and spherical ones on compute capability 9.0, which are then slower (wgmma.cuh); without it gradients of
+# long windows are left out.
 set -uo pipefail
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '3,22p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,23p' "${BASH_SOURCE[0]}"; exit 2; }
 output=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 suites=${WINNOW_SUITES:-partition selection attention_forward attention_backward}
