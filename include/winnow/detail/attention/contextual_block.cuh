@@ -366,6 +366,9 @@ struct contextual_block {
   /// 16 rows of weights by table row, times one axis of Tv.
   __device__ void add_table(const std::uint32_t (&w)[weight_parts][2][row_words], int axis,
                             row_state& state) const;
+  /// The same as T, times the h-th head's Tv, of a block with several heads.
+  __device__ void add_head_table(const std::uint32_t (&w)[2][row_words], int axis, int h,
+                                 float (&o)[2][4]) const;
   static __device__ void round_weights(float low, float high,
                                        std::uint32_t (&parts_)[weight_parts]);
   /// Normalises and adds Σ B·Tv.

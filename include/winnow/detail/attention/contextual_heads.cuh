@@ -23,6 +23,7 @@
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/softmax.cuh"
 
 namespace winnow::detail {
@@ -57,12 +58,6 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   struct radial_places {
     std::uint32_t row[2][2][2];  ///< [b][j][i]
   };
-  template <int Behind>
-  static __device__ __forceinline__ std::uint32_t radial_pair(std::uint32_t address) {
-    std::uint32_t products;
-    asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(products) : "r"(address), "n"(Behind));
-    return products;
-  }
   /// Adds the first head's products of 16 rows and 8 keys, and the second one's.
   __device__ __forceinline__ void add_pairs(const heads_state& state,
                                             const std::uint32_t (&pairs)[4], float (&first)[4],
@@ -95,8 +90,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
           radial_step(state.radius[i] - radius, state.inverse_a, state.most_steps) >> 20;
       places.row[Block][j][i] = state.radial + static_cast<std::uint32_t>(offset);
       pairs.of_rows[pair] =
-          radial_pair<i * layout::radial_row(8) + layout::row_radial>(places.row[Block][j][i]);
-      pairs.of_keys[pair] = radial_pair<layout::key_row(8 * Block) + j * layout::radial_bytes>(
+          load_shared_word<i * layout::radial_row(8) + layout::row_radial>(places.row[Block][j][i]);
+      pairs.of_keys[pair] = load_shared_word<layout::key_row(8 * Block) + j * layout::radial_bytes>(
           gk + static_cast<std::uint32_t>(offset));
     };
     look_up(std::integral_constant<int, 0>());
@@ -224,9 +219,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
-                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
+      for (int i = 0; i < 2; ++i) largest[h][i] = lane_max(s[h], i);
     const auto raise = [&](int h, float(&by)[2]) {
       head_state& own = state.of_head[h];
       const bool rises = own.softmax.raise_rows(largest[h], scale, state.inverse_factor,

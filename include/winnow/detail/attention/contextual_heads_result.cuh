@@ -7,6 +7,7 @@
 
 #include "winnow/detail/attention/contextual_heads.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/softmax.cuh"
 
@@ -28,21 +29,6 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
 
   // --- Sums meet Tv -------------------------------------------------------------------------------
 
-  /// Adds weights by table row of an axis times Tv.
-  __device__ __forceinline__ void add_axis(int h, int axis, const std::uint32_t (&w)[2][row_words],
-                                           head_state& own) const {
-    const T* table =
-        this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
-        (axis * tile_rows + place.lane % 16) * base::value_stride;
-    if constexpr (base::turns_values) table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
-#pragma unroll
-    for (int step = 0; step < tile_rows / 16; ++step) {
-      weight_fragment<T> weights;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
-      multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, own.o);
-    }
-  }
   /// A head's weights by radial row: lanes have four neighbours.
   __device__ __forceinline__ void add_radial_axis(int h, heads_state& state) const {
     const uint4* sums = this->sums_of_lane(state) + 4 * h * base::lane_sums;
@@ -58,7 +44,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
         w[i][2 * n] = pack<T>(weight(four.x), weight(four.y));
         w[i][2 * n + 1] = pack<T>(weight(four.z), weight(four.w));
       }
-    add_axis(h, 2, w, state.of_head[h]);
+    this->add_head_table(w, 2, h, state.of_head[h].o);
   }
   /// Adds Σ B·Tv. \param codes of row g.
   __device__ __forceinline__ void add_tables(const std::uint32_t* codes, heads_state& state) const {
@@ -85,7 +71,7 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
           }
           row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
         }
-        add_axis(h, axis, w, own);
+        this->add_head_table(w, axis, h, own.o);
       }
   }
   /// Adds Σ B·Tv and normalises. \param codes of row g.

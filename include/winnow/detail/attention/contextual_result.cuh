@@ -46,6 +46,21 @@ __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>:
 }
 
 template <class T, int D, bool Radial, bool Vectors, class Layout>
+__device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_head_table(
+    const std::uint32_t (&w)[2][row_words], int axis, int h, float (&o)[2][4]) const {
+  const T* table = table_at<const T>(h * layout::head_bytes + layout::value_table) +
+                   (axis * tile_rows + place.lane % 16) * value_stride;
+  if constexpr (turns_values) table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
+#pragma unroll
+  for (int step = 0; step < tile_rows / 16; ++step) {
+    weight_fragment<T> weights;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) weights.a[j] = w[j % 2][2 * step + j / 2];
+    multiply_rows<T, 2>(weights, table + 16 * step * value_stride, o);
+  }
+}
+
+template <class T, int D, bool Radial, bool Vectors, class Layout>
 __device__ __forceinline__ void contextual_block<T, D, Radial, Vectors, Layout>::add_table(
     const std::uint32_t (&w)[weight_parts][2][row_words], int axis, row_state& state) const {
   const int first_axis = layout::tuning.value_axes == 1 ? 0 : axis;

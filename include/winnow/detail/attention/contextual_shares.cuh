@@ -31,6 +31,11 @@ __device__ __forceinline__ block_share share_of_block(const forward_problem& pro
   return {g, index / shares, index % shares, shares};
 }
 
+/// Where one of equal shares of a sum begins, without an overflow.
+__device__ __forceinline__ int share_begin(int sum, int share, int shares) {
+  return sum / shares * share + sum % shares * share / shares;
+}
+
 /// Gives every head so many blocks, or every pair of heads. \return the number of blocks.
 inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t shares,
                                         int heads_of_block = 1) noexcept {

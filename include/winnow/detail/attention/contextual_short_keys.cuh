@@ -25,6 +25,7 @@
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/softmax.cuh"
 
 namespace winnow::detail {
@@ -170,12 +171,6 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
         layout::radial_key(8));
   }
 
-  template <int Behind>
-  static __device__ __forceinline__ std::uint32_t radial_half(std::uint32_t address) {
-    std::uint16_t bits;
-    asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=h"(bits) : "r"(address), "n"(Behind));
-    return bits;
-  }
   /// What logits of 16 rows and 16 keys have of the radial axis, as left factors: products of the rows' Tq, and of the
   /// keys' Tk.
   __device__ __forceinline__ void look_up(const row_state& state, const float* radii,
@@ -190,13 +185,17 @@ struct contextual_short_keys : contextual_short_units<T, Radial> {
         steps[b][e] =
             radial_step(state.radius[e / 2] - far[e % 2], state.inverse_a, state.most_steps);
       const auto offset = [&](int e) { return static_cast<std::uint32_t>(steps[b][e] >> 21); };
-      pairs[b][0] = radial_half<0>(of_rows + offset(0)) | radial_half<0>(of_rows + offset(1)) << 16;
-      pairs[b][1] = radial_half<layout::radial_row(8)>(of_rows + offset(2)) |
-                    radial_half<layout::radial_row(8)>(of_rows + offset(3)) << 16;
-      pairs[b][2] = radial_half<layout::radial_key(8 * b)>(of_keys + offset(0)) |
-                    radial_half<layout::radial_key(8 * b + 1)>(of_keys + offset(1)) << 16;
-      pairs[b][3] = radial_half<layout::radial_key(8 * b)>(of_keys + offset(2)) |
-                    radial_half<layout::radial_key(8 * b + 1)>(of_keys + offset(3)) << 16;
+      pairs[b][0] = std::uint32_t{load_shared_half<0>(of_rows + offset(0))} |
+                    std::uint32_t{load_shared_half<0>(of_rows + offset(1))} << 16;
+      pairs[b][1] = std::uint32_t{load_shared_half<layout::radial_row(8)>(of_rows + offset(2))} |
+                    std::uint32_t{load_shared_half<layout::radial_row(8)>(of_rows + offset(3))}
+                        << 16;
+      pairs[b][2] =
+          std::uint32_t{load_shared_half<layout::radial_key(8 * b)>(of_keys + offset(0))} |
+          std::uint32_t{load_shared_half<layout::radial_key(8 * b + 1)>(of_keys + offset(1))} << 16;
+      pairs[b][3] =
+          std::uint32_t{load_shared_half<layout::radial_key(8 * b)>(of_keys + offset(2))} |
+          std::uint32_t{load_shared_half<layout::radial_key(8 * b + 1)>(of_keys + offset(3))} << 16;
     };
     of_block(std::integral_constant<int, 0>());
     of_block(std::integral_constant<int, 1>());

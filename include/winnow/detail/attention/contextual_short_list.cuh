@@ -15,6 +15,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_layout.hpp"
+#include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/contextual_short_rows.cuh"
 #include "winnow/detail/attention/problem.hpp"
@@ -128,8 +129,8 @@ struct contextual_short_list
   /// The block's windows, once all warps have stored costs.
   __device__ __forceinline__ window_span find_span() const {
     const int windows = group().counts->windows;
-    const auto cut = [&](int sum, int i) { return sum / shares * i + sum % shares * i / shares; };
-    if (!reads_windows(group())) return {cut(windows, share), cut(windows, share + 1)};
+    if (!reads_windows(group()))
+      return {share_begin(windows, share, shares), share_begin(windows, share + 1, shares)};
     const int chunks = (windows + chunk - 1) / chunk;
     const int of_lane = (chunks + 31) / 32;
     const int* const costs = this->template table_at<const int>(layout::chunk_costs);
@@ -144,7 +145,7 @@ struct contextual_short_list
     int limits[2], chunks_of[2], before[2], sizes[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      limits[i] = cut(sum, share + i);
+      limits[i] = share_begin(sum, share + i, shares);
       const unsigned lanes = __ballot_sync(all, behind > limits[i]);
       const int lane = lanes == 0 ? 31 : __ffs(static_cast<int>(lanes)) - 1;
       before[i] = __shfl_sync(all, behind - own, lane);

@@ -10,6 +10,7 @@
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"
+#include "winnow/detail/attention/shared_memory.cuh"
 
 namespace winnow::detail {
 
@@ -134,9 +135,7 @@ __device__ __forceinline__ float contextual_block<T, D, Radial, Vectors, Layout>
     int offset) const {
   const std::uint32_t address = (keeps_places ? 0 : shared) + static_cast<std::uint32_t>(offset);
   if constexpr (parts == 1) {
-    std::uint16_t bits;
-    asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=h"(bits) : "r"(address), "n"(Behind));
-    return __half2float(__ushort_as_half(bits));
+    return __half2float(__ushort_as_half(load_shared_half<Behind>(address)));
   } else {
     float product;
     asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(product) : "r"(address), "n"(Behind));

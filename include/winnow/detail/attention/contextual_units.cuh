@@ -14,6 +14,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_result.cuh"
 #include "winnow/detail/attention/contextual_units_cells.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/contextual_units_moves.cuh"
@@ -320,8 +321,7 @@ struct contextual_units : contextual_units_cells<T, Heads> {
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float largest = quad_max(fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
-                                             fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1])));
+        const float largest = quad_max(lane_max(s[h], i));
         // Of rows behind the last, finite.
         const float offset = -fmaxf(largest, -1e30f) * log2_e;
         state.of_head[h].softmax.offset[i] = offset;
@@ -464,22 +464,7 @@ struct contextual_units : contextual_units_cells<T, Heads> {
         row_shift{moves[i] >> (8 * axis)}.to_rows(cells[0][i], by_row[0][i]);
     }
 #pragma unroll
-    for (int h = 0; h < heads; ++h) add_table_rows(by_row[h], axis, h, state.of_head[h].o);
-  }
-  /// Adds 16 rows of weights by table row, times an axis of Tv.
-  __device__ __forceinline__ void add_table_rows(const std::uint32_t (&by_row)[2][row_words],
-                                                 int axis, int h, float (&o)[2][4]) const {
-    const T* table =
-        this->template table_at<const T>(h * layout::head_bytes + layout::value_table) +
-        (axis * tile_rows + place.lane % 16) * base::value_stride;
-    if constexpr (base::turns_values) table += (place.lane >> 2 & 1) * (place.lane < 16 ? 8 : -8);
-#pragma unroll
-    for (int step = 0; step < tile_rows / 16; ++step) {
-      weight_fragment<T> weights;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) weights.a[j] = by_row[j % 2][2 * step + j / 2];
-      multiply_rows<T, 2>(weights, table + 16 * step * base::value_stride, o);
-    }
+    for (int h = 0; h < heads; ++h) this->add_head_table(by_row[h], axis, h, state.of_head[h].o);
   }
 };
 

@@ -14,14 +14,6 @@
 
 namespace winnow::detail {
 
-/// A word of shared memory.
-template <int Behind>
-__device__ __forceinline__ std::uint32_t load_word(std::uint32_t address) {
-  std::uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(word) : "r"(address), "n"(Behind));
-  return word;
-}
-
 template <class T, int Heads>
 struct contextual_units_copies : contextual_units_deal<T, Heads> {
   using base = contextual_units_deal<T, Heads>;

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_units_plan.cuh"
 #include "winnow/detail/util/device.cuh"
 
@@ -100,8 +101,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
       sum += sums[i];
     }
     const int sharers = shares / own.parts, sharer = share / own.parts;
-    const auto cut = [&](int i) { return sum / sharers * i + sum % sharers * i / sharers; };
-    const int share_end = cut(sharer + 1), share_cost = share_end - cut(sharer);
+    const int share_end = share_begin(sum, sharer + 1, sharers);
+    const int share_cost = share_end - share_begin(sum, sharer, sharers);
     const int first = share_end - share_cost + turn * most_cost;
     const int end = min(first + most_cost, share_end);
     auto* const list = this->template table_at<dealt_windows>(layout::dealt_list);

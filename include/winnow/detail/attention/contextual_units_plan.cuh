@@ -14,6 +14,7 @@
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/contextual_units_layout.hpp"
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/tile.cuh"
 
 namespace winnow::detail {
@@ -260,11 +261,9 @@ struct contextual_units_plan
       }
     }
     if (used > 0)
-      asm volatile(
-          "st.shared.u32 [%0], %1;" ::"r"(
-              units + static_cast<std::uint32_t>(lane * layout::unit_bytes + layout::unit_marks)),
-          "r"(marks | 1u << used)
-          : "memory");
+      store_shared(
+          units + static_cast<std::uint32_t>(lane * layout::unit_bytes + layout::unit_marks),
+          marks | 1u << used);
     return __popc(__ballot_sync(all, used > 0));
   }
 };

@@ -8,6 +8,8 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_units.cuh"
+#include "winnow/detail/attention/shared_memory.cuh"
+#include "winnow/detail/attention/softmax.cuh"
 
 namespace winnow::detail {
 
@@ -88,10 +90,10 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   __device__ __forceinline__ void find_tokens(const tile_place& now, tile_place& next) const {
     if (next.first != 0) return;
     const std::uint32_t own = this->slot_at(now.slot) + 4 * this->own_row();
-    next.key_tokens[0] = static_cast<std::int32_t>(load_word<layout::later_token>(own));
+    next.key_tokens[0] = static_cast<std::int32_t>(load_shared_word<layout::later_token>(own));
     if constexpr (passes == 2)
       next.key_tokens[passes - 1] =
-          static_cast<std::int32_t>(load_word<layout::later_token + 4 * rows_of_pass>(own));
+          static_cast<std::int32_t>(load_shared_word<layout::later_token + 4 * rows_of_pass>(own));
   }
   /// Asks for a group of keys, and for the rows of a tile with its first one.
   __device__ __forceinline__ void request_group(const tile_place& next) const {
@@ -161,7 +163,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
   template <int Where>
   __device__ __forceinline__ void load_codes(int slot, std::uint32_t (&codes)[2]) const {
     const std::uint32_t own = this->slot_at(slot) + 4 * place.g;
-    codes[0] = load_word<Where>(own), codes[1] = load_word<Where + 32>(own);
+    codes[0] = load_shared_word<Where>(own), codes[1] = load_shared_word<Where + 32>(own);
   }
   __device__ __forceinline__ void begin_tile(int tile, heads_state& state, tile_state& own) const {
     std::uint32_t codes[2];
@@ -265,9 +267,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        largest[h][i] = fmaxf(fmaxf(s[h][0][2 * i], s[h][0][2 * i + 1]),
-                              fmaxf(s[h][1][2 * i], s[h][1][2 * i + 1]));
+      for (int i = 0; i < 2; ++i) largest[h][i] = lane_max(s[h], i);
       exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
     }
     if (!__any_sync(base::all, exceeds)) return;
@@ -331,8 +331,8 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
     }
     if (!state.has_values) return;
     typename base::key_places keys;
-    this->find_keys(load_word<layout::key_code>(this->slot_at(now.slot) + place.lane % 16 * 4),
-                    keys);
+    this->find_keys(
+        load_shared_word<layout::key_code>(this->slot_at(now.slot) + place.lane % 16 * 4), keys);
     weight_fragment<half> weights[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) weights[h] = weight_fragment<half>(s[h]);

@@ -156,8 +156,7 @@ struct long_attention {
   /// The largest score of row 16m + 8i + g, as a logit.
   __device__ __forceinline__ float largest_logit(const float (&scores)[2][2][4], int m,
                                                  int i) const {
-    return factor * quad_max(fmaxf(fmaxf(scores[m][0][2 * i], scores[m][0][2 * i + 1]),
-                                   fmaxf(scores[m][1][2 * i], scores[m][1][2 * i + 1])));
+    return factor * quad_max(lane_max(scores[m], i));
   }
   /// The maximum is that of the head's first scores.
   __device__ __forceinline__ void begin_maximum() {

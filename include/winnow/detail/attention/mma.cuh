@@ -62,9 +62,7 @@ __device__ __forceinline__ void store_matrices(const std::uint32_t (&r)[4], std:
 #pragma unroll
   for (int matrix = 0; matrix < 4; ++matrix) {
     const std::uint32_t own = __shfl_sync(0xffffffffu, row, 8 * matrix + place.g);
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(own + 4 * static_cast<std::uint32_t>(place.t)),
-                 "r"(r[matrix])
-                 : "memory");
+    store_shared(own + 4 * static_cast<std::uint32_t>(place.t), r[matrix]);
   }
 #endif
 }

@@ -28,6 +28,21 @@ __device__ __forceinline__ std::uint32_t load_shared_word(std::uint32_t address)
   asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(address) : "memory");
   return x;
 }
+/// \name `Behind` bytes behind the address. Stores may overtake: of what does not change meanwhile.
+/// @{
+template <int Behind>
+__device__ __forceinline__ std::uint32_t load_shared_word(std::uint32_t address) {
+  std::uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1 + %2];" : "=r"(x) : "r"(address), "n"(Behind));
+  return x;
+}
+template <int Behind>
+__device__ __forceinline__ std::uint16_t load_shared_half(std::uint32_t address) {
+  std::uint16_t x;
+  asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=h"(x) : "r"(address), "n"(Behind));
+  return x;
+}
+/// @}
 __device__ __forceinline__ std::int32_t load_shared_int(std::uint32_t address) {
   return static_cast<std::int32_t>(load_shared_word(address));
 }

@@ -24,6 +24,11 @@ __device__ __forceinline__ float reciprocal(float x) {
   return y;
 }
 
+/// The largest of a lane's scores of row g + 8i and 16 keys.
+__device__ __forceinline__ float lane_max(const float (&scores)[2][4], int i) {
+  return fmaxf(fmaxf(scores[0][2 * i], scores[0][2 * i + 1]),
+               fmaxf(scores[1][2 * i], scores[1][2 * i + 1]));
+}
 /// The larger of the quad's values.
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
