@@ -254,6 +254,7 @@ __device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shor
   for (int i = 0; i < Layout::teams * Layout::passes; ++i)
     create_barrier(shared + Layout::rows_empty + 8 * i, readers);
   create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
+  create_barrier(shared + Layout::has_tables, Layout::readers * warp_arrivals);
   *reinterpret_cast<int*>(memory + Layout::shortest_left) = shortest;
   *reinterpret_cast<int*>(memory + Layout::next_pass) = first_pass;
   *reinterpret_cast<int*>(memory + Layout::bad) = 0;
@@ -294,14 +295,19 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                     group.counts->assigned, own.share, own.shares};
     if (warp >= layout::readers) {
       const bool knows_first = shortest == 0 && passes.fits();
-      if (threadIdx.x == 32 * layout::readers)
-        create_ring_barriers<layout>(memory, shortest, knows_first ? layout::teams : 0);
+      if (warp == layout::readers) {
+        if (thread % 32 == 0)
+          create_ring_barriers<layout>(memory, shortest, knows_first ? layout::teams : 0);
+        __syncwarp();
+        announce<layout::readers_begin, 32 * (layout::readers + 1)>();
+      }
       give_registers<layout::key_registers>();
       contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes, knows_first);
     } else {
       contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
       contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
-      meet<0, layout::threads>();
+      meet<layout::readers_begin, 32 * (layout::readers + 1)>();
+      arrive_warp(shared + layout::has_tables, thread % 32);
       take_registers<layout::reader_registers>();
       const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
       // Where short windows are another kernel's, most passes are not taken, and none are sorted.
@@ -313,7 +319,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       reader.release(layout::is_listed);
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
-      meet<1, 32 * layout::readers>();
+      meet<layout::readers_meet, 32 * layout::readers>();
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();

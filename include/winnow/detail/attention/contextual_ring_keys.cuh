@@ -368,7 +368,11 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       }
     }
   }
-  /// All threads of the block meet in it, once tables are there. \param knows_first are there first passes of teams?
+  __device__ __forceinline__ void await_tables() const {
+    meet<layout::keys_begin, 32 * layout::teams>();  // barriers in shared memory are there
+    wait_for_phase(barrier(layout::has_tables), 0);
+  }
+  /// \param knows_first are there first passes of teams?
   __device__ __forceinline__ void run(const ring_order<layout>& passes, bool knows_first) const {
     const int length = group().quant_length;
     next_pass after{};
@@ -392,7 +396,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     if (knows_first)
       take_first(passes, after);
     else
-      meet<0, layout::threads>();
+      await_tables();
     follow(after, ahead);
     load_tokens(ahead, own);
     request_keys(ahead, own, cursor.keys);
@@ -405,7 +409,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead.first = 0;
     if (has_next) load_tokens(ahead, own);
     request_rows_of(now);
-    if (knows_first) meet<0, layout::threads>();
+    if (knows_first) await_tables();
     if (!has_next && now.row < assigned) {
       follow(after, ahead);
       load_tokens(ahead, own);

@@ -23,6 +23,8 @@ struct contextual_ring_layout {
   static constexpr int team_readers = readers / teams;
   static constexpr int warps = readers + teams;  ///< each team has one that multiplies keys
   static constexpr int threads = 32 * warps;
+  /// Barriers with a number: of readers, of readers once barriers in shared memory are there, and of the other warps.
+  enum { readers_meet = 1, readers_begin, keys_begin };
   /// A thread's, from the beginning of its part on; of 168 that there are for each to begin with.
   static constexpr int reader_registers = 200, key_registers = 104;
   static constexpr int rows = 16;              ///< of a tile
@@ -116,7 +118,8 @@ struct contextual_ring_layout {
   static constexpr int most_dealt = 768;               ///< among the blocks that share them
   static constexpr int pass_order = listed + 4;        // uint16 [most_listed]
   static constexpr int is_listed = (pass_order + 2 * most_listed + 7) / 8 * 8;  // barrier
-  static constexpr std::size_t bytes = (is_listed + 8 + 15) / 16 * 16;
+  static constexpr int has_tables = is_listed + 8;                              // barrier
+  static constexpr std::size_t bytes = (has_tables + 8 + 15) / 16 * 16;
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
                 products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0);

@@ -100,7 +100,7 @@ struct ring_order {
     return first_dealt + (turn * warps + warp) * 32 + lane;
   }
   static __device__ __forceinline__ void meet() {
-    detail::meet<1, 32 * warps>();
+    detail::meet<Layout::readers_meet, 32 * warps>();
   }
   /// By all warps that sort. \param largest window. \param counts room for `turns` times `warps` times `classes` numbers.
   /// \param order of the block's passes, by their numbers, behind the teams' first ones. \return how many they are with

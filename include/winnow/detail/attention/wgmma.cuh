@@ -148,12 +148,17 @@ __device__ __forceinline__ void give_registers() {
 }
 /// @}
 
-/// Waits until so many threads have come, in whole warps, each to a barrier of that number, wherever it stands in the
-/// code: `__syncthreads()` wants all threads to come to the same one.
+/// Waits until so many threads have come, in whole warps: those of one part of the code, and others that `announce` it.
 template <int Number, int Threads>
 __device__ __forceinline__ void meet() {
   static_assert(Threads % 32 == 0);
   asm volatile("bar.sync %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
+}
+/// Comes without waiting.
+template <int Number, int Threads>
+__device__ __forceinline__ void announce() {
+  static_assert(Threads % 32 == 0);
+  asm volatile("bar.arrive %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
 }
 
 /// \name A barrier in shared memory at which threads say early that they are done, and wait later
