@@ -333,12 +333,10 @@ __global__ void __launch_bounds__(contextual_heads_layout<Radial>::threads, 1)
     incomplete |= attender.run();
   }
   if (__syncthreads_or(incomplete)) {
-    // It looks at rows of short windows, too.
-    if (!problem.place.is_first) wait_for_predecessor();
     block_share of_head = share_of_block(problem);
     of_head.head *= layout::heads;
     for (int h = 0; h < layout::heads; ++h, ++of_head.head)
-      complete_rows<T>(problem, of_head, layout::rows);
+      complete_rows<T>(problem, of_head, layout::rows, shortest);
   }
   end_beside(problem.place, blockIdx.x == 0);
 }

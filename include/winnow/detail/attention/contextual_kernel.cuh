@@ -20,8 +20,8 @@
 /// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
 /// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
-/// Short spherical windows of head dim 16 are taken by the kernel before it (contextual_short.cuh), in
-/// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
+/// Short spherical windows of head dim 16 have a kernel of their own (contextual_short.cuh), in groups
+/// that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
 /// With 16-bit storage and head dim 16 other kernels take over: of cubic windows contextual_units_kernel.cuh, if a block
 /// may have the shared memory; of groups with an even number of heads, and tiles enough, else
@@ -39,6 +39,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_heads_kernel.cuh"
@@ -82,9 +83,9 @@ __global__ void __launch_bounds__(tune_contextual(sizeof(T), D).threads(),
                       .run();
   constexpr int rows = contextual_layout<sizeof(T), D, Radial>::rows;
   if (__syncthreads_or(incomplete)) {
-    // It looks at rows of short windows, too.
+    // It looks at rows of longer windows that the kernel of short ones has computed, too.
     if (!problem.place.is_first) wait_for_predecessor();
-    complete_rows<T>(problem, share_of_block(problem), rows);
+    complete_rows<T>(problem, share_of_block(problem), rows, shortest);
   }
   end_beside(problem.place, blockIdx.x == 0);
 }
@@ -115,106 +116,111 @@ inline bool takes_ring(const forward_problem& problem, const launch_extent& exte
          has_moderate_scale(problem) && std::frexp(problem.scale, &exponent) == 0.5f && is_hopper();
 }
 
-/// Short windows, of groups that have hardly any others; as many warps a block as fit.
-template <class T, bool Radial>
-cudaError_t launch_contextual_short(const forward_problem& problem, int processors, int warps,
-                                    std::int64_t heads, cudaStream_t stream) noexcept {
-  using layout = contextual_short_layout<Radial, sizeof(T)>;
-  forward_problem parameters = problem;
-  const auto kernel = contextual_short_kernel<T, Radial>;
-  const cudaError_t error =
-      allow_shared_memory(kernel, static_cast<std::size_t>(layout::bytes(warps)));
-  if (error != cudaSuccess) return error;
-  const std::int64_t shares = std::max<std::int64_t>(1, processors / heads);
-  const std::int64_t blocks = divide_among_blocks(parameters, shares);
-  return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), 32 * warps,
-                       static_cast<std::size_t>(layout::bytes(warps)), stream, parameters);
-}
-
 /// The groups with spherical windows, or the others.
-template <class T, int D, bool Radial>
-cudaError_t launch_contextual_groups(const forward_problem& problem, const launch_extent& extent,
-                                     kernel_place place, cudaStream_t stream) noexcept {
-  using layout = contextual_layout<sizeof(T), D, Radial>;
-  forward_problem parameters = problem;
-  parameters.group_count = 0;
+struct contextual_groups {
+  forward_problem problem;
   std::int64_t heads = 0;
-  bool even = true;
+  bool even = true;         ///< are heads of all groups pairs?
+  bool by_vectors = false;  ///< are rows of q, k and v read 16 bytes at a time?
+  bool has_steps =
+      false;  ///< and do kernels of several heads or short windows have bits for all strides?
+  int short_warps = 0;  ///< of a block of contextual_short.cuh, if that takes short windows
+};
+template <class T, int D, bool Radial>
+contextual_groups select_groups(const forward_problem& problem) noexcept {
+  contextual_groups result{problem};
+  result.problem.group_count = 0;
   for (int g = 0; g < problem.group_count; ++g) {
     if ((problem.groups[g].kind == relative_kind::spherical) != Radial) continue;
-    parameters.groups[parameters.group_count++] = problem.groups[g];
-    heads += problem.groups[g].heads;
-    even = even && problem.groups[g].heads % 2 == 0;
+    result.problem.groups[result.problem.group_count++] = problem.groups[g];
+    result.heads += problem.groups[g].heads;
+    result.even = result.even && problem.groups[g].heads % 2 == 0;
   }
-  if (heads == 0) return cudaSuccess;
-  const bool vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
-                       vector_rows<T>(problem.v) && problem.out.vectors;
-  const auto kernel = vectors ? contextual_forward_kernel<T, D, Radial, true>
-                              : contextual_forward_kernel<T, D, Radial, false>;
-  // As many blocks as are resident at a time.
-  int device = 0, processors = 0, memory = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  if (error == cudaSuccess) error = allow_shared_memory(kernel, layout::bytes);
-  if (error != cudaSuccess) return error;
-  parameters.place = place;
-  if constexpr (has_contextual_heads<sizeof(T), D> || has_contextual_short<sizeof(T), D, Radial>)
-    if (vectors && vector_rows<T>(problem.out) && fits_lse(problem)) {
-      int block_memory = 0;
-      error =
-          cudaDeviceGetAttribute(&block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      if (error != cudaSuccess) return error;
-      if constexpr (has_contextual_short<sizeof(T), D, Radial>) {
-        using short_layout = contextual_short_layout<Radial, sizeof(T)>;
-        const int warps =
-            std::min(short_layout::most_warps,
-                     (block_memory - short_layout::block_bytes) / short_layout::warp_bytes);
-        if (warps >= short_layout::least_warps && (sizeof(T) == 4 || has_moderate_scale(problem))) {
-          parameters.takes_windows = true;
-          // Behind it then is contextual_forward_kernel, which looks whether it has.
-          parameters.takes_longer = !even;
-          parameters.place = {place.is_first, true};
-          place.is_first = false;
-          error = launch_contextual_short<T, Radial>(parameters, processors, warps, heads, stream);
-          if (error != cudaSuccess) return error;
-          parameters.place = place;
-        }
-      }
-      if constexpr (has_contextual_heads<sizeof(T), D>) {
-        if constexpr (!Radial)
-          if (has_moderate_scale(problem) &&
-              block_memory >= static_cast<int>(std::max(contextual_units_layout<1>::bytes,
-                                                        contextual_units_layout<2>::bytes))) {
-            // The next call's blocks may wait where blocks have ended: 3 to 8 µs. Windows of one kind alone, and one head
-            // at a time, lose 2 to 7 by it.
-            parameters.place.admits = even && !place.is_first;
-            const auto launch = [&](auto kernel, auto layout_of_heads) {
-              using units = decltype(layout_of_heads);
-              return launch_block_each<units>(kernel, parameters, processors, heads, extent.tokens,
-                                              units::stripe, stream);
-            };
-            return even ? launch(contextual_units_kernel<T, 2>, contextual_units_layout<2>())
-                        : launch(contextual_units_kernel<T, 1>, contextual_units_layout<1>());
-          }
-        using heads_layout = contextual_heads_layout<Radial>;
-        // Few tiles a warp leave some of them idle at the end.
-        constexpr int least_tiles = 10, least_tiles_of_ring = 5;
-        const std::int64_t tiles = extent.tokens / heads_layout::rows * (heads / 2);
-        const auto are_enough = [&](int least) {
-          return tiles >= std::int64_t{least} * heads_layout::warps * processors;
-        };
-        if (Radial && even && are_enough(least_tiles_of_ring) && takes_ring(problem, extent))
-          return extent.hopper_spherical_launch(parameters, extent, stream);
-        if (even && block_memory >= static_cast<int>(heads_layout::bytes) &&
-            are_enough(least_tiles))
-          return launch_block_each<heads_layout>(contextual_heads_kernel<T, Radial>, parameters,
-                                                 processors, heads, extent.tokens,
-                                                 heads_layout::warps * heads_layout::rows, stream);
-      }
+  result.by_vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
+                      vector_rows<T>(problem.v) && problem.out.vectors;
+  result.has_steps = result.by_vectors && vector_rows<T>(problem.out) && fits_lse(problem);
+  if constexpr (has_contextual_short<sizeof(T), D, Radial>)
+    if (result.heads > 0 && result.has_steps && (sizeof(T) == 4 || has_moderate_scale(problem))) {
+      using layout = contextual_short_layout<Radial, sizeof(T)>;
+      const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+      const int warps =
+          std::min(layout::most_warps, (memory - layout::block_bytes) / layout::warp_bytes);
+      if (warps >= layout::least_warps) result.short_warps = warps;
+      result.problem.takes_windows = result.short_warps > 0;
+      // Behind it then is contextual_forward_kernel, which looks whether it has.
+      result.problem.takes_longer = result.problem.takes_windows && !result.even;
     }
+  return result;
+}
+
+/// Short windows, of groups that have hardly any others; as many warps a block as fit.
+template <class T, int D, bool Radial>
+cudaError_t launch_contextual_short(const contextual_groups& groups, kernel_place place,
+                                    cudaStream_t stream) noexcept {
+  if constexpr (has_contextual_short<sizeof(T), D, Radial>) {
+    using layout = contextual_short_layout<Radial, sizeof(T)>;
+    forward_problem parameters = groups.problem;
+    parameters.place = place;
+    const auto kernel = contextual_short_kernel<T, Radial>;
+    const auto bytes = static_cast<std::size_t>(layout::bytes(groups.short_warps));
+    const cudaError_t error = allow_shared_memory(kernel, bytes);
+    if (error != cudaSuccess) return error;
+    const std::int64_t shares =
+        std::max<std::int64_t>(1, device_attribute(cudaDevAttrMultiProcessorCount) / groups.heads);
+    const std::int64_t blocks = divide_among_blocks(parameters, shares);
+    return launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), 32 * groups.short_warps,
+                         bytes, stream, parameters);
+  } else {
+    return cudaSuccess;
+  }
+}
+
+/// All windows, or what `launch_contextual_short` leaves.
+template <class T, int D, bool Radial>
+cudaError_t launch_contextual_groups(const contextual_groups& groups, const launch_extent& extent,
+                                     kernel_place place, cudaStream_t stream) noexcept {
+  using layout = contextual_layout<sizeof(T), D, Radial>;
+  forward_problem parameters = groups.problem;
+  parameters.place = place;
+  const std::int64_t heads = groups.heads;
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int block_memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if constexpr (has_contextual_heads<sizeof(T), D>)
+    if (groups.has_steps) {
+      if constexpr (!Radial)
+        if (has_moderate_scale(parameters) &&
+            block_memory >= static_cast<int>(std::max(contextual_units_layout<1>::bytes,
+                                                      contextual_units_layout<2>::bytes))) {
+          const auto launch = [&](auto kernel, auto layout_of_heads) {
+            using units = decltype(layout_of_heads);
+            return launch_block_each<units>(kernel, parameters, processors, heads, extent.tokens,
+                                            units::stripe, stream);
+          };
+          return groups.even ? launch(contextual_units_kernel<T, 2>, contextual_units_layout<2>())
+                             : launch(contextual_units_kernel<T, 1>, contextual_units_layout<1>());
+        }
+      using heads_layout = contextual_heads_layout<Radial>;
+      // Few tiles a warp leave some of them idle at the end.
+      constexpr int least_tiles = 10, least_tiles_of_ring = 5;
+      const std::int64_t tiles = extent.tokens / heads_layout::rows * (heads / 2);
+      const auto are_enough = [&](int least) {
+        return tiles >= std::int64_t{least} * heads_layout::warps * processors;
+      };
+      if (Radial && groups.even && are_enough(least_tiles_of_ring) &&
+          takes_ring(parameters, extent))
+        return extent.hopper_spherical_launch(parameters, extent, stream);
+      if (groups.even && block_memory >= static_cast<int>(heads_layout::bytes) &&
+          are_enough(least_tiles))
+        return launch_block_each<heads_layout>(contextual_heads_kernel<T, Radial>, parameters,
+                                               processors, heads, extent.tokens,
+                                               heads_layout::warps * heads_layout::rows, stream);
+    }
+  const auto kernel = groups.by_vectors ? contextual_forward_kernel<T, D, Radial, true>
+                                        : contextual_forward_kernel<T, D, Radial, false>;
+  const cudaError_t error = allow_shared_memory(kernel, layout::bytes);
+  if (error != cudaSuccess) return error;
+  // As many blocks as are resident at a time.
+  const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const std::int64_t fitting =
       std::max<std::int64_t>(1, memory / static_cast<std::int64_t>(layout::bytes + 1024));
   const std::int64_t resident = processors * std::min<std::int64_t>(layout::min_blocks, fitting);
@@ -227,19 +233,36 @@ cudaError_t launch_contextual_groups(const forward_problem& problem, const launc
 
 /// Launches of their own where there are both kinds of windows, the longer ones first. The others' blocks come
 /// as theirs end: sharing a multiprocessor from the beginning, both took a fifth more time.
+///
+/// Short spherical windows come last where their heads are pairs, as they mostly have nothing to do then: in front,
+/// that takes up to 5 µs, behind the others it passes while their last blocks end. A single head mostly has nothing else.
+///
+/// The next call's blocks may wait where this one's have ended, which saves it 3 to 8 µs, if there are pairs of both
+/// kinds. Windows of one kind alone, and one head at a time, lose 2 to 7 by it.
 template <class T, int D>
 cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
                                       cudaStream_t stream) noexcept {
-  int radial = 0;
-  for (int g = 0; g < problem.group_count; ++g)
-    radial += problem.groups[g].kind == relative_kind::spherical ? 1 : 0;
-  const kernel_place of_radial{true, radial != problem.group_count};
-  const kernel_place of_others{radial == 0, false};
-  const cudaError_t error =
-      launch_contextual_groups<T, D, true>(problem, extent, of_radial, stream);
-  return error != cudaSuccess
-             ? error
-             : launch_contextual_groups<T, D, false>(problem, extent, of_others, stream);
+  const contextual_groups spherical = select_groups<T, D, true>(problem);
+  const contextual_groups others = select_groups<T, D, false>(problem);
+  const bool has_short = spherical.short_warps > 0;
+  const bool short_is_last = has_short && spherical.even;
+  const bool admits_next = spherical.heads > 0 && others.heads > 0 && others.even;
+  int kernels = (spherical.heads > 0 ? 1 : 0) + (others.heads > 0 ? 1 : 0) + (has_short ? 1 : 0);
+  bool is_first = true;
+  const auto next_place = [&] {
+    --kernels;
+    return kernel_place{std::exchange(is_first, false), kernels > 0 || admits_next};
+  };
+  cudaError_t error = cudaSuccess;
+  if (has_short && !short_is_last)
+    error = launch_contextual_short<T, D, true>(spherical, next_place(), stream);
+  if (error == cudaSuccess && spherical.heads > 0)
+    error = launch_contextual_groups<T, D, true>(spherical, extent, next_place(), stream);
+  if (error == cudaSuccess && others.heads > 0)
+    error = launch_contextual_groups<T, D, false>(others, extent, next_place(), stream);
+  if (error == cudaSuccess && short_is_last)
+    error = launch_contextual_short<T, D, true>(spherical, next_place(), stream);
+  return error;
 }
 
 }  // namespace winnow::detail

@@ -221,16 +221,16 @@ __device__ __noinline__ void begin_ring(const forward_problem& problem, block_sh
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
     complete_unassigned<T>(problem, own);
     if (problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps);
+      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps, 0);
   }
 }
 /// By warps that have found rows that are not finite. \param order of the block's passes, if they are `listed`.
 template <class T, class Layout>
 __device__ __noinline__ void correct_ring(const forward_problem& problem, block_share own,
-                                          int listed, const std::uint16_t* order) {
+                                          int shortest, int listed, const std::uint16_t* order) {
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head)
-    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, [&](int number) {
+    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, shortest, [&](int number) {
       std::int64_t pass = own.share + std::int64_t{number} * own.shares;
       if (listed != ring_order<Layout>::none)
         pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
@@ -320,12 +320,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
       if (reader.run()) bad = 1;
       meet<layout::readers_meet, 32 * layout::readers>();
-      if (bad != 0) {
-        // It looks at rows of short windows, too.
-        if (!problem.place.is_first) wait_for_predecessor();
-        correct_ring<T, layout>(problem, own, *reader.template at<const int>(layout::listed),
+      if (bad != 0)
+        correct_ring<T, layout>(problem, own, *reader.template at<const int>(layout::shortest_left),
+                                *reader.template at<const int>(layout::listed),
                                 reader.template at<const std::uint16_t>(layout::pass_order));
-      }
     }
   }
   end_beside(problem.place, blockIdx.x == 0);

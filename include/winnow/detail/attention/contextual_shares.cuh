@@ -82,11 +82,14 @@ __device__ __forceinline__ void complete_unassigned(const forward_problem& probl
 
 /// Rows of groups that tiles have no room for, and rows that came out with elements that are not finite, as a
 /// weight of 0 times a foreign NaN may have made them so. \param rows that a block has at a time. \param warps that
-/// take part, the block's first ones. \param first_row of what the block has, by number, until there is nothing left.
+/// take part, the block's first ones. \param shortest window that is the block's; shorter ones are another kernel's.
+/// \param first_row of what the block has, by number, until there is nothing left.
 template <class T, class FirstRow>
 __device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
-                                             int rows, int warps, const FirstRow& first_row) {
+                                             int rows, int warps, int shortest,
+                                             const FirstRow& first_row) {
   const group_problem& group = problem.groups[own.group];
+  const auto* bounds = reinterpret_cast<const int2*>(group.bounds);
   const int head = group.first_head + own.head;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int assigned = group.counts->assigned;
@@ -98,6 +101,7 @@ __device__ __forceinline__ void correct_rows(const forward_problem& problem, con
     for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
       bool wrong = group.path == encoding_path::rows;
       if (!wrong) {
+        if (bounds[slot].y - bounds[slot].x < shortest) continue;
         const T* out = row_of<T>(problem.out, group.order[slot], head);
         for (int d = lane; d < problem.head_dim; d += 32)
           wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
@@ -109,8 +113,8 @@ __device__ __forceinline__ void correct_rows(const forward_problem& problem, con
 
 template <class T>
 __device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
-                                             int rows, int warps) {
-  correct_rows<T>(problem, own, rows, warps, [&](int number) {
+                                             int rows, int warps, int shortest) {
+  correct_rows<T>(problem, own, rows, warps, shortest, [&](int number) {
     return (own.share + std::int64_t{number} * own.shares) * rows;
   });
 }
@@ -118,8 +122,8 @@ __device__ __forceinline__ void correct_rows(const forward_problem& problem, con
 /// What is seldom needed: these rows, and zeros for tokens in no window.
 template <class T>
 __device__ __forceinline__ void complete_rows(const forward_problem& problem,
-                                              const block_share& own, int rows) {
-  correct_rows<T>(problem, own, rows, static_cast<int>(blockDim.x) / 32);
+                                              const block_share& own, int rows, int shortest = 0) {
+  correct_rows<T>(problem, own, rows, static_cast<int>(blockDim.x) / 32, shortest);
   complete_unassigned<T>(problem, own);
 }
 
