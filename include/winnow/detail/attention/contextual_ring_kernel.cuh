@@ -214,28 +214,25 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   }
 };
 
-/// What is seldom needed, apart from everything else, which has all registers.
+/// What is seldom needed, apart from everything else, which has all registers. One function for a block's beginning, and
+/// for warps that have found rows that are not finite: with two the assembler keeps nothing in uniform registers
+/// between them.
+/// \param order of the block's passes, if they are `listed`; null at the beginning.
 template <class T, class Layout>
-__device__ __noinline__ void begin_ring(const forward_problem& problem, block_share own) {
+__device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
+                                           int listed, const std::uint16_t* order) {
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
-    complete_unassigned<T>(problem, own);
-    if (problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps);
+    if (order == nullptr) complete_unassigned<T>(problem, own);
+    if (order != nullptr || problem.groups[own.group].path == encoding_path::rows)
+      correct_rows<T>(problem, own, Layout::pass_rows,
+                      order == nullptr ? Layout::warps : Layout::readers, [&](int number) {
+                        std::int64_t pass = own.share + std::int64_t{number} * own.shares;
+                        if (listed != ring_order<Layout>::none)
+                          pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
+                        return pass * Layout::pass_rows;
+                      });
   }
-}
-/// By warps that have found rows that are not finite. \param order of the block's passes, if they are `listed`.
-template <class T, class Layout>
-__device__ __noinline__ void correct_ring(const forward_problem& problem, block_share own,
-                                          int listed, const std::uint16_t* order) {
-  own.head *= Layout::heads;
-  for (int h = 0; h < Layout::heads; ++h, ++own.head)
-    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, [&](int number) {
-      std::int64_t pass = own.share + std::int64_t{number} * own.shares;
-      if (listed != ring_order<Layout>::none)
-        pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
-      return pass * Layout::pass_rows;
-    });
 }
 
 /// By one thread. \param first_pass that a team takes from the counter.
@@ -269,7 +266,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
-    begin_ring<T, layout>(problem, own);
+    complete_ring<T, layout>(problem, own, ring_order<layout>::none, nullptr);
   const int shortest = shortest_left<Radial>(problem, group);
   // Without tokens nothing is there that could be read ahead.
   if (group.path == encoding_path::tiles && group.counts->largest >= max(shortest, 1)) {
@@ -317,7 +314,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       if (bad != 0) {
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();
-        correct_ring<T, layout>(problem, own, *reader.template at<const int>(layout::listed),
+        complete_ring<T, layout>(problem, own, *reader.template at<const int>(layout::listed),
                                 reader.template at<const std::uint16_t>(layout::pass_order));
       }
     }

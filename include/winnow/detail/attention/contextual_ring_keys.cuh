@@ -76,8 +76,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const T* first_key = in_registers(first_part(problem.k));
-  const T* first_value = in_registers(first_part(problem.v));
+  const T* first_key = in_registers(first_part(problem.k, place.lane));
+  const T* first_value = in_registers(first_part(problem.v, place.lane));
   std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
   /// Half of the lanes ask for keys' positions, the others for their radii.
   const std::uint32_t* own_array = in_registers(
@@ -171,12 +171,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
   /// banks. These are this lane's token and its quarter of two heads' rows.
-  __device__ __forceinline__ int own_key() const {
-    return place.lane / 2 % 8;
-  }
-  __device__ __forceinline__ int own_quarter() const {
-    return place.lane / 16 * 2 + place.lane % 2;
-  }
+  static __device__ __forceinline__ int own_key(int lane) { return lane / 2 % 8; }
+  static __device__ __forceinline__ int own_quarter(int lane) { return lane / 16 * 2 + lane % 2; }
   struct tokens {
     std::int32_t
         keys[2];  ///< of the key whose parts this lane loads, and of the eighth one after it
@@ -187,30 +183,30 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       own.keys[i] = __ldg(
-          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
+          order + static_cast<std::uint32_t>(min(next.key + own_key(place.lane) + 8 * i, next.end - 1)));
     if (next.first == 0) return;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i)
       own.rows[i] = __ldg(
           order + static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1)));
   }
-  /// This lane's quarter of two rows of token 0.
-  __device__ __forceinline__ const T* first_part(const row_view& view) const {
-    const int head = group().first_head + this->group_head + own_quarter() / 2;
-    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter() % 2 * 8;
+  /// A lane's quarter of two rows of token 0.
+  __device__ __forceinline__ const T* first_part(const row_view& view, int lane) const {
+    const int head = group().first_head + this->group_head + own_quarter(lane) / 2;
+    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter(lane) % 2 * 8;
   }
   static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
                                                         std::int32_t bytes) {
     asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
     return first;
   }
-  __device__ __forceinline__ int own_part() const {
-    return place.lane / 16 * 2 * layout::tile_bytes + own_key() * layout::row_bytes +
-           (place.lane ^ own_key() >> 2) % 2 * 16;
+  static __device__ __forceinline__ int own_part(int lane) {
+    return lane / 16 * 2 * layout::tile_bytes + own_key(lane) * layout::row_bytes +
+           (lane ^ own_key(lane) >> 2) % 2 * 16;
   }
   /// The same of rows of q, whose heads' tiles are neighbours.
-  __device__ __forceinline__ int own_row_part() const {
-    return own_part() - place.lane / 16 * layout::tile_bytes;
+  static __device__ __forceinline__ int own_row_part(int lane) {
+    return own_part(lane) - lane / 16 * layout::tile_bytes;
   }
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return shared + static_cast<std::uint32_t>(offset);
@@ -218,7 +214,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   /// Asks for K, V, positions and radii of a group.
   __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
                                                int slot) const {
-    const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(place.lane));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
     const T* sources[4];
 #pragma unroll
@@ -248,21 +244,24 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     if (passes >= layout::passes)
       wait_for_phase(barrier(layout::rows_empty, buffer), parity(passes / layout::passes - 1));
     if (passes > 0) wait_for_phase(barrier(layout::query_empty, team), parity(passes - 1));
+    // What a pass needs of it is not worth registers over its groups.
+    const int lane = in_register(place.lane);
+    const T* const first = first_part(problem.q, lane);
+    const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});
 #pragma unroll
     for (int i = 0; i < own_rows; ++i) {
 #pragma unroll
       for (int eight = 0; eight < 4; ++eight) {
-        const std::int32_t token = __shfl_sync(all, tokens_[i], 8 * eight + own_key());
+        const std::int32_t token = __shfl_sync(all, tokens_[i], 8 * eight + own_key(lane));
         const int row = 32 * i + 8 * eight;
         const int tile = team * layout::team_readers + row / layout::rows;
         copy_async_if<16>(true,
                           address(layout::query + tile * layout::query_bytes +
-                                  row % layout::rows * layout::row_bytes + own_row_part()),
-                          token_part(first_part(problem.q), token, token_bytes(problem.q)), true);
+                                  row % layout::rows * layout::row_bytes + own_row_part(lane)),
+                          token_part(first, token, bytes), true);
       }
-      const auto slot =
-          static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1));
-      const int number = buffer * layout::pass_rows + place.lane + 32 * i;
+      const auto slot = static_cast<std::uint32_t>(min(next.row + lane + 32 * i, assigned - 1));
+      const int number = buffer * layout::pass_rows + lane + 32 * i;
       at<std::int32_t>(layout::row_order)[number] = tokens_[i];
       copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
       copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot,
