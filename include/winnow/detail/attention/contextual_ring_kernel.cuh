@@ -101,7 +101,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     cursor.step();
   }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
-  __device__ __forceinline__ bool attend_pass(const ring_place& pass, int tile, int reader,
+  __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
                                               cursor_of_team& cursor, heads_state& state) const {
     const int row = pass.row + reader * layout::rows;
     const int own = min(layout::rows, assigned - row);
@@ -204,7 +204,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
 #pragma unroll 1
     while (true) {
       await(cursor);
-      const int4 now = *at<const int4>(cursor.slot + layout::places);
+      const int4 now = *at<const int4>(layout::places + 16 * buffer);
       if (now.x >= assigned) return bad;
       bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
                          cursor, state);
