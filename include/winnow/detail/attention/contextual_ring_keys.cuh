@@ -75,8 +75,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const T* first_key = in_registers(first_part(problem.k, place.lane));
-  const T* first_value = in_registers(first_part(problem.v, place.lane));
+  const T* first_key = in_registers(first_part(problem.k, static_cast<unsigned>(place.lane)));
+  const T* first_value = in_registers(first_part(problem.v, static_cast<unsigned>(place.lane)));
   std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
   /// Half of the lanes load keys' positions, the others their radii.
   const std::uint32_t* own_array = in_registers(
@@ -121,14 +121,13 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return __any_sync(all, found);
   }
   /// The block's teams take its passes as they come: what a pass needs differs much.
-  __device__ __forceinline__ void take_pass(ring_pass& next) const {
+  /// \param bound of its keys, as lanes have them.
+  __device__ __forceinline__ void take_pass(ring_pass& next, int& bound) const {
     wait_for_phase(barrier(layout::is_listed), 0);
     const int listed = *at<const int>(layout::listed);
     ++next.number;
     do {
-      int number = 0;
-      if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
-      number = __shfl_sync(all, number, 0);
+      const int number = next_number();
       std::int64_t pass = std::int64_t{number} * shares + share;
       if (listed != ring_order<layout>::none)
         pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number]
@@ -136,16 +135,33 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       next.row = row_of_pass(pass);
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
-    next.key = bounds()[next.row].x;
-    next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
+    bound = load_bound(next.row);
+  }
+  /// What the counter of the block's passes was.
+  __device__ __forceinline__ int next_number() const {
+    int number = 0;
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\n@p atom.shared.inc.u32 %0, [%1], -1;\n}\n"
+        : "+r"(number)
+        : "r"(address(layout::next_pass)), "r"(place.lane)
+        : "memory");
+    return __shfl_sync(all, number, 0);
+  }
+  /// A pass's first key, of lane 0, and the slot behind its last one. Lanes have them, as what is uniform would be
+  /// waited for at once.
+  __device__ __forceinline__ int load_bound(int row) const {
+    const int last = min(row + layout::pass_rows, assigned) - 1;
+    const auto index = static_cast<std::uint32_t>(place.lane == 0 ? 2 * row : 2 * last + 1);
+    return __ldg(reinterpret_cast<const int*>(group().bounds) + index);
   }
   /// The team's first pass, before tables are there.
   __device__ __forceinline__ void take_first(const ring_order<layout>& passes,
-                                             ring_pass& next) const {
+                                             ring_pass& next, int& bound) const {
     const int3 pass = passes.first_of(team);
     if (place.lane == 0)
       at<std::uint16_t>(layout::pass_order)[team] = static_cast<std::uint16_t>(pass.x);
-    next = {row_of_pass(pass.x), pass.y, pass.z, 0};
+    next = {row_of_pass(pass.x), 0, 1, 0};
+    bound = place.lane == 0 ? pass.y : pass.z;
   }
   __device__ __forceinline__ int row_of_pass(std::int64_t pass) const {
     return static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
@@ -154,16 +170,18 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   struct ahead_of_group {
     int key, end;           ///< of the group, and the slot behind its pass's last key
     int starts;             ///< is it its pass's first group?
-    ring_pass next{untaken};  ///< the next pass, whose keys' bounds are on their way, or `untaken`
+    ring_pass next;  ///< the next pass, or `untaken`
+    int bound = 1;   ///< of its keys, on their way
     /// The pass of that group, and the one before it; and tokens of their rows.
     ring_pass pass, earlier;
     std::int32_t rows[own_rows], rows_of_earlier[own_rows];
   };
   __device__ __forceinline__ void follow(ahead_of_group& ahead) const {
-    if (ahead.next.row == untaken) take_pass(ahead.next);
+    if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);
     ahead.earlier = ahead.pass;
     ahead.pass = ahead.next;
-    ahead.key = ahead.pass.key, ahead.end = ahead.pass.end;
+    ahead.key = ahead.pass.key = __shfl_sync(all, ahead.bound, 0);
+    ahead.end = ahead.pass.end = __shfl_sync(all, ahead.bound, 1);
     ahead.starts = 1;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i) {
@@ -184,8 +202,12 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
   /// banks. These are this lane's token and its quarter of two heads' rows.
-  static __device__ __forceinline__ int own_key(int lane) { return lane / 2 % 8; }
-  static __device__ __forceinline__ int own_quarter(int lane) { return lane / 16 * 2 + lane % 2; }
+  static __device__ __forceinline__ int own_key(unsigned lane) {
+    return static_cast<int>(lane / 2 % 8);
+  }
+  static __device__ __forceinline__ int own_quarter(unsigned lane) {
+    return static_cast<int>(lane / 16 * 2 + lane % 2);
+  }
   /// Of key lane % 16 of a group: its token, and its position or radius.
   struct key_tokens {
     std::int32_t token;
@@ -197,7 +219,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return {__ldg(order + key), __ldg(own_array + key)};
   }
   /// A lane's quarter of two rows of token 0.
-  __device__ __forceinline__ const T* first_part(const row_view& view, int lane) const {
+  __device__ __forceinline__ const T* first_part(const row_view& view, unsigned lane) const {
     const int head = group().first_head + this->group_head + own_quarter(lane) / 2;
     return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter(lane) % 2 * 8;
   }
@@ -206,25 +228,25 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
     return first;
   }
-  static __device__ __forceinline__ int own_part(int lane) {
-    return lane / 16 * 2 * layout::tile_bytes + own_key(lane) * layout::row_bytes +
-           (lane ^ own_key(lane) >> 2) % 2 * 16;
+  static __device__ __forceinline__ int own_part(unsigned lane) {
+    return static_cast<int>(lane / 16 * 2 * layout::tile_bytes + lane / 2 % 8 * layout::row_bytes +
+                            (lane ^ lane >> 3) % 2 * 16);
   }
   /// The same of rows of q, whose heads' tiles are neighbours.
-  static __device__ __forceinline__ int own_row_part(int lane) {
-    return own_part(lane) - lane / 16 * layout::tile_bytes;
+  static __device__ __forceinline__ int own_row_part(unsigned lane) {
+    return own_part(lane) - static_cast<int>(lane / 16 * layout::tile_bytes);
   }
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return shared + static_cast<std::uint32_t>(offset);
   }
   /// Asks for K and V of a group, and stores positions, which get their mark, and radii.
   __device__ __forceinline__ void request_keys(const key_tokens& own, int slot) const {
-    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(place.lane));
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(static_cast<unsigned>(place.lane)));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
     const T* sources[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int32_t token = __shfl_sync(all, own.token, own_key(place.lane) + 8 * i);
+      const std::int32_t token = __shfl_sync(all, own.token, own_key(static_cast<unsigned>(place.lane)) + 8 * i);
       sources[2 * i] = token_part(first_key, token, key_bytes);
       sources[2 * i + 1] = token_part(first_value, token, value_bytes);
     }
@@ -255,7 +277,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       wait_for_phase(barrier(layout::query_empty, team),
                      static_cast<std::uint32_t>(pass.number - 1 & 1));
     // What a pass needs of it is not worth registers over its groups.
-    const int lane = in_register(place.lane);
+    const auto lane = in_register(static_cast<unsigned>(place.lane));
+    const auto own_lane = static_cast<int>(lane);
     const T* const first = first_part(problem.q, lane);
     const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});
 #pragma unroll
@@ -270,8 +293,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                   row % layout::rows * layout::row_bytes + own_row_part(lane)),
                           token_part(first, token, bytes), true);
       }
-      const auto slot = static_cast<std::uint32_t>(min(pass.row + lane + 32 * i, assigned - 1));
-      const int number = buffer * layout::pass_rows + lane + 32 * i;
+      const auto slot = static_cast<std::uint32_t>(min(pass.row + own_lane + 32 * i, assigned - 1));
+      const int number = buffer * layout::pass_rows + own_lane + 32 * i;
       at<std::int32_t>(layout::row_order)[number] = tokens[i];
       copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
       copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot,
@@ -402,7 +425,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead_of_group ahead{};
     ahead.next.row = untaken;
     if (knows_first)
-      take_first(passes, ahead.next);
+      take_first(passes, ahead.next, ahead.bound);
     else
       meet<0, layout::threads>();
     follow(ahead);
@@ -452,7 +475,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
               rows[i] = is_behind ? ahead.rows_of_earlier[i] : ahead.rows[i];
             request_rows(next, rows);
           }
-          if (ahead.next.row == untaken) take_pass(ahead.next);
+          if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);
         }
         commit_copies();
       }
