@@ -68,7 +68,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     uint4 pairs[heads][layout::product_pairs];
   };
   __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
-    const auto* products = at<const uint4>(slot) + place.lane;
+    const auto* products = reinterpret_cast<const uint4*>(this->cells_of_lane(slot));
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -102,7 +102,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
   __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
-                                              cursor_of_team& cursor, heads_state& state) const {
+                                              cursor_of_team& cursor, int own_codes, heads_state& state) const {
     const int row = pass.row + reader * layout::rows;
     const int own = min(layout::rows, assigned - row);
     const int2* bounds = at<const int2>(layout::row_bounds) + tile * layout::rows;
@@ -131,7 +131,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
 #pragma unroll 1
     for (; key < end; key += keys) {
       await(cursor);
-      const key_group own_keys = this->template load_group<true>(cursor.keys);
+      const key_group own_keys = this->template load_group<true>(cursor.keys, own_codes);
       float s[heads][2][4];
       typename base::radial_places places;
       // Everything is asked for before the first product, as the latter keep their order.
@@ -198,6 +198,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     const int reader = warp % layout::team_readers;
     heads_state state;
     this->begin_block(state);
+    const int own_codes = static_cast<int>(kept_in_register(static_cast<unsigned>(4 * place.g)));
     bool bad = false;
     cursor_of_team cursor(team);
     int buffer = team * layout::passes;
@@ -207,7 +208,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
       const int4 now = *at<const int4>(layout::places + 16 * buffer);
       if (now.x >= assigned) return bad;
       bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
-                         cursor, state);
+                         cursor, own_codes, state);
       release(layout::rows_empty, buffer);
       buffer ^= 1;
     }

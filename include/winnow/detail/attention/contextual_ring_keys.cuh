@@ -369,7 +369,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                         layout::key_row(8));
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
-    auto* target = at<uint4>(slot) + place.lane;
+    auto* target = reinterpret_cast<uint4*>(const_cast<std::byte*>(this->cells_of_lane(slot)));
     std::uint32_t cells[heads][2][words];
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis) {
