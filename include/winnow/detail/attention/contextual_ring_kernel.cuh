@@ -12,9 +12,9 @@
 /// What readers keep of two heads takes more than the 168 registers that twelve warps have each. So the four warps
 /// that multiply keys give some of theirs away, which takes the target sm_90a.
 ///
-/// What bounds it: the warps that multiply keys are busy for 94 % of their time, and those that attend wait for them for
-/// a fifth of theirs. But what takes work from the ones makes the others slower, as three warps of a scheduler share
-/// products, the ALU and the instruction cache, which the hot path (some 35 KB) hardly fits.
+/// What bounds it: three warps of a scheduler wait for what they have just asked for, and for each other: those that
+/// attend for keys a tenth of their time, those that multiply for room. What takes work from the ones makes the others
+/// slower, as they share products, the ALU and the instruction cache, which the hot path (some 35 KB) hardly fits.
 ///
 /// NaN and infinity: as in contextual_heads.cuh.
 #pragma once
@@ -102,7 +102,8 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
   __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
-                                              cursor_of_team& cursor, int own_codes, heads_state& state) const {
+                                              cursor_of_team& cursor, int own_codes,
+                                              heads_state& state) const {
     const int row = pass.row + reader * layout::rows;
     const int own = min(layout::rows, assigned - row);
     const int2* bounds = at<const int2>(layout::row_bounds) + tile * layout::rows;
@@ -316,7 +317,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
         // It looks at rows of short windows, too.
         if (!problem.place.is_first) wait_for_predecessor();
         complete_ring<T, layout>(problem, own, *reader.template at<const int>(layout::listed),
-                                reader.template at<const std::uint16_t>(layout::pass_order));
+                                 reader.template at<const std::uint16_t>(layout::pass_order));
       }
     }
   }

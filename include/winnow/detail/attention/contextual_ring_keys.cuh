@@ -75,8 +75,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const T* first_key = in_registers(first_part(problem.k, static_cast<unsigned>(place.lane)));
-  const T* first_value = in_registers(first_part(problem.v, static_cast<unsigned>(place.lane)));
+  const T* first_key = in_registers(first_part(problem.k, own_lane()));
+  const T* first_value = in_registers(first_part(problem.v, own_lane()));
   std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
   /// Half of the lanes load keys' positions, the others their radii.
   const std::uint32_t* own_array = in_registers(
@@ -155,8 +155,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return __ldg(reinterpret_cast<const int*>(group().bounds) + index);
   }
   /// The team's first pass, before tables are there.
-  __device__ __forceinline__ void take_first(const ring_order<layout>& passes,
-                                             ring_pass& next, int& bound) const {
+  __device__ __forceinline__ void take_first(const ring_order<layout>& passes, ring_pass& next,
+                                             int& bound) const {
     const int3 pass = passes.first_of(team);
     if (place.lane == 0)
       at<std::uint16_t>(layout::pass_order)[team] = static_cast<std::uint16_t>(pass.x);
@@ -168,8 +168,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Where a warp is, two groups ahead of the one that it multiplies.
   struct ahead_of_group {
-    int key, end;           ///< of the group, and the slot behind its pass's last key
-    int starts;             ///< is it its pass's first group?
+    int key, end;    ///< of the group, and the slot behind its pass's last key
+    int starts;      ///< is it its pass's first group?
     ring_pass next;  ///< the next pass, or `untaken`
     int bound = 1;   ///< of its keys, on their way
     /// The pass of that group, and the one before it; and tokens of their rows.
@@ -186,8 +186,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int i = 0; i < own_rows; ++i) {
       ahead.rows_of_earlier[i] = ahead.rows[i];
-      ahead.rows[i] = __ldg(order + static_cast<std::uint32_t>(min(
-                                        ahead.pass.row + place.lane + 32 * i, assigned - 1)));
+      ahead.rows[i] = __ldg(order + static_cast<std::uint32_t>(
+                                        min(ahead.pass.row + place.lane + 32 * i, assigned - 1)));
     }
     if (ahead.next.row < assigned) ahead.next.row = untaken;
   }
@@ -200,8 +200,12 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   // --- What arrives from global memory ------------------------------------------------------------
 
+  /// Not negative, as divisions shall know.
+  __device__ __forceinline__ unsigned own_lane() const {
+    return static_cast<unsigned>(place.lane);
+  }
   /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
-  /// banks. These are this lane's token and its quarter of two heads' rows.
+  /// banks. These are a lane's token and its quarter of two heads' rows.
   static __device__ __forceinline__ int own_key(unsigned lane) {
     return static_cast<int>(lane / 2 % 8);
   }
@@ -241,12 +245,12 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Asks for K and V of a group, and stores positions, which get their mark, and radii.
   __device__ __forceinline__ void request_keys(const key_tokens& own, int slot) const {
-    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(static_cast<unsigned>(place.lane)));
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(own_lane()));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
     const T* sources[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int32_t token = __shfl_sync(all, own.token, own_key(static_cast<unsigned>(place.lane)) + 8 * i);
+      const std::int32_t token = __shfl_sync(all, own.token, own_key(own_lane()) + 8 * i);
       sources[2 * i] = token_part(first_key, token, key_bytes);
       sources[2 * i + 1] = token_part(first_value, token, value_bytes);
     }
@@ -277,7 +281,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       wait_for_phase(barrier(layout::query_empty, team),
                      static_cast<std::uint32_t>(pass.number - 1 & 1));
     // What a pass needs of it is not worth registers over its groups.
-    const auto lane = in_register(static_cast<unsigned>(place.lane));
+    const auto lane = in_register(own_lane());
     const auto own_lane = static_cast<int>(lane);
     const T* const first = first_part(problem.q, lane);
     const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});

@@ -100,7 +100,8 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int radii_at(int group) { return group + key_radius; }
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
-  static constexpr int places = products + slots * slot_bytes;  // of a ring_pass, int4 [teams][passes]
+  static constexpr int places =
+      products + slots * slot_bytes;  // of a ring_pass, int4 [teams][passes]
   static constexpr int scratch = places + 16 * teams * passes;  // of readers
   static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
   static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
