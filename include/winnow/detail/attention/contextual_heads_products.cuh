@@ -348,6 +348,10 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   }
   template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot) const {
+    return load_group<Right>(slot, 4 * place.g);
+  }
+  template <bool Right = false>
+  __device__ __forceinline__ key_group load_group(int slot, int own_codes) const {
     key_group result;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -357,8 +361,13 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      result.codes[i] = at<const std::uint32_t>(layout::codes_at(slot))[place.g + 8 * i];
+      result.codes[i] = *reinterpret_cast<const std::uint32_t*>(
+          at<const std::byte>(layout::codes_at(slot) + own_codes) + 32 * i);
     return result;
+  }
+  /// Where this lane's products by cell lie in a slot: where its row of `ldmatrix` would, as warps have that register.
+  __device__ __forceinline__ const std::byte* cells_of_lane(int slot) const {
+    return this->left_rows(at<const std::byte>(slot));
   }
   /// A linear axis of keys' products with Tk, of one head.
   __device__ __forceinline__ void multiply_axis(const factor& table, const rows_of_head& left,

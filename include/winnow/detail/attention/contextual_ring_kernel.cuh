@@ -12,9 +12,9 @@
 /// What readers keep of two heads takes more than the 168 registers that twelve warps have each. So the four warps
 /// that multiply keys give some of theirs away, which takes the target sm_90a.
 ///
-/// What bounds it: the warps that multiply keys are busy for 94 % of their time, and those that attend wait for them for
-/// a fifth of theirs. But what takes work from the ones makes the others slower, as three warps of a scheduler share
-/// products, the ALU and the instruction cache, which the hot path (some 35 KB) hardly fits.
+/// What bounds it: three warps of a scheduler wait for what they have just asked for, and for each other: those that
+/// attend for keys a tenth of their time, those that multiply for room. What takes work from the ones makes the others
+/// slower, as they share products, the ALU and the instruction cache, which the hot path (some 35 KB) hardly fits.
 ///
 /// NaN and infinity: as in contextual_heads.cuh.
 #pragma once
@@ -68,7 +68,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     uint4 pairs[heads][layout::product_pairs];
   };
   __device__ __forceinline__ void load_cells(int slot, key_cells& own) const {
-    const auto* products = at<const uint4>(slot) + place.lane;
+    const auto* products = reinterpret_cast<const uint4*>(this->cells_of_lane(slot));
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -101,8 +101,9 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     cursor.step();
   }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
-  __device__ __forceinline__ bool attend_pass(const ring_place& pass, int tile, int reader,
-                                              cursor_of_team& cursor, heads_state& state) const {
+  __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
+                                              cursor_of_team& cursor, int own_codes,
+                                              heads_state& state) const {
     const int row = pass.row + reader * layout::rows;
     const int own = min(layout::rows, assigned - row);
     const int2* bounds = at<const int2>(layout::row_bounds) + tile * layout::rows;
@@ -131,7 +132,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
 #pragma unroll 1
     for (; key < end; key += keys) {
       await(cursor);
-      const key_group own_keys = this->template load_group<true>(cursor.keys);
+      const key_group own_keys = this->template load_group<true>(cursor.keys, own_codes);
       float s[heads][2][4];
       typename base::radial_places places;
       // Everything is asked for before the first product, as the latter keep their order.
@@ -198,44 +199,43 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     const int reader = warp % layout::team_readers;
     heads_state state;
     this->begin_block(state);
+    const int own_codes = static_cast<int>(kept_in_register(static_cast<unsigned>(4 * place.g)));
     bool bad = false;
     cursor_of_team cursor(team);
     int buffer = team * layout::passes;
 #pragma unroll 1
     while (true) {
       await(cursor);
-      const int4 now = *at<const int4>(cursor.slot + layout::places);
+      const int4 now = *at<const int4>(layout::places + 16 * buffer);
       if (now.x >= assigned) return bad;
       bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
-                         cursor, state);
+                         cursor, own_codes, state);
       release(layout::rows_empty, buffer);
       buffer ^= 1;
     }
   }
 };
 
-/// What is seldom needed, apart from everything else, which has all registers.
+/// What is seldom needed, apart from everything else, which has all registers. One function for a block's beginning, and
+/// for warps that have found rows that are not finite: with two the assembler keeps nothing in uniform registers
+/// between them.
+/// \param order of the block's passes, if they are `listed`; null at the beginning.
 template <class T, class Layout>
-__device__ __noinline__ void begin_ring(const forward_problem& problem, block_share own) {
+__device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
+                                           int shortest, int listed, const std::uint16_t* order) {
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
-    complete_unassigned<T>(problem, own);
-    if (problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows, Layout::warps, 0);
+    if (order == nullptr) complete_unassigned<T>(problem, own);
+    if (order != nullptr || problem.groups[own.group].path == encoding_path::rows)
+      correct_rows<T>(problem, own, Layout::pass_rows,
+                      order == nullptr ? Layout::warps : Layout::readers, shortest,
+                      [&](int number) {
+                        std::int64_t pass = own.share + std::int64_t{number} * own.shares;
+                        if (listed != ring_order<Layout>::none)
+                          pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
+                        return pass * Layout::pass_rows;
+                      });
   }
-}
-/// By warps that have found rows that are not finite. \param order of the block's passes, if they are `listed`.
-template <class T, class Layout>
-__device__ __noinline__ void correct_ring(const forward_problem& problem, block_share own,
-                                          int shortest, int listed, const std::uint16_t* order) {
-  own.head *= Layout::heads;
-  for (int h = 0; h < Layout::heads; ++h, ++own.head)
-    correct_rows<T>(problem, own, Layout::pass_rows, Layout::readers, shortest, [&](int number) {
-      std::int64_t pass = own.share + std::int64_t{number} * own.shares;
-      if (listed != ring_order<Layout>::none)
-        pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
-      return pass * Layout::pass_rows;
-    });
 }
 
 /// By one thread. \param first_pass that a team takes from the counter.
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
-    begin_ring<T, layout>(problem, own);
+    complete_ring<T, layout>(problem, own, 0, ring_order<layout>::none, nullptr);
   const int shortest = shortest_left<Radial>(problem, group);
   // Without tokens nothing is there that could be read ahead.
   if (group.path == encoding_path::tiles && group.counts->largest >= max(shortest, 1)) {
@@ -321,9 +321,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       if (reader.run()) bad = 1;
       meet<layout::readers_meet, 32 * layout::readers>();
       if (bad != 0)
-        correct_ring<T, layout>(problem, own, *reader.template at<const int>(layout::shortest_left),
-                                *reader.template at<const int>(layout::listed),
-                                reader.template at<const std::uint16_t>(layout::pass_order));
+        complete_ring<T, layout>(problem, own,
+                                 *reader.template at<const int>(layout::shortest_left),
+                                 *reader.template at<const int>(layout::listed),
+                                 reader.template at<const std::uint16_t>(layout::pass_order));
     }
   }
   end_beside(problem.place, blockIdx.x == 0);

@@ -19,12 +19,11 @@
 
 namespace winnow::detail {
 
-/// What a slot of the ring is for: 16 keys that rows of a pass attend to.
-struct ring_place {
-  int row;       ///< the pass's first one; from the last row on nothing is left
-  int key, end;  ///< the group's first key, and the slot behind the pass's last one
-  int first;     ///< is this the pass's first group?
-  int number;    ///< of the pass among its team's
+/// What a team's readers shall do: 32 rows and the groups of keys that they attend to.
+struct ring_pass {
+  int row = 0;           ///< the first one; from the last row on nothing is left
+  int key = 0, end = 1;  ///< the first key, and the slot behind the last one
+  int number = -1;       ///< among the team's
 };
 
 /// Where a warp of a team is in the ring.
@@ -76,13 +75,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   int team;
   const std::int32_t* order = in_registers(base::group().order);
-  const T* first_key = in_registers(first_part(problem.k));
-  const T* first_value = in_registers(first_part(problem.v));
+  const T* first_key = in_registers(first_part(problem.k, own_lane()));
+  const T* first_value = in_registers(first_part(problem.v, own_lane()));
   std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
-  /// Half of the lanes ask for keys' positions, the others for their radii.
+  /// Half of the lanes load keys' positions, the others their radii.
   const std::uint32_t* own_array = in_registers(
       place.lane < keys ? reinterpret_cast<const std::uint32_t*>(base::group().positions)
                         : reinterpret_cast<const std::uint32_t*>(base::group().radius));
+  std::uint32_t own_mark = in_register(place.lane < keys ? position_mark : 0u);
 
   __device__ __forceinline__ const int2* bounds() const {
     return reinterpret_cast<const int2*>(group().bounds);
@@ -110,11 +110,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   // --- Which groups -------------------------------------------------------------------------------
 
   static constexpr int untaken = -1;
-  /// The next pass, whose keys' bounds are on their way, or `untaken`.
-  struct next_pass {
-    int row = untaken, key = 0, end = 1;
-    int number = -1;
-  };
   /// Does a pass have rows that contextual_short.cuh has left?
   __device__ __forceinline__ bool has_long(int row) const {
     bool found = false;
@@ -126,14 +121,13 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return __any_sync(all, found);
   }
   /// The block's teams take its passes as they come: what a pass needs differs much.
-  __device__ __forceinline__ void take_pass(next_pass& next) const {
+  /// \param bound of its keys, as lanes have them.
+  __device__ __forceinline__ void take_pass(ring_pass& next, int& bound) const {
     wait_for_phase(barrier(layout::is_listed), 0);
     const int listed = *at<const int>(layout::listed);
     ++next.number;
     do {
-      int number = 0;
-      if (place.lane == 0) number = atomicAdd(at<int>(layout::next_pass), 1);
-      number = __shfl_sync(all, number, 0);
+      const int number = next_number();
       std::int64_t pass = std::int64_t{number} * shares + share;
       if (listed != ring_order<layout>::none)
         pass = number < listed ? at<const std::uint16_t>(layout::pass_order)[number]
@@ -141,90 +135,124 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       next.row = row_of_pass(pass);
       if (next.row >= assigned) return;
     } while (shortest > 0 && !has_long(next.row));
-    next.key = bounds()[next.row].x;
-    next.end = bounds()[min(next.row + layout::pass_rows, assigned) - 1].y;
+    bound = load_bound(next.row);
+  }
+  /// What the counter of the block's passes was.
+  __device__ __forceinline__ int next_number() const {
+    int number = 0;
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\n@p atom.shared.inc.u32 %0, [%1], -1;\n}\n"
+        : "+r"(number)
+        : "r"(address(layout::next_pass)), "r"(place.lane)
+        : "memory");
+    return __shfl_sync(all, number, 0);
+  }
+  /// A pass's first key, of lane 0, and the slot behind its last one. Lanes have them, as what is uniform would be
+  /// waited for at once.
+  __device__ __forceinline__ int load_bound(int row) const {
+    const int last = min(row + layout::pass_rows, assigned) - 1;
+    const auto index = static_cast<std::uint32_t>(place.lane == 0 ? 2 * row : 2 * last + 1);
+    return __ldg(reinterpret_cast<const int*>(group().bounds) + index);
   }
   /// The team's first pass, before tables are there.
-  __device__ __forceinline__ void take_first(const ring_order<layout>& passes,
-                                             next_pass& next) const {
+  __device__ __forceinline__ void take_first(const ring_order<layout>& passes, ring_pass& next,
+                                             int& bound) const {
     const int3 pass = passes.first_of(team);
     if (place.lane == 0)
       at<std::uint16_t>(layout::pass_order)[team] = static_cast<std::uint16_t>(pass.x);
-    next = {row_of_pass(pass.x), pass.y, pass.z, 0};
+    next = {row_of_pass(pass.x), 0, 1, 0};
+    bound = place.lane == 0 ? pass.y : pass.z;
   }
   __device__ __forceinline__ int row_of_pass(std::int64_t pass) const {
     return static_cast<int>(min(pass * layout::pass_rows, std::int64_t{assigned}));
   }
-  __device__ __forceinline__ void follow(next_pass& next, ring_place& ahead) const {
-    if (next.row == untaken) take_pass(next);
-    ahead = {next.row, next.key, next.end, 1, next.number};
-    if (next.row < assigned) next.row = untaken;
+  /// Where a warp is, two groups ahead of the one that it multiplies.
+  struct ahead_of_group {
+    int key, end;    ///< of the group, and the slot behind its pass's last key
+    int starts;      ///< is it its pass's first group?
+    ring_pass next;  ///< the next pass, or `untaken`
+    int bound = 1;   ///< of its keys, on their way
+    /// The pass of that group, and the one before it; and tokens of their rows.
+    ring_pass pass, earlier;
+    std::int32_t rows[own_rows], rows_of_earlier[own_rows];
+  };
+  __device__ __forceinline__ void follow(ahead_of_group& ahead) const {
+    if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);
+    ahead.earlier = ahead.pass;
+    ahead.pass = ahead.next;
+    ahead.key = ahead.pass.key = __shfl_sync(all, ahead.bound, 0);
+    ahead.end = ahead.pass.end = __shfl_sync(all, ahead.bound, 1);
+    ahead.starts = 1;
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+      ahead.rows_of_earlier[i] = ahead.rows[i];
+      ahead.rows[i] = __ldg(order + static_cast<std::uint32_t>(
+                                        min(ahead.pass.row + place.lane + 32 * i, assigned - 1)));
+    }
+    if (ahead.next.row < assigned) ahead.next.row = untaken;
   }
   /// Behind the last group, as here: what follows is not looked at, and costs less than a branch.
-  __device__ __forceinline__ void advance(next_pass& next, ring_place& ahead) const {
+  __device__ __forceinline__ void advance(ahead_of_group& ahead) const {
     ahead.key += keys;
-    ahead.first = 0;
-    if (ahead.key >= ahead.end) follow(next, ahead);
+    ahead.starts = 0;
+    if (ahead.key >= ahead.end) follow(ahead);
   }
 
   // --- What arrives from global memory ------------------------------------------------------------
 
+  /// Not negative, as divisions shall know.
+  __device__ __forceinline__ unsigned own_lane() const {
+    return static_cast<unsigned>(place.lane);
+  }
   /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
-  /// banks. These are this lane's token and its quarter of two heads' rows.
-  __device__ __forceinline__ int own_key() const {
-    return place.lane / 2 % 8;
+  /// banks. These are a lane's token and its quarter of two heads' rows.
+  static __device__ __forceinline__ int own_key(unsigned lane) {
+    return static_cast<int>(lane / 2 % 8);
   }
-  __device__ __forceinline__ int own_quarter() const {
-    return place.lane / 16 * 2 + place.lane % 2;
+  static __device__ __forceinline__ int own_quarter(unsigned lane) {
+    return static_cast<int>(lane / 16 * 2 + lane % 2);
   }
-  struct tokens {
-    std::int32_t
-        keys[2];  ///< of the key whose parts this lane loads, and of the eighth one after it
-    std::int32_t rows[own_rows];
+  /// Of key lane % 16 of a group: its token, and its position or radius.
+  struct key_tokens {
+    std::int32_t token;
+    std::uint32_t place;
   };
   /// Behind the last key are copies of it, which nobody looks at.
-  __device__ __forceinline__ void load_tokens(const ring_place& next, tokens& own) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      own.keys[i] = __ldg(
-          order + static_cast<std::uint32_t>(min(next.key + own_key() + 8 * i, next.end - 1)));
-    if (next.first == 0) return;
-#pragma unroll
-    for (int i = 0; i < own_rows; ++i)
-      own.rows[i] = __ldg(
-          order + static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1)));
+  __device__ __forceinline__ key_tokens load_tokens(const ahead_of_group& ahead) const {
+    const auto key = static_cast<std::uint32_t>(min(ahead.key + place.lane % keys, ahead.end - 1));
+    return {__ldg(order + key), __ldg(own_array + key)};
   }
-  /// This lane's quarter of two rows of token 0.
-  __device__ __forceinline__ const T* first_part(const row_view& view) const {
-    const int head = group().first_head + this->group_head + own_quarter() / 2;
-    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter() % 2 * 8;
+  /// A lane's quarter of two rows of token 0.
+  __device__ __forceinline__ const T* first_part(const row_view& view, unsigned lane) const {
+    const int head = group().first_head + this->group_head + own_quarter(lane) / 2;
+    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter(lane) % 2 * 8;
   }
   static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
                                                         std::int32_t bytes) {
     asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
     return first;
   }
-  __device__ __forceinline__ int own_part() const {
-    return place.lane / 16 * 2 * layout::tile_bytes + own_key() * layout::row_bytes +
-           (place.lane ^ own_key() >> 2) % 2 * 16;
+  static __device__ __forceinline__ int own_part(unsigned lane) {
+    return static_cast<int>(lane / 16 * 2 * layout::tile_bytes + lane / 2 % 8 * layout::row_bytes +
+                            (lane ^ lane >> 3) % 2 * 16);
   }
   /// The same of rows of q, whose heads' tiles are neighbours.
-  __device__ __forceinline__ int own_row_part() const {
-    return own_part() - place.lane / 16 * layout::tile_bytes;
+  static __device__ __forceinline__ int own_row_part(unsigned lane) {
+    return own_part(lane) - static_cast<int>(lane / 16 * layout::tile_bytes);
   }
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return shared + static_cast<std::uint32_t>(offset);
   }
-  /// Asks for K, V, positions and radii of a group.
-  __device__ __forceinline__ void request_keys(const ring_place& next, const tokens& own,
-                                               int slot) const {
-    const std::uint32_t target = address(layout::tiles_at(slot) + own_part());
+  /// Asks for K and V of a group, and stores positions, which get their mark, and radii.
+  __device__ __forceinline__ void request_keys(const key_tokens& own, int slot) const {
+    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(own_lane()));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
     const T* sources[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sources[2 * i] = token_part(first_key, own.keys[i], key_bytes);
-      sources[2 * i + 1] = token_part(first_value, own.keys[i], value_bytes);
+      const std::int32_t token = __shfl_sync(all, own.token, own_key(own_lane()) + 8 * i);
+      sources[2 * i] = token_part(first_key, token, key_bytes);
+      sources[2 * i + 1] = token_part(first_value, token, value_bytes);
     }
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16;\n"
@@ -234,36 +262,44 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
         "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]), "n"(layout::tile_bytes),
         "n"(8 * layout::row_bytes), "n"(layout::tile_bytes + 8 * layout::row_bytes)
         : "memory");
-    const auto key = static_cast<std::uint32_t>(min(next.key + place.lane % keys, next.end - 1));
-    copy_async_if<4>(true, address(slot + layout::key_code + 4 * place.lane), own_array + key,
-                     true);
+    at<std::uint32_t>(slot + layout::key_code)[place.lane] = own.place | own_mark;
     commit_copies();
   }
-  /// Asks for a pass's rows. \param passes before it.
-  __device__ __forceinline__ void request_rows(const ring_place& next,
-                                               const std::int32_t (&tokens_)[own_rows],
-                                               int passes) const {
-    const int buffer = team * layout::passes + passes % layout::passes;
-    const auto parity = [](int phase) { return static_cast<std::uint32_t>(phase & 1); };
-    if (passes >= layout::passes)
-      wait_for_phase(barrier(layout::rows_empty, buffer), parity(passes / layout::passes - 1));
-    if (passes > 0) wait_for_phase(barrier(layout::query_empty, team), parity(passes - 1));
+  /// Waits for room for a pass, and says what it is.
+  __device__ __forceinline__ void place_pass(const ring_pass& pass) const {
+    const int buffer = team * layout::passes + pass.number % layout::passes;
+    if (pass.number >= layout::passes)
+      wait_for_phase(barrier(layout::rows_empty, buffer),
+                     static_cast<std::uint32_t>(pass.number / layout::passes - 1 & 1));
+    if (place.lane == 0) at<int4>(layout::places)[buffer] = {pass.row, pass.key, pass.end, 0};
+  }
+  /// Asks for the rows of a pass that has its place.
+  __device__ __forceinline__ void request_rows(const ring_pass& pass,
+                                               const std::int32_t (&tokens)[own_rows]) const {
+    const int buffer = team * layout::passes + pass.number % layout::passes;
+    if (pass.number > 0)
+      wait_for_phase(barrier(layout::query_empty, team),
+                     static_cast<std::uint32_t>(pass.number - 1 & 1));
+    // What a pass needs of it is not worth registers over its groups.
+    const auto lane = in_register(own_lane());
+    const auto own_lane = static_cast<int>(lane);
+    const T* const first = first_part(problem.q, lane);
+    const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});
 #pragma unroll
     for (int i = 0; i < own_rows; ++i) {
 #pragma unroll
       for (int eight = 0; eight < 4; ++eight) {
-        const std::int32_t token = __shfl_sync(all, tokens_[i], 8 * eight + own_key());
+        const std::int32_t token = __shfl_sync(all, tokens[i], 8 * eight + own_key(lane));
         const int row = 32 * i + 8 * eight;
         const int tile = team * layout::team_readers + row / layout::rows;
         copy_async_if<16>(true,
                           address(layout::query + tile * layout::query_bytes +
-                                  row % layout::rows * layout::row_bytes + own_row_part()),
-                          token_part(first_part(problem.q), token, token_bytes(problem.q)), true);
+                                  row % layout::rows * layout::row_bytes + own_row_part(lane)),
+                          token_part(first, token, bytes), true);
       }
-      const auto slot =
-          static_cast<std::uint32_t>(min(next.row + place.lane + 32 * i, assigned - 1));
-      const int number = buffer * layout::pass_rows + place.lane + 32 * i;
-      at<std::int32_t>(layout::row_order)[number] = tokens_[i];
+      const auto slot = static_cast<std::uint32_t>(min(pass.row + own_lane + 32 * i, assigned - 1));
+      const int number = buffer * layout::pass_rows + own_lane + 32 * i;
+      at<std::int32_t>(layout::row_order)[number] = tokens[i];
       copy_async_if<8>(true, address(layout::row_bounds + 8 * number), bounds() + slot, true);
       copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot,
                        true);
@@ -330,20 +366,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                                   this->factor_of_head(group().table_k, 1, 1)};
     axis_factors factors = load_factors(tables, 2);
     const key_group own = this->load_group(keys_slot);
-    __syncwarp();  // all lanes have read positions, which some lanes mark
     rows_of_axis by_row;
     multiply_group(own, factors, by_row);
     factors = load_factors(tables, 0);
     this->store_radials(by_row, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
                         layout::key_row(8));
-    if (place.t == 0)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        at<std::uint32_t>(layout::codes_at(keys_slot))[place.g + 8 * i] =
-            own.codes[i] | position_mark;
     const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
                                     moves_of(own.codes[1], length, place.t)};
-    auto* target = at<uint4>(slot) + place.lane;
+    auto* target = reinterpret_cast<uint4*>(const_cast<std::byte*>(this->cells_of_lane(slot)));
     std::uint32_t cells[heads][2][words];
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis) {
@@ -355,7 +385,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
         for (int i = 0; i < 2; ++i) {
           std::uint32_t moved[cell_words];
           row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[h][i], moved, place.t);
-          if (axis == 0 && base::has_large(own.left[h], i)) moved[0] = nan_halves;
 #pragma unroll
           for (int word = 0; word < cell_words; ++word)
             cells[h][i][axis * cell_words + word] = moved[word];
@@ -367,6 +396,31 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
                 cells[h][0][word], cells[h][0][word + 1], cells[h][1][word], cells[h][1][word + 1]};
       }
     }
+    if (__any_sync(all, have_large(own))) {
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (base::has_large(own.left[h], i))
+            reinterpret_cast<std::uint32_t*>(target + h * layout::product_pairs * 32)[2 * i] =
+                nan_halves;
+    }
+  }
+  /// Is an element of this lane's too large for products in half?
+  static __device__ __forceinline__ bool have_large(const key_group& own) {
+    using pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+    static_assert(heads == 2);
+    std::uint32_t largest[2];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      const auto magnitude = [&](int i) {
+        return __habs2(*reinterpret_cast<const pair*>(&own.left[h].a[0][i]));
+      };
+      const pair of_head =
+          __hmax2(__hmax2(magnitude(0), magnitude(1)), __hmax2(magnitude(2), magnitude(3)));
+      largest[h] = *reinterpret_cast<const std::uint32_t*>(&of_head);
+    }
+    return is_large<T>(largest[0], largest[1]);
   }
   __device__ __forceinline__ void await_tables() const {
     meet<layout::keys_begin, 32 * layout::teams>();  // barriers in shared memory are there
@@ -375,64 +429,66 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   /// \param knows_first are there first passes of teams?
   __device__ __forceinline__ void run(const ring_order<layout>& passes, bool knows_first) const {
     const int length = group().quant_length;
-    next_pass after{};
-    ring_place ahead{};
-    tokens own{};
-    std::int32_t rows_[own_rows];
     ring_cursor<layout> cursor(team);
-    const auto request_next = [&](int target) {
-      request_keys(ahead, own, target);
-      const ring_place next = ahead;
-#pragma unroll
-      for (int i = 0; i < own_rows; ++i) rows_[i] = own.rows[i];
-      advance(after, ahead);
-      load_tokens(ahead, own);
-      return next;
-    };
-    const auto request_rows_of = [&](const ring_place& next) {
-      if (next.row < assigned && next.first != 0) request_rows(next, rows_, next.number);
-      commit_copies();
-    };
+    ahead_of_group ahead{};
+    ahead.next.row = untaken;
     if (knows_first)
-      take_first(passes, after);
+      take_first(passes, ahead.next, ahead.bound);
     else
       await_tables();
-    follow(after, ahead);
-    load_tokens(ahead, own);
-    request_keys(ahead, own, cursor.keys);
-    ring_place now = ahead;
-#pragma unroll
-    for (int i = 0; i < own_rows; ++i) rows_[i] = own.rows[i];
+    follow(ahead);
+    key_tokens own = load_tokens(ahead);
+    request_keys(own, cursor.keys);
+    place_pass(ahead.pass);
+    const bool has_pass = ahead.pass.row < assigned;
     // The next pass may not be known yet.
     const bool has_next = ahead.key + keys < ahead.end;
     ahead.key += keys;
-    ahead.first = 0;
-    if (has_next) load_tokens(ahead, own);
-    request_rows_of(now);
+    ahead.starts = 0;
+    if (has_next) own = load_tokens(ahead);
+    if (has_pass) request_rows(ahead.pass, ahead.rows);
+    commit_copies();
     if (knows_first) await_tables();
-    if (!has_next && now.row < assigned) {
-      follow(after, ahead);
-      load_tokens(ahead, own);
+    if (!has_next && has_pass) {
+      follow(ahead);
+      own = load_tokens(ahead);
     }
+    if (has_pass) {
 #pragma unroll 1
-    while (true) {
-      // Before the first release there is nothing to wait for.
-      wait_for_phase(barrier(cursor.slot + layout::empty), cursor.parity ^ 1);
-      if (now.first != 0 && place.lane == 0)
-        *at<int4>(cursor.slot + layout::places) = {now.row, now.key, now.end, 0};
-      wait_for_copies<1>();
-      __syncwarp();  // K and V are there
-      if (now.row >= assigned) break;
-      // Those of the next group arrive meanwhile.
-      const ring_place next = request_next(cursor.next_keys());
-      multiply_slot(cursor.slot, cursor.keys, length);
-      wait_for_copies<1>();  // the rows, if this is a pass's first group
-      announce(cursor.slot);
-      request_rows_of(next);
-      if (after.row == untaken) take_pass(after);
-      now = next;
-      cursor.step();
+      while (true) {
+        // Before the first release there is nothing to wait for.
+        wait_for_phase(barrier(cursor.slot + layout::empty), cursor.parity ^ 1);
+        wait_for_copies<1>();
+        __syncwarp();  // K and V are there
+        // Those of the next group arrive meanwhile.
+        request_keys(own, cursor.next_keys());
+        const int next_starts = ahead.starts;
+        advance(ahead);
+        own = load_tokens(ahead);
+        multiply_slot(cursor.slot, cursor.keys, length);
+        wait_for_copies<1>();  // the rows, if this is a pass's first group
+        announce(cursor.slot);
+        cursor.step();
+        // Where passes meet; else there is but one branch.
+        if ((next_starts | ahead.starts) != 0) {
+          if (next_starts != 0) {
+            // The pass ahead is the next group's, or already the one behind it.
+            const bool is_behind = ahead.starts != 0;
+            const ring_pass next = is_behind ? ahead.earlier : ahead.pass;
+            place_pass(next);
+            if (next.row >= assigned) break;
+            std::int32_t rows[own_rows];
+#pragma unroll
+            for (int i = 0; i < own_rows; ++i)
+              rows[i] = is_behind ? ahead.rows_of_earlier[i] : ahead.rows[i];
+            request_rows(next, rows);
+          }
+          if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);
+        }
+        commit_copies();
+      }
     }
+    wait_for_phase(barrier(cursor.slot + layout::empty), cursor.parity ^ 1);
     announce(cursor.slot);
     wait_for_copies<0>();
   }

@@ -89,21 +89,22 @@ struct contextual_ring_layout {
   static constexpr int key_code = group_bytes, key_radius = key_code + 4 * keys;
   static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
   /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
-  /// [keys] from `key_row` on. Then barriers, and a ring_place.
+  /// [keys] from `key_row` on. Then barriers.
   static constexpr int products = key_groups + key_slots * key_group_bytes;  // [slots]
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
   static constexpr int cell_bytes = heads * product_pairs * 512;
   static constexpr int key_products = cell_bytes;
   static constexpr int full = key_products + (Radial ? key_row(keys) : 0);
   static constexpr int empty = full + 8;
-  static constexpr int places = empty + 8;
-  static constexpr int slot_bytes = places + 16;
+  static constexpr int slot_bytes = empty + 8;
   /// Slots are named by where they begin.
   WINNOW_HOST_DEVICE static constexpr int codes_at(int group) { return group + key_code; }
   WINNOW_HOST_DEVICE static constexpr int radii_at(int group) { return group + key_radius; }
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
-  static constexpr int scratch = products + slots * slot_bytes;  // of readers
+  static constexpr int places =
+      products + slots * slot_bytes;  // of a ring_pass, int4 [teams][passes]
+  static constexpr int scratch = places + 16 * teams * passes;  // of readers
   static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
   static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
   static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
