@@ -145,7 +145,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
-    const int i = static_cast<int>(threadIdx.x);
+    const int i = in_register(static_cast<int>(threadIdx.x));
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
@@ -169,7 +169,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     __syncthreads();
 #pragma unroll 1
     for (int part = 0;;) {
-      const bool is_dealt = dealt.windows > 0;
+      const bool is_dealt = dealt.parts > 0;
       if (is_dealt)
         this->deal_windows(dealt, part);
       else
@@ -215,8 +215,8 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
     for (int round = 0; round < layout::rounds; ++round)
       for (int lane = 0; lane < 32; ++lane) {
-        const std::int64_t slot = this->slot_of(part, round, lane);
-        if (slot >= assigned) continue;
+        const std::uint32_t slot = this->slot_of(part, round, lane);
+        if (slot >= static_cast<std::uint32_t>(assigned)) continue;
         const int first = static_cast<int>(slot);
         const int2 window = bounds[first];
         const int size = window.y - window.x;

@@ -81,10 +81,8 @@ struct contextual_units_layout {
   static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.
   static constexpr int dealt_windows = 12288;       ///< of a part
-  static constexpr int window_codes = block_bytes;  // four bits
-  static constexpr int dealt_list = window_codes + (dealt_windows + 64 + 8 * threads) / 2;  // int2
-  static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;                    // int
-  static_assert(warp_costs + 4 * warps <= block_bytes + warps * warp_bytes);
+  static constexpr int dealt_costs = block_bytes;   // int, of each thread
+  static_assert(4 * threads <= warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);
