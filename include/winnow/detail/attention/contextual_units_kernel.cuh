@@ -145,20 +145,18 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
-    const int i = base::thread_again();
+    const int i = in_register(static_cast<int>(threadIdx.x));
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
-    this->clear_shorts();
     // Tables are read while the windows are.
     typename base::table_parts tables;
     this->load_tables(tables);
     const float table_sum = load_table_sum();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    __syncthreads();  // sums of short windows are cleared
     auto dealt = this->load_sizes();
     this->store_tables(tables);
     store_table_sum(table_sum);
@@ -196,9 +194,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
         __syncthreads();
       }
       if (++part >= *counter_of(base::turns)) break;
-      this->clear_shorts();
       this->load_windows(part, windows);
-      __syncthreads();
       dealt = this->load_sizes();
       clear_counters();
       __syncthreads();

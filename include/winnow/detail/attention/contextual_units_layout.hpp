@@ -80,11 +80,9 @@ struct contextual_units_layout {
   static constexpr int products_bytes = 32 * 4 * 2 * cells / 8;
   static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.
-  static constexpr int dealt_windows = 16384;       ///< of a part
+  static constexpr int dealt_windows = 12288;       ///< of a part
   static constexpr int dealt_costs = block_bytes;   // int, of each thread
-  static constexpr int most_evened = 128;           ///< blocks of a head
-  static constexpr int dealt_shorts = dealt_costs + 4 * threads;  // int, and behind them one of each lane
-  static_assert(4 * (threads + most_evened + 32) <= warps * warp_bytes);
+  static_assert(4 * threads <= warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);

@@ -72,13 +72,6 @@ struct contextual_units_plan
   __device__ __forceinline__ std::byte* unit_at(int unit) const {
     return this->template table_at<std::byte>(layout::units) + unit * layout::unit_bytes;
   }
-  /// This thread's number, read again. What is addressed with it before and behind a part's work would else be kept in
-  /// registers during that.
-  static __device__ __forceinline__ int thread_again() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-  }
   /// Where the warp's memory begins. The base's copy of it would take another register.
   __device__ __forceinline__ std::uint32_t own_address() const {
     return shared_address(base::memory);
