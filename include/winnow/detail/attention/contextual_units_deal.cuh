@@ -5,7 +5,7 @@
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
 /// of the sum: neighbours in an order of threads, of which the first and the last may be cut between tiles. A thread
-/// adds up what up to 32 windows cost that it has read, fours of neighbours. The order goes from warp to warp first, so
+/// adds up what up to 32 windows cost, fours of neighbours. The order goes from warp to warp first, so
 /// that of those threads whose windows the share has a part of, a dozen, each warp has about one. It lists their tiles, a
 /// lane for a window. Where windows are many a block takes part in every so many-th chunk of them only, as reading all
 /// of them takes more than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
@@ -49,11 +49,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   /// Which of the windows a block shares with which others.
   struct dealt_part {
     int parts, part;  ///< none: windows are not dealt out
-    int cost;         ///< of the thread's windows
   };
-  /// Reads the sizes of a part's windows, unless there are too many, and leaves what a thread's cost. All threads take
-  /// part; the warps' memory is not in use yet.
-  __device__ __forceinline__ dealt_part load_sizes() const {
+  /// Asks where a part's windows begin, unless there are too many. All threads take part; the warps' memory is not in use
+  /// yet.
+  __device__ __forceinline__ dealt_part request_windows() const {
     const int windows = group().counts->windows;
     // More parts differ by more, which matters less behind another kernel.
     const int most_parts = base::problem.place.is_first ? 2 : 4;
@@ -61,28 +60,46 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
     if (windows == 0 || parts > most_parts || !this->are_slots_one_part() ||
         reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
-      return {0, 0, 0};
-    dealt_part own{parts, quotient(share, parts), 0};
-    own.part = share - own.part * parts;
-    own.cost = load_costs(own, windows);
-    costs()[in_register(base::place.lane) * layout::warps + warp] = own.cost;
+      return {0, 0};
+    const dealt_part own{parts, share - quotient(share, parts) * parts};
+    const std::int32_t* const offsets = group().offsets;
+    const int thread = base::thread_again();
+    std::uint32_t target = shared_address(base::tables) + layout::dealt_slots + 16 * thread;
+    std::uint32_t behind = shared_address(base::tables) + layout::dealt_ends + 4 * thread;
+#pragma unroll 1
+    for (int window = first_window_of(own, thread); window < windows; window += step * parts) {
+      // There are `windows` + 1 of them.
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target),
+                   "l"(offsets + window), "r"(min(4 * (windows + 1 - window), 16))
+                   : "memory");
+      copy_element_async(behind, offsets + window + 4, window + 4 <= windows);
+      target += 16 * layout::threads, behind += 4 * layout::threads;
+    }
     return own;
   }
-  /// Lists the tiles of the block's share, once all threads have read sizes. \param turn of as many as lists need to
+  /// Lists the tiles of the block's share, once all threads' copies have arrived. \param turn of as many as lists need to
   /// have room.
   __device__ __forceinline__ void deal_windows(const dealt_part& own, int turn) const {
+    const int thread = base::thread_again(), lane = thread % 32;
+    const int windows = group().counts->windows;
+    int own_cost = 0;
+#pragma unroll 1
+    for (int window = first_window_of(own, thread), four = thread; window < windows;
+         window += step * own.parts, four += layout::threads) {
+      const int4 slots = this->template table_at<const int4>(layout::dealt_slots)[four];
+      own_cost += cost_of_window(slots.y - slots.x) + cost_of_window(slots.z - slots.y) +
+                  cost_of_window(slots.w - slots.z) +
+                  cost_of_window(this->template table_at<const int>(layout::dealt_ends)[four] - slots.w);
+    }
+    int* const costs = this->template table_at<int>(layout::dealt_costs) + lane * layout::warps;
+    costs[warp] = own_cost;
+    __syncthreads();
     // The order's place of this thread is behind those of its lane's number in the warps before.
-    const int lane = in_register(base::place.lane);
     int of_lane = 0, before = 0;
-#pragma unroll
-    for (int i = 0; i < layout::warps; i += 4) {
-      const int4 four = reinterpret_cast<const int4*>(costs() + lane * layout::warps)[i / 4];
-      const int each[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        of_lane += each[j];
-        if (i + j < warp) before += each[j];
-      }
+#pragma unroll 1
+    for (int i = 0; i < layout::warps; ++i) {
+      if (i == warp) before = of_lane;
+      of_lane += costs[i];
     }
     const int sum_to_lane = warp_inclusive_sum(of_lane);
     const int sum = __shfl_sync(base::all, sum_to_lane, 31);
@@ -92,20 +109,20 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int share_end = begin_of_share(sum, sharer + 1, sharers);
     const int first = share_first + turn * most_cost;
     const int end = min(first + most_cost, share_end);
-    std::uint32_t listed = __ballot_sync(base::all, before < end && before + own.cost > first);
+    std::uint32_t listed = __ballot_sync(base::all, before < end && before + own_cost > first);
 #pragma unroll 1
     while (listed != 0) {
       const int reader = __ffs(static_cast<int>(listed)) - 1;
       listed &= listed - 1;
       list_windows_of(own, reader, __shfl_sync(base::all, before, reader), first, end);
     }
-    if (threadIdx.x == 0)
+    if (thread == 0)
       *counter_of(base::turns) = max(1, (share_end - share_first + most_cost - 1) / most_cost);
   }
 
  private:
-  static constexpr int chunk = 64;                    ///< neighbouring windows of a part
-  static constexpr int step = 4 * layout::threads;    ///< from four to four of a thread, in a part
+  static constexpr int chunk = 64;                  ///< neighbouring windows of a part
+  static constexpr int step = 4 * layout::threads;  ///< from four to four of a thread, in a part
   static_assert(step % chunk == 0 && layout::dealt_windows <= 8 * step);
   /// Of small numbers, in fewer instructions than the division of integers.
   static __device__ __forceinline__ int quotient(int number, int by) {
@@ -116,9 +133,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const float part = static_cast<float>(share) / static_cast<float>(shares);
     return share == shares ? sum : static_cast<int>(static_cast<float>(sum) * part);
   }
-  __device__ __forceinline__ int* costs() const {
-    return this->template table_at<int>(layout::dealt_costs);
-  }
   /// The first of a thread's fours of windows.
   static __device__ __forceinline__ int first_window_of(const dealt_part& own, int thread) {
     const int number = 4 * thread;
@@ -128,49 +142,18 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int groups = groups_of(tokens);
     return groups > 1 ? groups * cost_of_tile(groups) : 0;
   }
-  /// What a thread's windows cost.
-  __device__ __forceinline__ int load_costs(const dealt_part& own, int windows) const {
-    const std::int32_t* const offsets = group().offsets;
-    constexpr int batch = 4;  // loads that are under way together
-    const int step_of_all = step * own.parts, last = windows & ~3;
-    int cost = 0;
-#pragma unroll 1
-    for (int first = first_window_of(own, in_register(static_cast<int>(threadIdx.x)));
-         first < windows;
-         first += batch * step_of_all) {
-      int4 slots[batch];
-      int behind[batch];
-      bool has_last = false;
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        const int window = first + i * step_of_all;
-        slots[i] = {0, 0, 0, 0};
-        behind[i] = 0;
-        if (window < last) {
-          slots[i] = *reinterpret_cast<const int4*>(offsets + window);
-          behind[i] = offsets[window + 4];
-        }
-        has_last = has_last || window == last;
-      }
-#pragma unroll
-      for (int i = 0; i < batch; ++i)
-        cost += cost_of_window(slots[i].y - slots[i].x) + cost_of_window(slots[i].z - slots[i].y) +
-                cost_of_window(slots[i].w - slots[i].z) + cost_of_window(behind[i] - slots[i].w);
-      if (has_last)
-#pragma unroll 1
-        for (int window = last; window < windows; ++window) {
-          const int2 of_window = slots_of(window);
-          cost += cost_of_window(of_window.y - of_window.x);
-        }
-    }
-    return cost;
-  }
-  /// Lists what begins in [first, end) of the costs of the windows that a lane of this warp has read, a lane each.
+  /// Lists what begins in [first, end) of the costs of the windows that a lane of this warp has asked for, a lane each.
   __device__ __forceinline__ void list_windows_of(const dealt_part& own, int reader, int before,
                                                   int first, int end) const {
-    const int lane = in_register(base::place.lane), last = group().counts->windows;
-    const int window = min(first_window_of(own, 32 * warp + reader) + lane / 4 * own.parts * step + lane % 4, last);
-    const int2 slots = {group().offsets[window], group().offsets[min(window + 1, last)]};
+    const int lane = base::thread_again() % 32, thread = 32 * warp + reader;
+    const int four = thread + lane / 4 * layout::threads;
+    const auto* const begins =
+        this->template table_at<const int>(layout::dealt_slots) + 4 * four + lane % 4;
+    int2 slots{0, 0};
+    if (first_window_of(own, thread) + lane / 4 * own.parts * step + lane % 4 < group().counts->windows) {
+      slots.x = begins[0];
+      slots.y = lane % 4 < 3 ? begins[1] : this->template table_at<const int>(layout::dealt_ends)[four];
+    }
     const int groups = groups_of(slots.y - slots.x);
     const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
     before += warp_inclusive_sum(cost) - cost;

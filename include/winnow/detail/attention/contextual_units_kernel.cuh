@@ -46,19 +46,21 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   using typename base::layout;
 
   /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
-  /// none waits for another one's rows.
+  /// none waits for another one's rows; the last ones, which have no part of Tv.
+  static constexpr int first_of_sums = layout::warps - 3;
   __device__ __forceinline__ float load_table_sum() const {
     const int middle = group().quant_length - 1, d = place.lane % 16, h = place.lane / 16;
-    if (warp > 2 || h >= heads || d >= problem.head_dim) return 0.0f;
-    const table_view& table = warp == 0   ? group().table_q
-                              : warp == 1 ? group().table_k
-                                          : group().table_v;
+    if (warp < first_of_sums || h >= heads || d >= problem.head_dim) return 0.0f;
+    const table_view& table = warp == first_of_sums       ? group().table_q
+                              : warp == first_of_sums + 1 ? group().table_k
+                                                          : group().table_v;
     return table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d);
   }
   __device__ __forceinline__ void store_table_sum(float sum) const {
     const int d = place.lane % 16, h = place.lane / 16;
-    if (warp <= 2 && h < heads)
-      this->template table_at<float>(layout::table_sums)[(3 * h + warp) * 16 + d] = sum;
+    if (warp >= first_of_sums && h < heads)
+      this->template table_at<float>(layout::table_sums)[(3 * h + warp - first_of_sums) * 16 + d] =
+          sum;
   }
   /// Windows of one token, a lane each token and head.
   __device__ __forceinline__ void run_singles() const {
@@ -145,27 +147,27 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
-    const int i = in_register(static_cast<int>(threadIdx.x));
+    const int i = base::thread_again();
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
-    // Tables are read while the windows are.
-    typename base::table_parts tables;
-    this->load_tables(tables);
-    const float table_sum = load_table_sum();
+    this->request_tables();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    auto dealt = this->load_sizes();
-    this->store_tables(tables);
-    store_table_sum(table_sum);
+    auto dealt = this->request_windows();
+    commit_copies();
+    const float table_sum = load_table_sum();
+    if (warp == first_of_sums - 1) this->store_pointers();
     this->store_one_hots();
+    store_table_sum(table_sum);
     clear_counters();
     if (threadIdx.x == 0) {
       *counter_of(base::bad_rows) = 0;
       *counter_of(base::turns) = this->parts();
     }
+    wait_for_copies<0>();
     __syncthreads();
 #pragma unroll 1
     for (int part = 0;;) {
@@ -195,8 +197,10 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       }
       if (++part >= *counter_of(base::turns)) break;
       this->load_windows(part, windows);
-      dealt = this->load_sizes();
+      dealt = this->request_windows();
+      commit_copies();
       clear_counters();
+      wait_for_copies<0>();
       __syncthreads();
     }
   }
@@ -249,7 +253,6 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     contextual_units_block<T, Heads> attender{
         {{{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
                group.counts->assigned, shared_address(region), memory}}}}}}}};
-    attender.store_pointers();
     attender.run();
   }
   if (problem.zero_unassigned || group.path == encoding_path::rows) {

@@ -81,8 +81,10 @@ struct contextual_units_layout {
   static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.
   static constexpr int dealt_windows = 12288;       ///< of a part
-  static constexpr int dealt_costs = block_bytes;   // int, of each thread
-  static_assert(4 * threads <= warps * warp_bytes);
+  static constexpr int dealt_slots = block_bytes;                      // int, where windows begin
+  static constexpr int dealt_ends = dealt_slots + 4 * dealt_windows;  // int, where every fourth ends
+  static constexpr int dealt_costs = dealt_ends + dealt_windows;      // int, of each thread
+  static_assert(dealt_costs + 4 * threads <= block_bytes + warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);

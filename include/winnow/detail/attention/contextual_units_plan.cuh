@@ -16,6 +16,7 @@
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -72,6 +73,13 @@ struct contextual_units_plan
   __device__ __forceinline__ std::byte* unit_at(int unit) const {
     return this->template table_at<std::byte>(layout::units) + unit * layout::unit_bytes;
   }
+  /// This thread's number, read again. What is addressed with it before and behind a part's work would else be kept in
+  /// registers during that.
+  static __device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+  }
   /// Where the warp's memory begins. The base's copy of it would take another register.
   __device__ __forceinline__ std::uint32_t own_address() const {
     return shared_address(base::memory);
@@ -121,22 +129,17 @@ struct contextual_units_plan
   }
   /// Lists the windows of one token that start in the slots of a part.
   __device__ __forceinline__ void list_singles(int part, const slot_windows& windows) const {
-    std::uint32_t singles[layout::rounds];
-    int count = 0;
+    int own = 0;
 #pragma unroll
-    for (int round = 0; round < layout::rounds; ++round) {
-      singles[round] = __ballot_sync(all, windows[round].y - windows[round].x == 1);
-      count += __popc(singles[round]);
-    }
-    int single = reserve(listed, count) & ((1 << tile_shift) - 1);
+    for (int round = 0; round < layout::rounds; ++round)
+      if (windows[round].y - windows[round].x == 1) ++own;
+    const int sum = warp_inclusive_sum(own);
+    const int count = __shfl_sync(all, sum, 31);
+    int single = (reserve(listed, count) & ((1 << tile_shift) - 1)) + sum - own;
+    auto* const singles = this->template table_at<std::int32_t>(layout::singles);
 #pragma unroll
-    for (int round = 0; round < layout::rounds; ++round) {
-      if ((singles[round] >> place.lane & 1u) != 0)
-        this->template table_at<std::int32_t>(
-            layout::singles)[single + __popc(singles[round] & ~bits_from(place.lane))] =
-            static_cast<int>(slot_of(part, round, place.lane));
-      single += __popc(singles[round]);
-    }
+    for (int round = 0; round < layout::rounds; ++round)
+      if (windows[round].y - windows[round].x == 1) singles[single++] = windows[round].x;
   }
   /// Lists the tiles that start in the slots of a part.
   __device__ __forceinline__ void list_tiles(int part, const slot_windows& windows) const {
