@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_units_plan.cuh"
 #include "winnow/detail/util/device.cuh"
 
@@ -61,7 +62,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     if (windows == 0 || parts > most_parts || !this->are_slots_one_part() ||
         reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
       return {0, 0};
-    const dealt_part own{parts, share - quotient(share, parts) * parts};
+    const dealt_part own{parts, share - small_quotient(share, parts) * parts};
     const std::int32_t* const offsets = group().offsets;
     const int thread = base::thread_again();
     std::uint32_t target = shared_address(base::tables) + layout::dealt_slots + 16 * thread;
@@ -104,7 +105,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int sum_to_lane = warp_inclusive_sum(of_lane);
     const int sum = __shfl_sync(base::all, sum_to_lane, 31);
     before += sum_to_lane - of_lane;
-    const int sharers = quotient(shares, own.parts), sharer = quotient(share, own.parts);
+    const int sharers = small_quotient(shares, own.parts), sharer = small_quotient(share, own.parts);
     const int share_first = begin_of_share(sum, sharer, sharers);
     const int share_end = begin_of_share(sum, sharer + 1, sharers);
     const int first = share_first + turn * most_cost;
@@ -124,14 +125,15 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static constexpr int chunk = 64;                  ///< neighbouring windows of a part
   static constexpr int step = 4 * layout::threads;  ///< from four to four of a thread, in a part
   static_assert(step % chunk == 0 && layout::dealt_windows <= 8 * step);
-  /// Of small numbers, in fewer instructions than the division of integers.
-  static __device__ __forceinline__ int quotient(int number, int by) {
-    return static_cast<int>(__fdividef(static_cast<float>(number) + 0.5f, static_cast<float>(by)));
-  }
   /// Where one of equal shares of a sum begins.
   static __device__ __forceinline__ int begin_of_share(int sum, int share, int shares) {
-    const float part = static_cast<float>(share) / static_cast<float>(shares);
-    return share == shares ? sum : static_cast<int>(static_cast<float>(sum) * part);
+    const float each = __fdividef(static_cast<float>(sum), static_cast<float>(shares));
+    return share == shares ? sum : static_cast<int>(each * static_cast<float>(share));
+  }
+  /// How many tiles of a window begin before a place in its cost.
+  static __device__ __forceinline__ int tiles_before(int place, int each) {
+    return static_cast<int>(
+        __fdividef(static_cast<float>(place + each - 1), static_cast<float>(each)));
   }
   /// The first of a thread's fours of windows.
   static __device__ __forceinline__ int first_window_of(const dealt_part& own, int thread) {
@@ -157,8 +159,8 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int groups = groups_of(slots.y - slots.x);
     const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
     before += warp_inclusive_sum(cost) - cost;
-    const int first_tile = (max(first - before, 0) + each - 1) / each;
-    const int end_tile = groups > 1 ? min(groups, (end - before + each - 1) / each) : 0;
+    const int first_tile = tiles_before(max(first - before, 0), each);
+    const int end_tile = groups > 1 ? min(groups, tiles_before(end - before, each)) : 0;
     if (first_tile >= end_tile) return;
     const bool is_long = slots.y - slots.x > base::many_keys;
     const auto listed = static_cast<unsigned>(

@@ -165,7 +165,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     clear_counters();
     if (threadIdx.x == 0) {
       *counter_of(base::bad_rows) = 0;
-      *counter_of(base::turns) = this->parts();
+      *counter_of(base::turns) = this->are_slots_one_part() ? 1 : this->parts();
     }
     wait_for_copies<0>();
     __syncthreads();
