@@ -106,9 +106,11 @@ struct contextual_units : contextual_units_cells<T, Heads> {
 #pragma unroll 1
     for (int i = base::warp; i < heads * 3 * axis_blocks; i += layout::warps) {
       const int block = i / heads, h = i % heads, axis = block / axis_blocks;
-      const factor q = factor_of_head(group().table_q, 0, h), k = factor_of_head(group().table_k, 1, h);
-      element* const of_q = this->template table_at<element>(h * layout::head_bytes + layout::tables) +
-                            factor::element_at(block, 0);
+      const factor q = factor_of_head(group().table_q, 0, h),
+                   k = factor_of_head(group().table_k, 1, h);
+      element* const of_q =
+          this->template table_at<element>(h * layout::head_bytes + layout::tables) +
+          factor::element_at(block, 0);
       element* const of_k = of_q + layout::table_bytes / sizeof(element);
       if (group().table_q.is_float || group().table_k.is_float) {
         *of_q = q.template load<true>(axis, block % axis_blocks, 0, false);
@@ -126,8 +128,8 @@ struct contextual_units : contextual_units_cells<T, Heads> {
     const int source = 2 * (group().quant_length - 1) - (row / 8 * 8 + spread(row % 8));
     const bool valid = values.data != nullptr && source >= 0 && column < problem.head_dim;
     const int chunk = static_cast<int>(threadIdx.x) ^ (base::turns_values ? i >> 2 : 0);
-    std::int64_t offset =
-        source * values.row_stride + axis * values.axis_stride + group_head * values.head_stride + column;
+    std::int64_t offset = source * values.row_stride + axis * values.axis_stride +
+                          group_head * values.head_stride + column;
 #pragma unroll 1
     for (int h = 0; h < heads; ++h, offset += values.head_stride) {
       auto* const target = reinterpret_cast<uint4*>(

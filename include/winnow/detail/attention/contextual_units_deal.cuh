@@ -5,7 +5,7 @@
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
 /// of the sum: neighbours in an order of threads, of which the first and the last may be cut between tiles. A thread
-/// adds up what up to 32 windows cost, fours of neighbours. The order goes from warp to warp first, so
+/// adds up what up to 44 windows cost, fours of neighbours. The order goes from warp to warp first, so
 /// that of those threads whose windows the share has a part of, a dozen, each warp has about one. It lists their tiles, a
 /// lane for a window. Where windows are many a block takes part in every so many-th chunk of them only, as reading all
 /// of them takes more than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
@@ -57,7 +57,9 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     const int windows = group().counts->windows;
     // More parts differ by more, which matters less behind another kernel.
     const int most_parts = base::problem.place.is_first ? 2 : 4;
-    int parts = (windows + layout::dealt_windows - 1) / layout::dealt_windows;
+    int parts = windows <= layout::dealt_windows
+                    ? 1
+                    : (windows + layout::part_windows - 1) / layout::part_windows;
     while (parts > 1 && parts <= most_parts && shares % parts != 0) ++parts;
     if (windows == 0 || parts > most_parts || !this->are_slots_one_part() ||
         reinterpret_cast<std::uintptr_t>(group().offsets) % sizeof(int4) != 0)
@@ -88,24 +90,31 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     for (int window = first_window_of(own, thread), four = thread; window < windows;
          window += step * own.parts, four += layout::threads) {
       const int4 slots = this->template table_at<const int4>(layout::dealt_slots)[four];
-      own_cost += cost_of_window(slots.y - slots.x) + cost_of_window(slots.z - slots.y) +
-                  cost_of_window(slots.w - slots.z) +
-                  cost_of_window(this->template table_at<const int>(layout::dealt_ends)[four] - slots.w);
+      const int begins[5] = {slots.x, slots.y, slots.z, slots.w,
+                             this->template table_at<const int>(layout::dealt_ends)[four]};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) own_cost += cost_of_window(begins[i + 1] - begins[i]);
     }
     int* const costs = this->template table_at<int>(layout::dealt_costs) + lane * layout::warps;
     costs[warp] = own_cost;
     __syncthreads();
     // The order's place of this thread is behind those of its lane's number in the warps before.
     int of_lane = 0, before = 0;
-#pragma unroll 1
-    for (int i = 0; i < layout::warps; ++i) {
-      if (i == warp) before = of_lane;
-      of_lane += costs[i];
+#pragma unroll
+    for (int i = 0; i < layout::warps; i += 4) {
+      const int4 four = *reinterpret_cast<const int4*>(costs + i);
+      const int each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (i + j < warp) before += each[j];
+        of_lane += each[j];
+      }
     }
     const int sum_to_lane = warp_inclusive_sum(of_lane);
     const int sum = __shfl_sync(base::all, sum_to_lane, 31);
     before += sum_to_lane - of_lane;
-    const int sharers = small_quotient(shares, own.parts), sharer = small_quotient(share, own.parts);
+    const int sharers = small_quotient(shares, own.parts),
+              sharer = small_quotient(share, own.parts);
     const int share_first = begin_of_share(sum, sharer, sharers);
     const int share_end = begin_of_share(sum, sharer + 1, sharers);
     const int first = share_first + turn * most_cost;
@@ -124,7 +133,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
  private:
   static constexpr int chunk = 64;                  ///< neighbouring windows of a part
   static constexpr int step = 4 * layout::threads;  ///< from four to four of a thread, in a part
-  static_assert(step % chunk == 0 && layout::dealt_windows <= 8 * step);
+  static_assert(step % chunk == 0 && layout::dealt_windows <= 16 * step);
   /// Where one of equal shares of a sum begins.
   static __device__ __forceinline__ int begin_of_share(int sum, int share, int shares) {
     const float each = __fdividef(static_cast<float>(sum), static_cast<float>(shares));
@@ -148,19 +157,31 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   __device__ __forceinline__ void list_windows_of(const dealt_part& own, int reader, int before,
                                                   int first, int end) const {
     const int lane = base::thread_again() % 32, thread = 32 * warp + reader;
-    const int four = thread + lane / 4 * layout::threads;
-    const auto* const begins =
-        this->template table_at<const int>(layout::dealt_slots) + 4 * four + lane % 4;
-    int2 slots{0, 0};
-    if (first_window_of(own, thread) + lane / 4 * own.parts * step + lane % 4 < group().counts->windows) {
-      slots.x = begins[0];
-      slots.y = lane % 4 < 3 ? begins[1] : this->template table_at<const int>(layout::dealt_ends)[four];
+    const int last = group().counts->windows;
+    int four = thread + lane / 4 * layout::threads;
+#pragma unroll 1
+    for (int first_window = first_window_of(own, thread); first_window < last;
+         first_window += 8 * own.parts * step, four += 8 * layout::threads) {
+      const auto* const begins =
+          this->template table_at<const int>(layout::dealt_slots) + 4 * four + lane % 4;
+      int2 slots{0, 0};
+      if (first_window + lane / 4 * own.parts * step + lane % 4 < last) {
+        slots.x = begins[0];
+        slots.y =
+            lane % 4 < 3 ? begins[1] : this->template table_at<const int>(layout::dealt_ends)[four];
+      }
+      const int groups = groups_of(slots.y - slots.x);
+      const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
+      const int behind = before + warp_inclusive_sum(cost);
+      list_tiles_of(slots, groups, each, first - (behind - cost), end - (behind - cost));
+      before = __shfl_sync(base::all, behind, 31);
     }
-    const int groups = groups_of(slots.y - slots.x);
-    const int each = cost_of_tile(groups), cost = groups > 1 ? groups * each : 0;
-    before += warp_inclusive_sum(cost) - cost;
-    const int first_tile = tiles_before(max(first - before, 0), each);
-    const int end_tile = groups > 1 ? min(groups, tiles_before(end - before, each)) : 0;
+  }
+  /// Lists a window's tiles that begin in [first, end) of its cost.
+  __device__ __forceinline__ void list_tiles_of(int2 slots, int groups, int each, int first,
+                                                int end) const {
+    const int first_tile = tiles_before(max(first, 0), each);
+    const int end_tile = groups > 1 ? min(groups, tiles_before(end, each)) : 0;
     if (first_tile >= end_tile) return;
     const bool is_long = slots.y - slots.x > base::many_keys;
     const auto listed = static_cast<unsigned>(

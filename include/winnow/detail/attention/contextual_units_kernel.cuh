@@ -178,8 +178,11 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
         this->list_tiles(part, windows);
       this->list_singles(part, windows);
       __syncthreads();
-      // What some wait for is beside what others compute.
-      const bool packs_first = packs_at_once || warp % 2 == 0;
+      // What some wait for is beside what others compute. But few windows' units should be there when warps run out of
+      // tiles.
+      constexpr int few_windows = 8 * layout::warps;
+      const bool packs_first =
+          packs_at_once || warp % 2 == 0 || group().counts->windows < few_windows * this->shares;
       if (packs_first) this->pack_units(part, windows);
       if (packs_at_once) __syncthreads();
       this->run_tiles();
