@@ -430,6 +430,19 @@ struct table_factor {
     return Neighbours ? element{pair(4 * place.t), pair(4 * place.t + 2)}
                       : element{pair(2 * place.t), pair(2 * place.t + 8)};
   }
+  /// The same, on its way to shared memory in the background.
+  template <bool Backwards>
+  __device__ __forceinline__ void copy_stored(int axis, int block, std::uint32_t target) const {
+    static_assert(matrices && steps == 1 && !Neighbours);
+    const lane_place place;
+    const T* row = static_cast<const T*>(table.data) +
+                   (row_of<Backwards>(block, false) * static_cast<int>(table.row_stride) +
+                    axis * static_cast<int>(table.axis_stride) + head_offset + 2 * place.t);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      copy_element_async(target + 4 * i, reinterpret_cast<const std::uint32_t*>(row + 8 * i),
+                         table.data != nullptr && 2 * place.t + 8 * i < dim);
+  }
   /// Are a lane's parts of two blocks neighbours, so that one load takes both?
   static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;
   /// Where this lane's part lies; `block` counts over all axes.

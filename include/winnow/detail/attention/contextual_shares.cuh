@@ -17,6 +17,11 @@
 
 namespace winnow::detail {
 
+/// The quotient of numbers below 2²¹, in fewer instructions than the division of integers.
+__device__ __forceinline__ int small_quotient(int number, int by) {
+  return static_cast<int>(__fdividef(static_cast<float>(number) + 0.5f, static_cast<float>(by)));
+}
+
 /// Which part of a launch is a block's.
 struct block_share {
   int group, head;
@@ -28,7 +33,8 @@ __device__ __forceinline__ block_share share_of_block(const forward_problem& pro
   while (g + 1 < problem.group_count && block >= problem.groups[g + 1].first_index) ++g;
   const int shares = problem.groups[g].shares;
   const int index = block - problem.groups[g].first_index;
-  return {g, index / shares, index % shares, shares};
+  const int head = small_quotient(index, shares);
+  return {g, head, index - head * shares, shares};
 }
 
 /// Where one of equal shares of a sum begins, without an overflow.

@@ -99,79 +99,47 @@ struct contextual_units : contextual_units_cells<T, Heads> {
     load_matrices_transposed(b, this->left_rows(at<const std::byte>(rows_at(slot, values, h))));
   }
 
-  /// What a thread loads of the tables of all heads, on its way to shared memory.
-  struct table_parts {
-    static constexpr int turns = (3 * axis_blocks + layout::warps - 1) / layout::warps;
-    typename factor::element of_rows[turns][heads][2];
-    uint4 of_values[heads];
-  };
-  /// The block of 8 rows that a warp takes in a turn, over all axes; there may be none.
-  static __device__ __forceinline__ int block_of_turn(int turn) {
-    return static_cast<int>(threadIdx.x) / 32 + turn * layout::warps;
-  }
-  /// Loads them; all warps of the block take part.
-  __device__ __forceinline__ void load_tables(table_parts& parts) const {
+  /// Asks for the tables of all heads; all warps of the block take part. What a block does once takes about as long as
+  /// its instructions take to arrive, so they are few, in loops.
+  __device__ __forceinline__ void request_tables() const {
     using element = typename factor::element;
-    const auto for_each_block = [&](const auto& visit) {
-#pragma unroll
-      for (int turn = 0; turn < table_parts::turns; ++turn) {
-        const int block = min(block_of_turn(turn), 3 * axis_blocks - 1);
-#pragma unroll
-        for (int h = 0; h < heads; ++h)
-          visit(parts.of_rows[turn][h], factor_of_head(group().table_q, 0, h),
-                factor_of_head(group().table_k, 1, h), block / axis_blocks, block % axis_blocks);
+#pragma unroll 1
+    for (int i = base::warp; i < heads * 3 * axis_blocks; i += layout::warps) {
+      const int block = i / heads, h = i % heads, axis = block / axis_blocks;
+      const factor q = factor_of_head(group().table_q, 0, h),
+                   k = factor_of_head(group().table_k, 1, h);
+      element* const of_q =
+          this->template table_at<element>(h * layout::head_bytes + layout::tables) +
+          factor::element_at(block, 0);
+      element* const of_k = of_q + layout::table_bytes / sizeof(element);
+      if (group().table_q.is_float || group().table_k.is_float) {
+        *of_q = q.template load<true>(axis, block % axis_blocks, 0, false);
+        *of_k = k.template load<false>(axis, block % axis_blocks, 0, false);
+      } else {
+        q.template copy_stored<true>(axis, block % axis_blocks, shared_address(of_q));
+        k.template copy_stored<false>(axis, block % axis_blocks, shared_address(of_k));
       }
-    };
-    if (group().table_q.is_float || group().table_k.is_float)
-      for_each_block([](element(&own)[2], const factor& q, const factor& k, int axis, int block) {
-        own[0] = q.template load<true>(axis, block, 0, false);
-        own[1] = k.template load<false>(axis, block, 0, false);
-      });
-    else
-      for_each_block([](element(&own)[2], const factor& q, const factor& k, int axis, int block) {
-        own[0] = q.template load_stored<true>(axis, block);
-        own[1] = k.template load_stored<false>(axis, block);
-      });
-    const table_view& values = group().table_v;
-    const int i = static_cast<int>(threadIdx.x) / 2, axis = i / tile_rows, row = i % tile_rows;
-    const int column = static_cast<int>(threadIdx.x) % 2 * 8;
-    const int source = 2 * (group().quant_length - 1) - (row / 8 * 8 + spread(row % 8));
-    const bool valid =
-        values.data != nullptr && i < 3 * tile_rows && source >= 0 && column < problem.head_dim;
-#pragma unroll
-    for (int h = 0; h < heads; ++h) {
-      parts.of_values[h] = {0, 0, 0, 0};
-      if (valid)
-        parts.of_values[h] =
-            load_table_vector<T>(values, source * values.row_stride + axis * values.axis_stride +
-                                             (group_head + h) * values.head_stride + column);
-    }
-  }
-  /// Leaves them where the block looks for them.
-  __device__ __forceinline__ void store_tables(const table_parts& parts) const {
-    using element = typename factor::element;
-#pragma unroll
-    for (int turn = 0; turn < table_parts::turns; ++turn) {
-      const int block = block_of_turn(turn);
-      if (block >= 3 * axis_blocks) break;
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
-#pragma unroll
-        for (int which = 0; which < 2; ++which)
-          this->template table_at<element>(h * layout::head_bytes + layout::tables +
-                                           which *
-                                               layout::table_bytes)[factor::element_at(block, 0)] =
-              parts.of_rows[turn][h][which];
     }
     static_assert(layout::threads >= 2 * 3 * tile_rows);
-    const int i = static_cast<int>(threadIdx.x) / 2;
+    const table_view& values = group().table_v;
+    const int i = static_cast<int>(threadIdx.x) / 2, axis = i / tile_rows, row = i % tile_rows;
+    if (i >= 3 * tile_rows) return;
+    const int column = static_cast<int>(threadIdx.x) % 2 * 8;
+    const int source = 2 * (group().quant_length - 1) - (row / 8 * 8 + spread(row % 8));
+    const bool valid = values.data != nullptr && source >= 0 && column < problem.head_dim;
     const int chunk = static_cast<int>(threadIdx.x) ^ (base::turns_values ? i >> 2 : 0);
-    if (i < 3 * tile_rows)
-#pragma unroll
-      for (int h = 0; h < heads; ++h)
-        *reinterpret_cast<uint4*>(
-            this->template table_at<T>(h * layout::head_bytes + layout::value_table) +
-            i * base::value_stride + chunk % 2 * 8) = parts.of_values[h];
+    std::int64_t offset = source * values.row_stride + axis * values.axis_stride +
+                          group_head * values.head_stride + column;
+#pragma unroll 1
+    for (int h = 0; h < heads; ++h, offset += values.head_stride) {
+      auto* const target = reinterpret_cast<uint4*>(
+          this->template table_at<T>(h * layout::head_bytes + layout::value_table) +
+          i * base::value_stride + chunk % 2 * 8);
+      if (values.is_float || !values.vectors)
+        *target = valid ? load_table_vector<T>(values, offset) : uint4{0, 0, 0, 0};
+      else
+        copy_async(target, static_cast<const T*>(values.data) + offset, valid);
+    }
   }
 
   // --- A unit -----------------------------------------------------------------------------------------

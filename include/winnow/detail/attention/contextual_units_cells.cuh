@@ -37,15 +37,14 @@ struct contextual_units_cells : contextual_units_copies<T, Heads> {
 
   /// By all threads of the block.
   __device__ __forceinline__ void store_one_hots() const {
-    for (int i = static_cast<int>(threadIdx.x); i < 8 * layout::one_hot_blocks;
-         i += layout::threads) {
-      const int block = i / 8;
-      // Columns have the order of `spread`.
-      const int cell = block > 0 && block % 3 == 0 ? block / 3 - 1 : 8;
-      const std::uint32_t one = cell < 4 ? 0x3c00u : 0x3c000000u;
-      const auto word = [&](int number) { return cell < 8 && cell % 4 == number ? one : 0u; };
-      this->template table_at<uint4>(layout::one_hots)[i] = {word(0), word(1), word(2), word(3)};
-    }
+    static_assert(8 * layout::one_hot_blocks <= layout::threads);
+    const int i = static_cast<int>(threadIdx.x), block = i / 8;
+    if (i >= 8 * layout::one_hot_blocks) return;
+    // Columns have the order of `spread`.
+    const int cell = block > 0 && block % 3 == 0 ? block / 3 - 1 : 8;
+    const std::uint32_t one = cell < 4 ? 0x3c00u : 0x3c000000u;
+    const auto word = [&](int number) { return cell < 8 && cell % 4 == number ? one : 0u; };
+    this->template table_at<uint4>(layout::one_hots)[i] = {word(0), word(1), word(2), word(3)};
   }
   /// Where this lane's rows of matrices begin, an axis each. \param code of key lane % 16.
   using key_places = std::uint32_t[3];

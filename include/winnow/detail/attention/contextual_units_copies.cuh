@@ -49,9 +49,9 @@ struct contextual_units_copies : contextual_units_deal<T, Heads> {
   __device__ __forceinline__ const std::byte* source(int which) const {
     return pointer(static_cast<unsigned>(place.lane) % row_parts, which);
   }
-  /// By the first lanes of the block.
+  /// By a warp.
   __device__ __forceinline__ void store_pointers() const {
-    const int lane = static_cast<int>(threadIdx.x);
+    const int lane = place.lane;
     if (lane >= 4) return;
     auto* const own =
         this->template table_at<const void*>(layout::pointers) + lane * layout::pointers_of_lane;

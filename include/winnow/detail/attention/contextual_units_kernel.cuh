@@ -46,19 +46,21 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   using typename base::layout;
 
   /// Table rows of no distance, added up over axes: what a window of one token meets. A warp for each table, so that
-  /// none waits for another one's rows.
+  /// none waits for another one's rows; the last ones, which have no part of Tv.
+  static constexpr int first_of_sums = layout::warps - 3;
   __device__ __forceinline__ float load_table_sum() const {
     const int middle = group().quant_length - 1, d = place.lane % 16, h = place.lane / 16;
-    if (warp > 2 || h >= heads || d >= problem.head_dim) return 0.0f;
-    const table_view& table = warp == 0   ? group().table_q
-                              : warp == 1 ? group().table_k
-                                          : group().table_v;
+    if (warp < first_of_sums || h >= heads || d >= problem.head_dim) return 0.0f;
+    const table_view& table = warp == first_of_sums       ? group().table_q
+                              : warp == first_of_sums + 1 ? group().table_k
+                                                          : group().table_v;
     return table_sum<T>(table, pair_rows{middle, middle, middle}, group_head + h, d);
   }
   __device__ __forceinline__ void store_table_sum(float sum) const {
     const int d = place.lane % 16, h = place.lane / 16;
-    if (warp <= 2 && h < heads)
-      this->template table_at<float>(layout::table_sums)[(3 * h + warp) * 16 + d] = sum;
+    if (warp >= first_of_sums && h < heads)
+      this->template table_at<float>(layout::table_sums)[(3 * h + warp - first_of_sums) * 16 + d] =
+          sum;
   }
   /// Windows of one token, a lane each token and head.
   __device__ __forceinline__ void run_singles() const {
@@ -145,39 +147,42 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   static constexpr bool packs_at_once = warp_arrivals > 1;
   /// Before a part.
   __device__ __forceinline__ void clear_counters() const {
-    const int i = static_cast<int>(threadIdx.x);
+    const int i = base::thread_again();
     if (i < base::counters) *counter_of(i) = 0;
     if (i < 2 * layout::warps) this->template table_at<int>(layout::unit_counts)[i] = 0;
   }
   /// All that starts in the block's slots, and what it is dealt.
   __device__ __forceinline__ void run() const {
-    // Tables are read while the windows are.
-    typename base::table_parts tables;
-    this->load_tables(tables);
-    const float table_sum = load_table_sum();
+    this->request_tables();
     typename base::slot_windows windows;
     this->load_windows(0, windows);
-    auto dealt = this->load_sizes();
-    this->store_tables(tables);
-    store_table_sum(table_sum);
+    auto dealt = this->request_windows();
+    commit_copies();
+    const float table_sum = load_table_sum();
+    if (warp == first_of_sums - 1) this->store_pointers();
     this->store_one_hots();
+    store_table_sum(table_sum);
     clear_counters();
     if (threadIdx.x == 0) {
       *counter_of(base::bad_rows) = 0;
-      *counter_of(base::turns) = this->parts();
+      *counter_of(base::turns) = this->are_slots_one_part() ? 1 : this->parts();
     }
+    wait_for_copies<0>();
     __syncthreads();
 #pragma unroll 1
     for (int part = 0;;) {
-      const bool is_dealt = dealt.windows > 0;
+      const bool is_dealt = dealt.parts > 0;
       if (is_dealt)
         this->deal_windows(dealt, part);
       else
         this->list_tiles(part, windows);
       this->list_singles(part, windows);
       __syncthreads();
-      // What some wait for is beside what others compute.
-      const bool packs_first = packs_at_once || warp % 2 == 0;
+      // What some wait for is beside what others compute. But few windows' units should be there when warps run out of
+      // tiles.
+      constexpr int few_windows = 8 * layout::warps;
+      const bool packs_first =
+          packs_at_once || warp % 2 == 0 || group().counts->windows < few_windows * this->shares;
       if (packs_first) this->pack_units(part, windows);
       if (packs_at_once) __syncthreads();
       this->run_tiles();
@@ -195,8 +200,10 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       }
       if (++part >= *counter_of(base::turns)) break;
       this->load_windows(part, windows);
-      dealt = this->load_sizes();
+      dealt = this->request_windows();
+      commit_copies();
       clear_counters();
+      wait_for_copies<0>();
       __syncthreads();
     }
   }
@@ -215,8 +222,8 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
     for (int round = 0; round < layout::rounds; ++round)
       for (int lane = 0; lane < 32; ++lane) {
-        const std::int64_t slot = this->slot_of(part, round, lane);
-        if (slot >= assigned) continue;
+        const std::uint32_t slot = this->slot_of(part, round, lane);
+        if (slot >= static_cast<std::uint32_t>(assigned)) continue;
         const int first = static_cast<int>(slot);
         const int2 window = bounds[first];
         const int size = window.y - window.x;
@@ -249,7 +256,6 @@ __global__ void __launch_bounds__(contextual_units_layout<Heads>::threads, 1)
     contextual_units_block<T, Heads> attender{
         {{{{{{{problem, own.group, region, layout::heads * own.head, own.share, own.shares,
                group.counts->assigned, shared_address(region), memory}}}}}}}};
-    attender.store_pointers();
     attender.run();
   }
   if (problem.zero_unassigned || group.path == encoding_path::rows) {

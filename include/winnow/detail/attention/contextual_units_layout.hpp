@@ -80,11 +80,13 @@ struct contextual_units_layout {
   static constexpr int products_bytes = 32 * 4 * 2 * cells / 8;
   static constexpr int warp_bytes = products + heads * products_bytes;
   /// Before all that: what contextual_units_deal.cuh deals out.
-  static constexpr int dealt_windows = 12288;       ///< of a part
-  static constexpr int window_codes = block_bytes;  // four bits
-  static constexpr int dealt_list = window_codes + (dealt_windows + 64 + 8 * threads) / 2;  // int2
-  static constexpr int warp_costs = dealt_list + 8 * warps * most_tiles;                    // int
-  static_assert(warp_costs + 4 * warps <= block_bytes + warps * warp_bytes);
+  static constexpr int dealt_windows = 16384;      ///< of all
+  static constexpr int part_windows = 12288;       ///< of a part, where there are more
+  static constexpr int dealt_slots = block_bytes;  // int, where windows begin
+  static constexpr int dealt_ends =
+      dealt_slots + 4 * dealt_windows;                            // int, where every fourth ends
+  static constexpr int dealt_costs = dealt_ends + dealt_windows;  // int, of each thread
+  static_assert(dealt_costs + 4 * threads <= block_bytes + warps * warp_bytes);
   static constexpr std::size_t bytes = block_bytes + warps * warp_bytes;
 
   static_assert(pointers % 16 == 0 && units % 16 == 0 && tiles % 16 == 0 && warp_bytes % 16 == 0);

@@ -16,6 +16,7 @@
 #include "winnow/detail/attention/contextual_units_layout.hpp"
 #include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/tile.cuh"
+#include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
 
@@ -40,7 +41,6 @@ struct contextual_units_plan
   }
   enum counter {
     listed,  ///< of a part's windows of one token, tiles, and those with many keys, in bits of their own
-    dealt,  ///< threads whose windows the share has a part of: contextual_units_deal.cuh
     next_tile,
     next_single,
     counters,
@@ -73,6 +73,13 @@ struct contextual_units_plan
   __device__ __forceinline__ std::byte* unit_at(int unit) const {
     return this->template table_at<std::byte>(layout::units) + unit * layout::unit_bytes;
   }
+  /// This thread's number, read again. What is addressed with it before and behind a part's work would else be kept in
+  /// registers during that.
+  static __device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+  }
   /// Where the warp's memory begins. The base's copy of it would take another register.
   __device__ __forceinline__ std::uint32_t own_address() const {
     return shared_address(base::memory);
@@ -91,16 +98,22 @@ struct contextual_units_plan
     return reserve_at(layout::counters + 4 * which, count);
   }
   /// A lane's slot of a round, of a part of the block's slots.
-  __device__ __forceinline__ std::int64_t slot_of(int part, int round, int lane) const {
-    const std::int64_t stripe =
-        ((std::int64_t{part} * layout::rounds + round) * layout::warps + warp) * 2 +
-        lane / layout::stripe;
-    return (stripe * shares + share) * layout::stripe + lane % layout::stripe;
+  __device__ __forceinline__ std::uint32_t slot_of(int part, int round, int lane) const {
+    const int stripe =
+        ((part * layout::rounds + round) * layout::warps + warp) * 2 + lane / layout::stripe;
+    return static_cast<std::uint32_t>(stripe * shares + share) * layout::stripe +
+           static_cast<std::uint32_t>(lane % layout::stripe);
+  }
+  /// Slots of a part, of all blocks of the head.
+  __device__ __forceinline__ std::uint32_t slots_of_part() const {
+    return static_cast<std::uint32_t>(layout::rounds * layout::warps * 2 * layout::stripe * shares);
+  }
+  __device__ __forceinline__ bool are_slots_one_part() const {
+    return static_cast<std::uint32_t>(assigned) <= slots_of_part();
   }
   __device__ __forceinline__ int parts() const {
-    const std::int64_t slots =
-        std::int64_t{layout::rounds} * layout::warps * 2 * shares * layout::stripe;
-    return static_cast<int>((assigned + slots - 1) / slots);
+    const std::uint32_t slots = slots_of_part();
+    return static_cast<int>((static_cast<std::uint32_t>(assigned) + slots - 1) / slots);
   }
 
   /// The windows that this lane's slots lie in; none where there is no slot.
@@ -109,29 +122,24 @@ struct contextual_units_plan
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
 #pragma unroll
     for (int round = 0; round < layout::rounds; ++round) {
-      const std::int64_t slot = slot_of(part, round, place.lane);
+      const std::uint32_t slot = slot_of(part, round, place.lane);
       windows[round] = int2{0, 0};
-      if (slot < assigned) windows[round] = bounds[slot];
+      if (slot < static_cast<std::uint32_t>(assigned)) windows[round] = bounds[slot];
     }
   }
   /// Lists the windows of one token that start in the slots of a part.
   __device__ __forceinline__ void list_singles(int part, const slot_windows& windows) const {
-    std::uint32_t singles[layout::rounds];
-    int count = 0;
+    int own = 0;
 #pragma unroll
-    for (int round = 0; round < layout::rounds; ++round) {
-      singles[round] = __ballot_sync(all, windows[round].y - windows[round].x == 1);
-      count += __popc(singles[round]);
-    }
-    int single = reserve(listed, count) & ((1 << tile_shift) - 1);
+    for (int round = 0; round < layout::rounds; ++round)
+      if (windows[round].y - windows[round].x == 1) ++own;
+    const int sum = warp_inclusive_sum(own);
+    const int count = __shfl_sync(all, sum, 31);
+    int single = (reserve(listed, count) & ((1 << tile_shift) - 1)) + sum - own;
+    auto* const singles = this->template table_at<std::int32_t>(layout::singles);
 #pragma unroll
-    for (int round = 0; round < layout::rounds; ++round) {
-      if ((singles[round] >> place.lane & 1u) != 0)
-        this->template table_at<std::int32_t>(
-            layout::singles)[single + __popc(singles[round] & ~bits_from(place.lane))] =
-            static_cast<int>(slot_of(part, round, place.lane));
-      single += __popc(singles[round]);
-    }
+    for (int round = 0; round < layout::rounds; ++round)
+      if (windows[round].y - windows[round].x == 1) singles[single++] = windows[round].x;
   }
   /// Lists the tiles that start in the slots of a part.
   __device__ __forceinline__ void list_tiles(int part, const slot_windows& windows) const {
@@ -231,7 +239,7 @@ struct contextual_units_plan
     const int lane = place.lane;
     // Slots of windows are known to fit 32 bits.
     const auto half_step = static_cast<std::uint32_t>(shares * layout::stripe);
-    const auto first_slot = static_cast<std::uint32_t>(slot_of(part, 0, 0)) + lane;
+    const std::uint32_t first_slot = slot_of(part, 0, 0) + lane;
     const std::int32_t* order = group().order;
     const packed_position* positions = group().positions;
     const std::uint32_t units = shared_address(unit_at(warp * layout::most_units));

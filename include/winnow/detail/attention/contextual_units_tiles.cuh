@@ -362,21 +362,16 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
 
   /// Tiles of the block's list, as long as there are any.
   __device__ __forceinline__ void run_tiles() const {
-    tile_place next{0, 0, 0, 0, 0, 0, 0, {}, {}};
-    take_tile(next);
-    if (next.row == next.row_end) return;
-    load_tokens(next);
-    request_group(next);
-    commit_copies();
     heads_state state = this->begin_state();
     state.are_short = group().counts->largest <= short_window;
     tile_state own;
     // Else they would count as in use ever since the last part's tiles.
     begin_sums(state, own);
+    // The first turn has no group yet, only a next one: less code arrives before it is asked for.
+    tile_place next{0, 0, 0, 0, 0, 0, 0, {}, {}};
 #pragma unroll 1
-    while (true) {
+    do {
       const tile_place now = next;
-      if (now.row == now.row_end) break;
       advance(next);
       wait_for_copies<0>();
       __syncwarp();  // what all lanes asked for is there, and they have done with the group before
@@ -385,6 +380,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
       __syncwarp();  // q is there, times the scale
       if (next.row != next.row_end) request_group(next);
       commit_copies();
+      if (now.row == now.row_end) continue;
       attend_group(now, state, own);
       const bool is_last = now.key + 16 >= now.end;
       if (state.has_values &&
@@ -398,7 +394,7 @@ struct contextual_units_tiles : contextual_units<T, Heads> {
         this->store_heads(at<const std::int32_t>(layout::row_token + now.tile * layout::step_bytes),
                           wanted, state);
       }
-    }
+    } while (next.row != next.row_end);
   }
 };
 
