@@ -336,20 +336,36 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   }
   /// Weights by the cells of an axis are all weights, and as halves what V is multiplied with.
   static constexpr bool sums_cells = std::is_same_v<T, half>;
+  /// Adds a lane's share of them to the rows' sums.
   static __device__ __forceinline__ void sum_cells(head_state& own) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float& sum = own.softmax.sum[2 * i];
-      sum = own.cells[0][2 * i] + own.cells[0][2 * i + 1];
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int word = 1; word < cell_words; ++word)
-        sum += own.cells[word][2 * i] + own.cells[word][2 * i + 1];
-    }
-    add_lane_sums(own.softmax.sum);
+      for (int word = 0; word < cell_words; ++word) {
+        const auto& sums = own.cells[word];
+        float2 two;
+        if constexpr (layout::sums_halves)
+          two = unpack<half>(sums[i]);
+        else
+          two = {sums[2 * i], sums[2 * i + 1]};
+        own.softmax.sum[2 * i] += two.x + two.y;
+      }
   }
   static __device__ __forceinline__ void rescale_head(const float (&by)[2], head_state& own) {
     scale_rows(by, own.o);
-    scale_rows(by, own.cells);
+    if constexpr (layout::sums_halves) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const half2 factor = __float2half2_rn(by[i]);
+#pragma unroll
+        for (auto& sums : own.cells) {
+          half2& pair = reinterpret_cast<half2&>(sums[i]);
+          pair = __hmul2(pair, factor);
+        }
+      }
+    } else {
+      scale_rows(by, own.cells);
+    }
   }
   /// Radial sums by their rows' factors, powers of two: shifts that round. What a sum close to 2³² loses by that
   /// rounding would not be seen behind such a shift. A loop, since the hot path hardly fits the instruction cache.
@@ -385,8 +401,13 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                                             head_state& own) const {
     const weight_fragment<half> weights(p);
 #pragma unroll
-    for (int word = 0; word < words; ++word)
-      multiply_add_16<half>(own.cells[word], weights.a, columns.low[word], columns.high[word]);
+    for (int word = 0; word < words; ++word) {
+      auto& sums = own.cells[word];
+      if constexpr (layout::sums_halves)
+        multiply_half(sums, weights.a, columns.low[word], columns.high[word], sums[0], sums[1]);
+      else
+        multiply_add_16<half>(sums, weights.a, columns.low[word], columns.high[word]);
+    }
   }
   /// And by radial rows.
   template <int H>

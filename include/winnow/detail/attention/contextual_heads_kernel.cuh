@@ -287,8 +287,9 @@ struct contextual_tiles : contextual_heads_result<T, Radial, contextual_heads_la
       slot ^= 1;
       key += keys;
       if (key >= end) {
-        this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * rows + place.g,
-                            state);
+        this->add_sums_by_cell(at<const std::uint32_t>(layout::row_code) + tile * rows + place.g,
+                               state);
+        this->complete_sums(state);
         bool wanted[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

@@ -68,7 +68,9 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t products[2][stores_products ? 1 : words];
     scaled_softmax_state softmax;
     float o[2][4];
-    float cells[words][4];  ///< weights by cell
+    /// Weights by cell: pairs of halves of two rows, or floats.
+    using sums_of_cells = std::conditional_t<layout::sums_halves, std::uint32_t[2], float[4]>;
+    sums_of_cells cells[words];
   };
   struct heads_state {
     head_state of_head[heads];
@@ -312,11 +314,16 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       for (auto& block : own.o)
 #pragma unroll
         for (float& sum : block) sum = 0.0f;
+    }
+    if constexpr (!layout::sums_halves) clear_cells(state);
+  }
+  static __device__ __forceinline__ void clear_cells(heads_state& state) {
+#pragma unroll
+    for (head_state& own : state.of_head)
 #pragma unroll
       for (auto& block : own.cells)
 #pragma unroll
-        for (float& sum : block) sum = 0.0f;
-    }
+        for (auto& sum : block) sum = 0;
   }
   /// The same of the radial axis. \param row this lane's row g, among the arrays of rows.
   __device__ __forceinline__ void begin_radial(int row, const rows_of_head (&left)[heads],

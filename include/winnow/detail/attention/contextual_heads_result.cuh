@@ -46,15 +46,15 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
       }
     this->add_head_table(w, 2, h, state.of_head[h].o);
   }
-  /// Adds Σ B·Tv. \param codes of row g.
-  __device__ __forceinline__ void add_tables(const std::uint32_t* codes, heads_state& state) const {
+  /// Adds what weights by cell are in all, and Σ B·Tv of linear axes. \param codes of row g.
+  __device__ __forceinline__ void add_sums_by_cell(const std::uint32_t* codes,
+                                                   heads_state& state) const {
+    if constexpr (base::sums_cells)
+#pragma unroll
+      for (int h = 0; h < heads; ++h) base::sum_cells(state.of_head[h]);
+    if (!state.has_values) return;
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),
                                     moves_of(codes[8], state.length, place.t)};
-    if constexpr (Radial) {
-      __syncwarp();
-#pragma unroll
-      for (int h = 0; h < heads; ++h) add_radial_axis(h, state);
-    }
 #pragma unroll
     for (int axis = 0; axis < layout::axes; ++axis)
 #pragma unroll
@@ -67,25 +67,36 @@ struct contextual_heads_result : contextual_heads<T, Radial, Layout> {
 #pragma unroll
           for (int word = 0; word < cell_words; ++word) {
             const auto& sums = own.cells[axis * cell_words + word];
-            cells[word] = pack<T>(sums[2 * i], sums[2 * i + 1]);
+            if constexpr (!layout::sums_halves) {
+              cells[word] = pack<T>(sums[2 * i], sums[2 * i + 1]);
+            } else if constexpr (std::is_same_v<T, half>) {
+              cells[word] = sums[i];
+            } else {
+              const float2 two = unpack<half>(sums[i]);
+              cells[word] = pack<T>(two.x, two.y);
+            }
           }
           row_shift{moves[i] >> (8 * axis)}.to_rows(cells, w[i]);
         }
         this->add_head_table(w, axis, h, own.o);
       }
   }
-  /// Adds Σ B·Tv and normalises. \param codes of row g.
-  __device__ __forceinline__ void complete_sums(const std::uint32_t* codes,
-                                                heads_state& state) const {
+  /// Adds Σ B·Tv of the radial axis and normalises, behind `add_sums_by_cell`.
+  __device__ __forceinline__ void complete_sums(heads_state& state) const {
     float by[heads][2];
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];
-      if constexpr (base::sums_cells) base::sum_cells(own);
+      if constexpr (base::sums_cells) add_lane_sums(own.softmax.sum);
 #pragma unroll
       for (int i = 0; i < 2; ++i) by[h][i] = reciprocal(own.softmax.sum[2 * i]);
     }
-    if (state.has_values) add_tables(codes, state);
+    if constexpr (Radial)
+      if (state.has_values) {
+        __syncwarp();
+#pragma unroll
+        for (int h = 0; h < heads; ++h) add_radial_axis(h, state);
+      }
 #pragma unroll
     for (int h = 0; h < heads; ++h) scale_rows(by[h], state.of_head[h].o);
   }

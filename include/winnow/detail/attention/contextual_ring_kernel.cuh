@@ -100,6 +100,52 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     release(cursor.slot + layout::empty);
     cursor.step();
   }
+  /// A tile of 16 rows against a group of keys that may not be there yet. \param bounds of the rows. \param key the
+  /// group's first one. \param interior do all rows attend to all of them?
+  __device__ __forceinline__ void attend_group(int tile, const int2* bounds, int key, bool interior,
+                                               int own_codes, cursor_of_team& cursor,
+                                               heads_state& state) const {
+    await(cursor);
+    const key_group own_keys = this->template load_group<true>(cursor.keys, own_codes);
+    float s[heads][2][4];
+    typename base::radial_places places;
+    // Everything is asked for before the first product, as the latter keep their order.
+    typename base::radial_pairs pairs[2];
+    key_cells cells;
+    if constexpr (Radial) {
+      this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot,
+                                        pairs[0], places);
+      this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot,
+                                        pairs[1], places);
+    }
+    load_cells(cursor.slot, cells);
+    this->score_heads(state, tile, own_keys, s);
+    add_sides(cells, state, s);
+    if constexpr (Radial)
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        // One product less for each head, at the cost of one more rounding to half.
+        std::uint32_t sums[4];
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair)
+          sums[pair] = add_half_pairs(pairs[b].of_rows[pair], pairs[b].of_keys[pair]);
+        this->add_pairs(state, sums, s[0][b], s[1][b]);
+      }
+    this->weigh(
+        cursor.keys, interior,
+        [&] {
+          row_windows windows;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int2 window = bounds[place.g + 8 * i];
+            windows.first[i] = window.x - key, windows.last[i] = window.y - key;
+          }
+          return windows;
+        },
+        // What is left of the piece is in registers.
+        [&] { release(cursor.slot + layout::empty); }, s, places, state);
+    cursor.step();
+  }
   /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
   __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
                                               cursor_of_team& cursor, int own_codes,
@@ -129,53 +175,22 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
       await(cursor);
       release(cursor);
     }
+    // Sums by cell meet Tv before halves could overflow, mostly once.
 #pragma unroll 1
-    for (; key < end; key += keys) {
-      await(cursor);
-      const key_group own_keys = this->template load_group<true>(cursor.keys, own_codes);
-      float s[heads][2][4];
-      typename base::radial_places places;
-      // Everything is asked for before the first product, as the latter keep their order.
-      typename base::radial_pairs pairs[2];
-      key_cells cells;
-      if constexpr (Radial) {
-        this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot,
-                                          pairs[0], places);
-        this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot,
-                                          pairs[1], places);
-      }
-      load_cells(cursor.slot, cells);
-      this->score_heads(state, tile, own_keys, s);
-      add_sides(cells, state, s);
-      if constexpr (Radial)
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          // One product less for each head, at the cost of one more rounding to half.
-          std::uint32_t sums[4];
-#pragma unroll
-          for (int pair = 0; pair < 4; ++pair)
-            sums[pair] = add_half_pairs(pairs[b].of_rows[pair], pairs[b].of_keys[pair]);
-          this->add_pairs(state, sums, s[0][b], s[1][b]);
-        }
-      this->weigh(
-          cursor.keys, key >= common_first && key + keys <= common_last,
-          [&] {
-            row_windows windows;
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const int2 window = bounds[place.g + 8 * i];
-              windows.first[i] = window.x - key, windows.last[i] = window.y - key;
-            }
-            return windows;
-          },
-          // What is left of the piece is in registers.
-          [&] { release(cursor.slot + layout::empty); }, s, places, state);
-      cursor.step();
+    while (own > 0) {
+      this->clear_cells(state);
+      const int last = min(key + layout::groups_of_sums * keys, end);
+#pragma unroll 1
+      for (; key < last; key += keys)
+        attend_group(tile, bounds, key, key >= common_first && key + keys <= common_last, own_codes,
+                     cursor, state);
+      this->add_sums_by_cell(
+          at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g, state);
+      if (key >= end) break;
     }
     bool bad = false;
     if (own > 0) {
-      this->complete_sums(at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g,
-                          state);
+      this->complete_sums(state);
       bool wanted[2];
       const int shortest = *at<const int>(layout::shortest_left);
 #pragma unroll
