@@ -133,8 +133,10 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     for (int b = 0; b < 2; ++b)
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
-        places[b][axis] = layout::marks_codes ? marked_pair(keys_.codes[b], keys_.codes[b], axis)
-                                              : position_twice(keys_.codes[b], axis);
+        if constexpr (layout::pairs_positions)
+          places[b][axis] = axis == 0 ? keys_.pairs[b].x : keys_.pairs[b].y;
+        else
+          places[b][axis] = position_twice(keys_.codes[b], axis);
     const auto key_cell = [&](int b, int word) {
       return one_hot(places[b][word / cell_words], this->cells_of(state, word));
     };
@@ -277,7 +279,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   /// What sums of weights need of 16 keys.
   struct piece_values {
     std::uint32_t rows[heads][4];  ///< V
-    uint2 codes[2];                ///< of keys 2t and 2t + 1 of eight
+    /// Of keys 2t and 2t + 1 of eight; or, where the layout has pairs of their positions, of two axes.
+    uint2 codes[2];
   };
   /// Factors whose lanes hold column g of keys 2t and 2t + 1: one-hot rows of the first eight keys, and of the others.
   struct key_columns {
@@ -292,8 +295,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
       for (int axis = 0; axis < layout::axes; ++axis)
         pairs[b][axis] =
-            layout::marks_codes
-                ? marked_pair(codes.x, codes.y, axis)
+            layout::pairs_positions
+                ? (axis == 0 ? codes.x : codes.y)
                 : (__byte_perm(codes.x, codes.y, 0x0400u + 0x0101u * static_cast<unsigned>(axis)) &
                    0x00ff00ffu) |
                       0x64006400u;
@@ -317,7 +320,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
 #pragma unroll
     for (int b = 0; b < 2; ++b)
       values.codes[b] = *reinterpret_cast<const uint2*>(
-          at<const std::uint32_t>(layout::codes_at(slot)) + 8 * b + 2 * place.t);
+          at<const std::uint32_t>(layout::columns_at(slot)) + 8 * b + 2 * place.t);
   }
   __device__ __forceinline__ void load_values(int slot, piece_values& values) const {
     load_codes(slot, values);

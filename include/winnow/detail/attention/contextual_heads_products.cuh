@@ -348,14 +348,15 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   /// 16 keys, both heads: what their group's arrays say.
   struct key_group {
     rows_of_head left[heads];  ///< K
-    std::uint32_t codes[2];    ///< of keys g and g + 8
+    std::uint32_t codes[2];    ///< of keys g and g + 8; or
+    uint2 pairs[2];            ///< their positions on two axes, each twice, to compare
   };
   __device__ __forceinline__ const T* tile_of(int which, int slot, int h) const {
     return at<const T>(layout::tiles_at(slot) + (2 * h + which) * layout::tile_bytes);
   }
   template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot) const {
-    return load_group<Right>(slot, 4 * place.g);
+    return load_group<Right>(slot, (layout::pairs_positions ? 8 : 4) * place.g);
   }
   template <bool Right = false>
   __device__ __forceinline__ key_group load_group(int slot, int own_codes) const {
@@ -368,8 +369,12 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         this->load_left(reinterpret_cast<const std::byte*>(tile_of(0, slot, h)), result.left[h]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      result.codes[i] = *reinterpret_cast<const std::uint32_t*>(
-          at<const std::byte>(layout::codes_at(slot) + own_codes) + 32 * i);
+      if constexpr (layout::pairs_positions)
+        result.pairs[i] = *reinterpret_cast<const uint2*>(
+            at<const std::byte>(layout::codes_at(slot) + own_codes) + 64 * i);
+      else
+        result.codes[i] = *reinterpret_cast<const std::uint32_t*>(
+            at<const std::byte>(layout::codes_at(slot) + own_codes) + 32 * i);
     return result;
   }
   /// Where this lane's products by cell lie in a slot: where its row of `ldmatrix` would, as warps have that register.

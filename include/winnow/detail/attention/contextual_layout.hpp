@@ -268,6 +268,7 @@ struct contextual_heads_layout {
   static constexpr int key_products = key_tiles + slots * group_bytes;  // [keys], from `key_row` on
   /// What a slot has of keys. Slots share the memory of radial products.
   WINNOW_HOST_DEVICE static constexpr int codes_at(int slot) { return key_code + 4 * keys * slot; }
+  WINNOW_HOST_DEVICE static constexpr int columns_at(int slot) { return codes_at(slot); }
   WINNOW_HOST_DEVICE static constexpr int radii_at(int slot) {
     return key_radius + 4 * keys * slot;
   }
@@ -277,7 +278,7 @@ struct contextual_heads_layout {
   WINNOW_HOST_DEVICE static constexpr int products_at(int) { return key_products; }
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile; }
   static constexpr bool keeps_queries = false;  ///< in registers
-  static constexpr bool only_right = false, marks_codes = false;
+  static constexpr bool only_right = false, pairs_positions = false;
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
   static constexpr bool sums_halves = false;

@@ -214,7 +214,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     const int reader = warp % layout::team_readers;
     heads_state state;
     this->begin_block(state);
-    const int own_codes = static_cast<int>(kept_in_register(static_cast<unsigned>(4 * place.g)));
+    const int own_codes = static_cast<int>(kept_in_register(static_cast<unsigned>(8 * place.g)));
     bool bad = false;
     cursor_of_team cursor(team);
     int buffer = team * layout::passes;

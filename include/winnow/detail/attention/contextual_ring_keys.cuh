@@ -83,6 +83,10 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
       place.lane < keys ? reinterpret_cast<const std::uint32_t*>(base::group().positions)
                         : reinterpret_cast<const std::uint32_t*>(base::group().radius));
   std::uint32_t own_mark = in_register(place.lane < keys ? position_mark : 0u);
+  /// Selects what a lane stores of its position and its neighbour's, one axis of both; or its radius.
+  std::uint32_t own_column = in_register(place.lane >= keys    ? 0x3210u
+                                         : place.lane % 2 == 0 ? 0x7430u
+                                                               : 0x3175u);
 
   __device__ __forceinline__ const int2* bounds() const {
     return reinterpret_cast<const int2*>(group().bounds);
@@ -168,14 +172,20 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   }
   /// Where a warp is, two groups ahead of the one that it multiplies.
   struct ahead_of_group {
-    int key, end;    ///< of the group, and the slot behind its pass's last key
-    int starts;      ///< is it its pass's first group?
-    ring_pass next;  ///< the next pass, or `untaken`
-    int bound = 1;   ///< of its keys, on their way
-    /// The pass of that group, and the one before it; and tokens of their rows.
-    ring_pass pass, earlier;
-    std::int32_t rows[own_rows], rows_of_earlier[own_rows];
+    int key, end;                 ///< of the group, and the slot behind its pass's last key
+    int starts;                   ///< is it its pass's first group?
+    ring_pass next;               ///< the next pass, or `untaken`
+    int bound = 1;                ///< of its keys, on their way
+    ring_pass pass, earlier;      ///< of that group, and the one before it
+    std::int32_t rows[own_rows];  ///< tokens of the pass's rows
   };
+  __device__ __forceinline__ void load_rows(const ring_pass& pass,
+                                            std::int32_t (&tokens)[own_rows]) const {
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i)
+      tokens[i] = __ldg(
+          order + static_cast<std::uint32_t>(min(pass.row + place.lane + 32 * i, assigned - 1)));
+  }
   __device__ __forceinline__ void follow(ahead_of_group& ahead) const {
     if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);
     ahead.earlier = ahead.pass;
@@ -183,12 +193,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     ahead.key = ahead.pass.key = __shfl_sync(all, ahead.bound, 0);
     ahead.end = ahead.pass.end = __shfl_sync(all, ahead.bound, 1);
     ahead.starts = 1;
-#pragma unroll
-    for (int i = 0; i < own_rows; ++i) {
-      ahead.rows_of_earlier[i] = ahead.rows[i];
-      ahead.rows[i] = __ldg(order + static_cast<std::uint32_t>(
-                                        min(ahead.pass.row + place.lane + 32 * i, assigned - 1)));
-    }
+    load_rows(ahead.pass, ahead.rows);
     if (ahead.next.row < assigned) ahead.next.row = untaken;
   }
   /// Behind the last group, as here: what follows is not looked at, and costs less than a branch.
@@ -243,7 +248,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return shared + static_cast<std::uint32_t>(offset);
   }
-  /// Asks for K and V of a group, and stores positions, which get their mark, and radii.
+  /// Asks for K and V of a group, and stores positions and radii.
   __device__ __forceinline__ void request_keys(const key_tokens& own, int slot) const {
     const std::uint32_t target = address(layout::tiles_at(slot) + own_part(own_lane()));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
@@ -262,7 +267,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
         "l"(sources[0]), "l"(sources[1]), "l"(sources[2]), "l"(sources[3]), "n"(layout::tile_bytes),
         "n"(8 * layout::row_bytes), "n"(layout::tile_bytes + 8 * layout::row_bytes)
         : "memory");
-    at<std::uint32_t>(slot + layout::key_code)[place.lane] = own.place | own_mark;
+    const std::uint32_t marked = own.place | own_mark;
+    const std::uint32_t neighbour = __shfl_xor_sync(all, marked, 1);
+    if (place.lane < keys)
+      at<uint2>(slot + layout::key_code)[place.lane] = {marked_pair(marked, marked, 0),
+                                                        marked_pair(marked, marked, 1)};
+    static_assert(layout::axes == 2 && layout::key_radius == layout::key_columns + 4 * keys);
+    at<std::uint32_t>(slot + layout::key_columns)[place.lane] =
+        permute(marked, neighbour, own_column);
     commit_copies();
   }
   /// Waits for room for a pass, and says what it is.
@@ -371,8 +383,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     factors = load_factors(tables, 0);
     this->store_radials(by_row, at<std::byte>(layout::products_at(slot)) + layout::key_row(place.g),
                         layout::key_row(8));
-    const std::uint32_t moves[2] = {moves_of(own.codes[0], length, place.t),
-                                    moves_of(own.codes[1], length, place.t)};
+    const std::uint32_t most = moves_of(0, length, place.t);
     auto* target = reinterpret_cast<uint4*>(const_cast<std::byte*>(this->cells_of_lane(slot)));
     std::uint32_t cells[heads][2][words];
 #pragma unroll
@@ -384,7 +395,8 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           std::uint32_t moved[cell_words];
-          row_shift{moves[i] >> (8 * axis)}.to_cells(by_row[h][i], moved, place.t);
+          row_shift{most - (axis == 0 ? own.pairs[i].x : own.pairs[i].y)}.to_cells(by_row[h][i],
+                                                                                   moved, place.t);
 #pragma unroll
           for (int word = 0; word < cell_words; ++word)
             cells[h][i][axis * cell_words + word] = moved[word];
@@ -479,8 +491,9 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
             if (next.row >= assigned) break;
             std::int32_t rows[own_rows];
 #pragma unroll
-            for (int i = 0; i < own_rows; ++i)
-              rows[i] = is_behind ? ahead.rows_of_earlier[i] : ahead.rows[i];
+            for (int i = 0; i < own_rows; ++i) rows[i] = ahead.rows[i];
+            // Seldom enough to wait for.
+            if (is_behind) load_rows(next, rows);
             request_rows(next, rows);
           }
           if (ahead.next.row == untaken) take_pass(ahead.next, ahead.bound);

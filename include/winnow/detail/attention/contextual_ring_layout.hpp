@@ -31,7 +31,8 @@ struct contextual_ring_layout {
   static constexpr int keys = 16;              ///< of a group
   static constexpr bool keeps_queries = true;  ///< in registers
   static constexpr bool only_right = true;     ///< are keys but right factors where rows are?
-  static constexpr bool marks_codes = true;    ///< have keys' positions a `position_mark`?
+  /// Do keys' positions lie as they are compared: twice each, and those of neighbours together?
+  static constexpr bool pairs_positions = true;
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
   /// Are sums of weights by cell halves? They take half of the registers, and pieces less time. They meet Tv every so
@@ -87,10 +88,12 @@ struct contextual_ring_layout {
   static constexpr int query =
       row_radius + (Radial ? 4 * tiles * rows : 0);  // T [readers][heads][rows]
   static constexpr int query_bytes = heads * tile_bytes;
-  /// A group's K and V, T [heads][K, V][keys], positions, uint32 [keys], and radii, float [keys].
+  /// A group's K and V, T [heads][K, V][keys], positions as halves to compare, of a key, half2 [keys][2 axes], and of
+  /// two neighbours, half2 [keys / 2][2 axes], and radii, float [keys].
   static constexpr int key_groups = query + readers * query_bytes;  // [key_slots]
   static constexpr int group_bytes = heads * 2 * tile_bytes;
-  static constexpr int key_code = group_bytes, key_radius = key_code + 4 * keys;
+  static constexpr int key_code = group_bytes, key_columns = key_code + 8 * keys;
+  static constexpr int key_radius = key_columns + 4 * keys;
   static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
   /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
   /// [keys] from `key_row` on. Then barriers.
@@ -103,6 +106,7 @@ struct contextual_ring_layout {
   static constexpr int slot_bytes = empty + 8;
   /// Slots are named by where they begin.
   WINNOW_HOST_DEVICE static constexpr int codes_at(int group) { return group + key_code; }
+  WINNOW_HOST_DEVICE static constexpr int columns_at(int group) { return group + key_columns; }
   WINNOW_HOST_DEVICE static constexpr int radii_at(int group) { return group + key_radius; }
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
