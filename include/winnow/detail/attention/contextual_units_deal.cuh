@@ -95,15 +95,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     __syncthreads();
     // The order's place of this thread is behind those of its lane's number in the warps before.
     int of_lane = 0, before = 0;
-#pragma unroll
-    for (int i = 0; i < layout::warps; i += 4) {
-      const int4 four = *reinterpret_cast<const int4*>(costs + i);
-      const int each[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (i + j < warp) before += each[j];
-        of_lane += each[j];
-      }
+#pragma unroll 1
+    for (int i = 0; i < layout::warps; ++i) {
+      if (i == warp) before = of_lane;
+      of_lane += costs[i];
     }
     const int sum_to_lane = warp_inclusive_sum(of_lane);
     const int sum = __shfl_sync(base::all, sum_to_lane, 31);
