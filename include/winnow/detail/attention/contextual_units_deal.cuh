@@ -5,16 +5,17 @@
 /// Windows in stripes of slots make blocks differ by an eighth to a quarter, as a few long windows are most of the
 /// work. So each block reads where windows begin, adds up what those of more than 16 tokens cost, and takes its share
 /// of the sum: neighbours in an order of threads, of which the first and the last may be cut between tiles. A thread
-/// adds up what up to 44 windows cost, fours of neighbours. The order goes from warp to warp first, so
-/// that of those threads whose windows the share has a part of, a dozen, each warp has about one. It lists their tiles, a
-/// lane for a window. Where windows are many a block takes part in every so many-th chunk of them only, as reading all
-/// of them takes more than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
+/// adds up what up to 44 windows cost, fours of neighbours. The order goes from warp to warp first, so that each warp
+/// has about one of the dozen threads whose windows the share has a part of. It lists their tiles, a lane for a window.
+/// Where windows are many a block takes part in every so many-th chunk of them only, as reading all of them takes more
+/// than it gains. All blocks of the same chunks come to the same sums, so that nothing is taken twice.
 #pragma once
 
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_units_plan.cuh"
+#include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/util/device.cuh"
 
 namespace winnow::detail {
@@ -29,8 +30,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   using base::warp;
   using typename base::layout;
 
-  /// Costs of 16 rows' beginning and end and of 16 keys of theirs, in units of 100
-  /// instructions of two heads.
+  /// Costs of 16 rows' beginning and end and of 16 keys of theirs, in units of 100 instructions of two heads.
   static constexpr int tile_cost = 8, group_cost = 8;
   static constexpr int most_groups = 255;  ///< of a tile, that count
   /// \param groups of 16 tokens of a window of more than 16.
@@ -38,9 +38,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     return tile_cost + group_cost * min(groups, most_groups);
   }
   static __device__ __forceinline__ int groups_of(int tokens) { return (tokens + 15) / 16; }
-  __device__ __forceinline__ int2 slots_of(int window) const {
-    return {group().offsets[window], group().offsets[window + 1]};
-  }
 
   /// So much may cost what a block has on its lists at a time: nothing on them costs less than a tile of a window of two
   /// groups.
@@ -72,9 +69,7 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
 #pragma unroll 1
     for (int window = first_window_of(own, thread); window < windows; window += step * parts) {
       // There are `windows` + 1 of them.
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target),
-                   "l"(offsets + window), "r"(min(4 * (windows + 1 - window), 16))
-                   : "memory");
+      copy_first_async(target, offsets + window, min(4 * (windows + 1 - window), 16));
       copy_element_async(behind, offsets + window + 4, window + 4 <= windows);
       target += 16 * layout::threads, behind += 4 * layout::threads;
     }
@@ -100,15 +95,10 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
     __syncthreads();
     // The order's place of this thread is behind those of its lane's number in the warps before.
     int of_lane = 0, before = 0;
-#pragma unroll
-    for (int i = 0; i < layout::warps; i += 4) {
-      const int4 four = *reinterpret_cast<const int4*>(costs + i);
-      const int each[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (i + j < warp) before += each[j];
-        of_lane += each[j];
-      }
+#pragma unroll 1
+    for (int i = 0; i < layout::warps; ++i) {
+      if (i == warp) before = of_lane;
+      of_lane += costs[i];
     }
     const int sum_to_lane = warp_inclusive_sum(of_lane);
     const int sum = __shfl_sync(base::all, sum_to_lane, 31);

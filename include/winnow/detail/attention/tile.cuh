@@ -25,6 +25,13 @@ __device__ __forceinline__ void copy_async(std::uint32_t shared, const void* glo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// Copies the first of 16 bytes, and writes zeros behind them.
+__device__ __forceinline__ void copy_first_async(std::uint32_t shared, const void* global,
+                                                 int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
 /// Copies one element of 4 or 8 bytes, or writes zeros.
 template <class T>
 __device__ __forceinline__ void copy_element_async(std::uint32_t shared, const T* global,
