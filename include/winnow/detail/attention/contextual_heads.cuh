@@ -140,6 +140,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     const auto key_cell = [&](int b, int word) {
       return one_hot(places[b][word / cell_words], this->cells_of(state, word));
     };
+    // Products that add up halves are faster. One with a unit matrix adds their sums to the logits.
+    [[maybe_unused]] std::uint32_t halves[heads][2][2];
 #pragma unroll
     for (int word = 0; word < words; word += 2) {
       const bool two = word + 1 < words;
@@ -159,11 +161,25 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
         }
 #pragma unroll
         for (int b = 0; b < 2; ++b)
-          if (two)
+          if constexpr (layout::sums_halves) {
+            auto& sums = halves[h][b];
+            multiply_half(sums, products, cells[b][0], cells[b][1], word == 0 ? 0 : sums[0],
+                          word == 0 ? 0 : sums[1]);
+          } else if (two) {
             multiply_add_16<half>(scores[h][b], products, cells[b][0], cells[b][1]);
-          else
+          } else {
             multiply_add_half_8(scores[h][b], products[0], products[1], cells[b][0]);
+          }
       }
+    }
+    if constexpr (layout::sums_halves) {
+      static_assert(words % 2 == 0);
+      const std::uint32_t unit = state.chosen[0] | state.chosen[1] << 16;
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          multiply_add_half_8(scores[h][b], halves[h][b][0], halves[h][b][1], unit);
     }
   }
   /// The keys that this lane's rows attend to, from the group's first key on.

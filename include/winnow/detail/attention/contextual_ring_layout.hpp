@@ -35,8 +35,8 @@ struct contextual_ring_layout {
   static constexpr bool pairs_positions = true;
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
   static constexpr bool scales_tables = true;  ///< Tk is kept over the scale, a power of two
-  /// Are sums of weights by cell halves? They take half of the registers, and pieces less time. They meet Tv every so
-  /// many groups of keys: 256 weights fit a half, as in `weight_range`.
+  /// Are sums of weights by cell halves, and those of Gq? Such products are faster. Weights take half of the registers
+  /// and meet Tv every so many groups of keys: 256 weights fit a half, as in `weight_range`.
   static constexpr bool sums_halves = true;
   static constexpr int groups_of_sums = 16;
   /// Where a tile's rows of q are; only one pass of a team has them.
