@@ -24,6 +24,7 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_heads_result.cuh"
+#include "winnow/detail/attention/contextual_ring_cursor.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_order.cuh"
