@@ -369,12 +369,16 @@ struct table_factor {
     const int row = 8 * block + spread(place.g);
     return Backwards ? max(last - row, 0) : min(row, last);
   }
+  /// Where the block's table row of this lane begins, in elements.
+  template <bool Backwards, bool Fours = false>
+  __device__ __forceinline__ int row_begin(int axis, int block, bool radial_axis) const {
+    return row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
+           axis * static_cast<int>(table.axis_stride) + head_offset;
+  }
   template <bool Backwards, bool Fours = false>
   __device__ __forceinline__ element load(int axis, int block, int step, bool radial_axis) const {
     const lane_place place;
-    const int row =
-        row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
-        axis * static_cast<int>(table.axis_stride) + head_offset + 16 * step;
+    const int row = row_begin<Backwards, Fours>(axis, block, radial_axis) + 16 * step;
     if (table.data == nullptr) return {};
     if constexpr (matrices) {
       const auto pair = [&](int column) {
@@ -419,9 +423,7 @@ struct table_factor {
     static_assert(matrices && steps == 1);
     const lane_place place;
     const T* row =
-        static_cast<const T*>(table.data) +
-        (row_of<Backwards, Fours>(block, radial_axis) * static_cast<int>(table.row_stride) +
-         axis * static_cast<int>(table.axis_stride) + head_offset);
+        static_cast<const T*>(table.data) + row_begin<Backwards, Fours>(axis, block, radial_axis);
     const auto pair = [&](int column) {
       return table.data != nullptr && column < dim
                  ? *reinterpret_cast<const std::uint32_t*>(row + column)
@@ -436,8 +438,7 @@ struct table_factor {
     static_assert(matrices && steps == 1 && !Neighbours);
     const lane_place place;
     const T* row = static_cast<const T*>(table.data) +
-                   (row_of<Backwards>(block, false) * static_cast<int>(table.row_stride) +
-                    axis * static_cast<int>(table.axis_stride) + head_offset + 2 * place.t);
+                   (row_begin<Backwards>(axis, block, false) + 2 * place.t);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       copy_element_async(target + 4 * i, reinterpret_cast<const std::uint32_t*>(row + 8 * i),

@@ -12,25 +12,19 @@
 
 namespace winnow::detail {
 
-/// Copies 16 bytes in the background, or writes 16 zero bytes where `valid` is false.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-/// The same by the shared memory's 32-bit address.
-__device__ __forceinline__ void copy_async(std::uint32_t shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-/// Copies the first of 16 bytes, and writes zeros behind them.
+/// Copies the first of 16 bytes in the background, and writes zeros behind them.
 __device__ __forceinline__ void copy_first_async(std::uint32_t shared, const void* global,
                                                  int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
                "r"(bytes)
                : "memory");
+}
+/// Copies 16 bytes in the background, or writes 16 zero bytes where `valid` is false.
+__device__ __forceinline__ void copy_async(std::uint32_t shared, const void* global, bool valid) {
+  copy_first_async(shared, global, valid ? 16 : 0);
+}
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  copy_async(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)), global, valid);
 }
 /// Copies one element of 4 or 8 bytes, or writes zeros.
 template <class T>
