@@ -122,9 +122,8 @@ struct contextual_groups {
   std::int64_t heads = 0;
   bool even = true;         ///< are heads of all groups pairs?
   bool by_vectors = false;  ///< are rows of q, k and v read 16 bytes at a time?
-  bool has_steps =
-      false;  ///< and do kernels of several heads or short windows have bits for all strides?
-  int short_warps = 0;  ///< of a block of contextual_short.cuh, if that takes short windows
+  bool has_steps = false;   ///< and are all strides short enough for every kernel?
+  int short_warps = 0;      ///< of a block of contextual_short.cuh, if that takes short windows
 };
 template <class T, int D, bool Radial>
 contextual_groups select_groups(const forward_problem& problem) noexcept {
