@@ -10,6 +10,7 @@
 #include "winnow/detail/attention/contextual_layout.hpp"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/contextual_short_left.cuh"
+#include "winnow/detail/attention/contextual_table.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"

@@ -18,6 +18,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_table.cuh"
 #include "winnow/detail/attention/mma.cuh"
 
 namespace winnow::detail {

@@ -9,6 +9,7 @@
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_halves.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_table.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/softmax.cuh"

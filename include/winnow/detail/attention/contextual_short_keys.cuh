@@ -22,6 +22,7 @@
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
 #include "winnow/detail/attention/contextual_short_units.cuh"
+#include "winnow/detail/attention/contextual_table.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"

@@ -8,6 +8,7 @@
 
 #include "winnow/detail/attention/contextual_block.cuh"
 #include "winnow/detail/attention/contextual_products.cuh"
+#include "winnow/detail/attention/contextual_table.cuh"
 #include "winnow/detail/attention/contextual_weights.cuh"
 #include "winnow/detail/attention/mma.cuh"
 #include "winnow/detail/attention/shared_memory.cuh"
