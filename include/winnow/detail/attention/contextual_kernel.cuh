@@ -152,15 +152,15 @@ contextual_groups select_groups(const forward_problem& problem) noexcept {
   return result;
 }
 
-/// Short windows, of groups that have hardly any others; as many warps a block as fit.
-template <class T, int D, bool Radial>
+/// Short spherical windows, of groups that have hardly any others; as many warps a block as fit.
+template <class T, int D>
 cudaError_t launch_contextual_short(const contextual_groups& groups, kernel_place place,
                                     cudaStream_t stream) noexcept {
-  if constexpr (has_contextual_short<sizeof(T), D, Radial>) {
-    using layout = contextual_short_layout<Radial, sizeof(T)>;
+  if constexpr (has_contextual_short<sizeof(T), D, true>) {
+    using layout = contextual_short_layout<true, sizeof(T)>;
     forward_problem parameters = groups.problem;
     parameters.place = place;
-    const auto kernel = contextual_short_kernel<T, Radial>;
+    const auto kernel = contextual_short_kernel<T, true>;
     const auto bytes = static_cast<std::size_t>(layout::bytes(groups.short_warps));
     const cudaError_t error = allow_shared_memory(kernel, bytes);
     if (error != cudaSuccess) return error;
@@ -254,13 +254,13 @@ cudaError_t launch_contextual_forward(const forward_problem& problem, const laun
   };
   cudaError_t error = cudaSuccess;
   if (has_short && !short_is_last)
-    error = launch_contextual_short<T, D, true>(spherical, next_place(), stream);
+    error = launch_contextual_short<T, D>(spherical, next_place(), stream);
   if (error == cudaSuccess && spherical.heads > 0)
     error = launch_contextual_groups<T, D, true>(spherical, extent, next_place(), stream);
   if (error == cudaSuccess && others.heads > 0)
     error = launch_contextual_groups<T, D, false>(others, extent, next_place(), stream);
   if (error == cudaSuccess && short_is_last)
-    error = launch_contextual_short<T, D, true>(spherical, next_place(), stream);
+    error = launch_contextual_short<T, D>(spherical, next_place(), stream);
   return error;
 }
 
