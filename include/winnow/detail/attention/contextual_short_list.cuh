@@ -18,6 +18,7 @@
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/contextual_short_rows.cuh"
+#include "winnow/detail/attention/contextual_sizes.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/tile.cuh"
 #include "winnow/detail/util/device.cuh"
@@ -58,25 +59,7 @@ struct contextual_short_list
     return __shfl_sync(all, static_cast<int>(threadIdx.x) / 32, 0);
   }
 
-  /// What the sums of windows' sizes need: a chunk is a warp's, four windows a lane.
-  static constexpr int chunk = 128;
-  /// The sizes of this lane's windows of a chunk, 0 behind the last one.
-  __device__ __forceinline__ void load_sizes(int index, int windows, int (&sizes)[4]) const {
-    int slots[5];
-#pragma unroll
-    for (int i = 0; i < 5; ++i)
-      slots[i] = group().offsets[min(index * chunk + 4 * place.lane + i, windows)];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sizes[i] = slots[i + 1] - slots[i];
-  }
-  /// The same of a chunk all of whose windows are there, or 0.
-  __device__ __forceinline__ void load_whole(int index, bool is_there, int (&sizes)[4]) const {
-    const std::int32_t* const offsets = group().offsets + index * chunk + 4 * place.lane;
-    const int4 four = is_there ? *reinterpret_cast<const int4*>(offsets) : int4{0, 0, 0, 0};
-    const int behind = is_there ? offsets[4] : 0;
-    sizes[0] = four.y - four.x, sizes[1] = four.z - four.y;
-    sizes[2] = four.w - four.z, sizes[3] = behind - four.w;
-  }
+  static constexpr int chunk = size_chunk;
   /// What a window costs, in units of ten instructions. Those of up to 16 tokens share a unit.
   static __device__ __forceinline__ int cost_of(int size) {
     const int of_unit = 190 * static_cast<int>((static_cast<unsigned>(size) + 15) / 16) - 107;
@@ -98,7 +81,8 @@ struct contextual_short_list
       int sizes[batch][4];
 #pragma unroll
       for (int i = 0; i < batch; ++i)
-        load_whole(first + i * warps(), first + i * warps() < whole, sizes[i]);
+        load_whole(group().offsets, first + i * warps(), first + i * warps() < whole, place.lane,
+                   sizes[i]);
       unsigned longer_chunks = 0;
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
@@ -111,7 +95,7 @@ struct contextual_short_list
     }
     if (warp == whole % warps()) {
       int sizes[4];
-      load_sizes(whole, windows, sizes);
+      load_sizes(group().offsets, whole, windows, place.lane, sizes);
       const int sum = __reduce_add_sync(all, cost_of(sizes));
       if (place.lane == 0) costs[whole] = sum;
       if (has_longer(sizes)) list_longer(whole);
@@ -155,7 +139,7 @@ struct contextual_short_list
         if (next > limits[i]) break;
         before[i] = next;
       }
-      load_sizes(chunks_of[i], windows, sizes[i]);
+      load_sizes(group().offsets, chunks_of[i], windows, place.lane, sizes[i]);
     }
     int found[2];
 #pragma unroll
