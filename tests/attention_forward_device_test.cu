@@ -175,6 +175,24 @@ TYPED_TEST(AttentionForwardDevice, AttendsInUnevenWindowsByPosition) {
   expect_matches_reference(problem, device);
 }
 
+/// Spherical windows with more tiles than a block lists at once, and so many that blocks do not look at all of them.
+TYPED_TEST(AttentionForwardDevice, AttendsInManyWindowsByPosition) {
+  WINNOW_SKIP_WITHOUT_GPU();
+  std::mt19937 engine(61);
+  const struct { int windows, heads; } mixtures[] = {{20000, 32}, {66000, 4}};
+  for (const auto [windows, heads] : mixtures) {
+    SCOPED_TRACE(std::to_string(windows) + " windows, " + std::to_string(heads) + " heads");
+    std::vector<int> sizes(static_cast<std::size_t>(windows));
+    for (int& size : sizes)
+      size = engine() % 1000 == 0 ? 60 + static_cast<int>(engine() % 240)
+                                  : 1 + static_cast<int>(engine() % 3);
+    attention_case<TypeParam> problem({contextual(heads, sized_labels(sizes, true, 62))}, 16, 63);
+    device_attention<TypeParam> device(problem);
+    WINNOW_ASSERT_OK(run(device.forward()));
+    expect_matches_reference(problem, device);
+  }
+}
+
 /// Spherical windows of up to 48 tokens and very few longer ones, a NaN in one of those, and so many windows that blocks
 /// have several lists, or do not look at all of them.
 TYPED_TEST(AttentionForwardDevice, AttendsInShortWindowsByPosition) {

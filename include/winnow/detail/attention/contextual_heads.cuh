@@ -62,8 +62,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
   __device__ __forceinline__ void add_pairs(const heads_state& state,
                                             const std::uint32_t (&pairs)[4], float (&first)[4],
                                             float (&second)[4]) const {
-    multiply_add_16<half>(first, pairs, state.chosen[0], state.chosen[1]);
-    multiply_add_16<half>(second, pairs, state.chosen[0] << 16, state.chosen[1] << 16);
+    multiply_add_16<half>(first, pairs, state.unit & 0xffffu, state.unit >> 16);
+    multiply_add_16<half>(second, pairs, state.unit << 16, state.unit & 0xffff0000u);
   }
   /// What this lane's pairs with eight keys look up: products of rows, and of keys.
   struct radial_pairs {
@@ -174,12 +174,11 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     }
     if constexpr (layout::sums_halves) {
       static_assert(words % 2 == 0);
-      const std::uint32_t unit = state.chosen[0] | state.chosen[1] << 16;
 #pragma unroll
       for (int h = 0; h < heads; ++h)
 #pragma unroll
         for (int b = 0; b < 2; ++b)
-          multiply_add_half_8(scores[h][b], halves[h][b][0], halves[h][b][1], unit);
+          multiply_add_half_8(scores[h][b], halves[h][b][0], halves[h][b][1], state.unit);
     }
   }
   /// The keys that this lane's rows attend to, from the group's first key on.
@@ -208,6 +207,17 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
           s[h][b][e] = fmaf(sides[h][b][e], state.inverse_scale, s[h][b][e]);
     weigh(slot, interior, windows_of, meanwhile, s, places, state);
   }
+  /// This lane's keys of [first, last), key j of block b as bit 8b + j.
+  __device__ __forceinline__ std::uint32_t own_keys(int first, int last) const {
+    if constexpr (layout::spreads_keys) {
+      const std::uint32_t four =
+          bits_from(max(first - 4 * place.t, 0)) & ~bits_from(max(last - 4 * place.t, 0));
+      return (four & 0x3u) | (four & 0xcu) << 6;
+    } else {
+      return bits_from(max(first - 2 * place.t, 0)) & ~bits_from(max(last - 2 * place.t, 0)) &
+             0x303u;
+    }
+  }
   /// The same from logits on.
   template <class Windows, class Meanwhile>
   __device__ __forceinline__ void weigh(int slot, bool interior, const Windows& windows_of,
@@ -219,9 +229,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       std::uint32_t attended = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        attended += (bits_from(max(windows.first[i] - 2 * place.t, 0)) &
-                     ~bits_from(max(windows.last[i] - 2 * place.t, 0)) & 0x303u)
-                    << (2 * i);
+        attended += own_keys(windows.first[i], windows.last[i]) << (2 * i);
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
@@ -240,8 +248,12 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       for (int i = 0; i < 2; ++i) largest[h][i] = lane_max(s[h], i);
     const auto raise = [&](int h, float(&by)[2]) {
       head_state& own = state.of_head[h];
-      const bool rises = own.softmax.raise_rows(largest[h], scale, state.inverse_factor,
-                                                state.slack, state.lag, by);
+      bool rises;
+      if constexpr (layout::lean_softmax)
+        rises = own.softmax.raise_rows(largest[h], scale, state.most, state.lag, by);
+      else
+        rises = own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack,
+                                       state.lag, by);
       if (rises) rescale_head(by, own);
       return rises;
     };
@@ -255,7 +267,11 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       meanwhile();
       bool exceeds = false;
 #pragma unroll
-      for (int h = 0; h < heads; ++h) exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
+      for (int h = 0; h < heads; ++h)
+        if constexpr (layout::lean_softmax)
+          exceeds |= state.of_head[h].softmax.exceeds(largest[h], scale, state.most);
+        else
+          exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
       if (__any_sync(0xffffffffu, exceeds)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll

@@ -228,7 +228,7 @@ struct contextual_tiles : contextual_heads_result<T, Radial, contextual_heads_la
     // Tables are read while the first tile is looked for.
     take_tile(next, static_cast<int>(threadIdx.x) / 32);
     commit_copies();
-    this->load_tables();
+    this->template load_factors<0>([&] { this->load_value_tables(); });
     arrive();
     advance(next);
     commit_copies();

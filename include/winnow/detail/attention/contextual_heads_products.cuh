@@ -66,7 +66,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   struct head_state {
     /// Gq of rows g and g + 8 by cell, if not in shared memory.
     std::uint32_t products[2][stores_products ? 1 : words];
-    scaled_softmax_state softmax;
+    std::conditional_t<layout::lean_softmax, lean_softmax_state, scaled_softmax_state> softmax;
     float o[2][4];
     /// Weights by cell: pairs of halves of two rows, or floats.
     using sums_of_cells = std::conditional_t<layout::sums_halves, std::uint32_t[2], float[4]>;
@@ -78,7 +78,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     std::uint32_t row_cells[2][words];  ///< one-hot rows, or
     std::uint32_t positions[2][layout::axes];
     float radius[2];
-    std::uint32_t chosen[2];  ///< the matrix that tells the first head's products
+    std::uint32_t unit;  ///< a matrix, of which one half tells one head's products
     /// Addresses, from the middle of the table on: of row g's sums by radial row, and of key 2t's products.
     std::uint32_t radial, key_products;
     float inverse_a;
@@ -87,57 +87,46 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int most_steps;  ///< of `radial_step`
     bool has_values;
     float slack, lag;          ///< of the tile's rows
+    float most;                ///< exponent of their weights that raises no maximum
     float inverse_factor;      ///< 1 over what makes logits count in base 2
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
     std::uint32_t cells[Radial ? cell_words : 1];  ///< and, of an axis, `own_cells`
   };
 
-  /// The tables of both heads, by the block's first `Warps` warps. All loads go out together.
-  template <int Warps = layout::warps>
-  __device__ __forceinline__ void load_tables() const {
-    using element = typename factor::element;
-    constexpr int turns = (3 * axis_blocks + Warps - 1) / Warps;
-    const int first = static_cast<int>(threadIdx.x) / 32;
-    element parts[turns][heads][2];
-    const auto for_each_block = [&](const auto& visit) {
-#pragma unroll
-      for (int turn = 0; turn < turns; ++turn) {
-        const int block = min(first + turn * Warps, 3 * axis_blocks - 1);
-        const bool radial = Radial && block >= 2 * axis_blocks;
-#pragma unroll
-        for (int h = 0; h < heads; ++h)
-          visit(parts[turn][h], factor_of_head(group().table_q, 0, h),
-                factor_of_head(group().table_k, 1, h), block / axis_blocks, block % axis_blocks,
-                radial);
-      }
-    };
-    if (group().table_q.is_float || group().table_k.is_float)
-      for_each_block(
-          [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load<true, Radial>(axis, block, 0, radial);
-            own[1] = k.template load<false, Radial>(axis, block, 0, radial);
-          });
-    else
-      for_each_block(
-          [](element(&own)[2], const factor& q, const factor& k, int axis, int block, bool radial) {
-            own[0] = q.template load_stored<true, Radial>(axis, block, radial);
-            own[1] = k.template load_stored<false, Radial>(axis, block, radial);
-          });
-    this->load_value_tables(32 * Warps);
-#pragma unroll
-    for (int turn = 0; turn < turns; ++turn) {
-      const int block = first + turn * Warps;
-      if (block >= 3 * axis_blocks) break;
-#pragma unroll
-      for (int h = 0; h < heads; ++h) {
-        if constexpr (layout::scales_tables) scale(parts[turn][h][1], 1.0f / problem.scale);
-#pragma unroll
-        for (int which = 0; which < 2; ++which)
-          this->template table_at<element>(
-              h * layout::head_bytes + layout::tables +
-              which * layout::table_bytes)[factor::element_at(block, 0)] = parts[turn][h][which];
+  /// Where this lane's part of a block of Tq or Tk is.
+  __device__ __forceinline__ typename factor::element* factor_part(int i, int which) const {
+    return this->template table_at<typename factor::element>(
+               i % heads * layout::head_bytes + layout::tables + which * layout::table_bytes) +
+           factor::element_at(i / heads, 0);
+  }
+  /// Tq and Tk of both heads, by the block's warps from `First` on. In loops, as what is done once takes as long as its
+  /// instructions take to arrive. \param meanwhile is done before they are there.
+  template <int First, class Meanwhile>
+  __device__ __forceinline__ void load_factors(const Meanwhile& meanwhile) const {
+    constexpr int blocks = heads * 3 * axis_blocks, step = layout::warps - First;
+#pragma unroll 1
+    for (int i = base::warp - First; i < blocks; i += step) {
+      const int block = i / heads % axis_blocks, axis = i / heads / axis_blocks, h = i % heads;
+      const bool radial = Radial && axis == 2;
+      const factor q = factor_of_head(group().table_q, 0, h),
+                   k = factor_of_head(group().table_k, 1, h);
+      if (group().table_q.is_float || group().table_k.is_float) {
+        *factor_part(i, 0) = q.template load<true, Radial>(axis, block, 0, radial);
+        *factor_part(i, 1) = k.template load<false, Radial>(axis, block, 0, radial);
+      } else {
+        q.template copy_stored<true, Radial>(axis, block, shared_address(factor_part(i, 0)),
+                                             radial);
+        k.template copy_stored<false, Radial>(axis, block, shared_address(factor_part(i, 1)),
+                                              radial);
       }
     }
+    commit_copies();
+    meanwhile();
+    wait_for_copies<0>();
+    if constexpr (layout::scales_tables)
+#pragma unroll 1
+      for (int i = base::warp - First; i < blocks; i += step)
+        scale(*factor_part(i, 1), 1.0f / problem.scale);
   }
   static __device__ __forceinline__ void scale(typename factor::element& own, float by) {
     for (std::uint32_t* pair : {&own.x, &own.y}) {
@@ -169,9 +158,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
       state.most_steps =
           static_cast<int>(kept_by_lanes(static_cast<std::uint32_t>((state.length << 22) - 1)));
       // Row 2t + h of the factor is head h's, key 2t's; row 2t + h + 8 key 2t + 1's.
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        state.chosen[j] = kept_in_register(place.g == 2 * place.t + j ? 0x3c00u : 0u);
+      state.unit = kept_in_register(
+          place.g / 2 == place.t ? (place.g % 2 == 0 ? 0x3c00u : 0x3c000000u) : 0u);
     }
   }
 
@@ -295,6 +283,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
     const weight_range range = range_of(longest);
     state.slack = range.slack, state.lag = range.lag;
+    state.most = range.slack + 1.0f - range.lag;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];
@@ -309,7 +298,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
                                       products[h][0][next], products[h][1][next]};
         }
       }
-      own.softmax = scaled_softmax_state();
+      own.softmax = {};
 #pragma unroll
       for (auto& block : own.o)
 #pragma unroll

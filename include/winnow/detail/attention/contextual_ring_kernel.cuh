@@ -3,18 +3,13 @@
 /// The contextual forward kernel of spherical windows on compute capability 9.0: two heads at a time as in
 /// contextual_heads_kernel.cuh, with keys multiplied for several tiles at once. 16-bit storage, head dim 16.
 ///
-/// A block has four teams of three warps, which take passes of 32 rows from a counter, those with the most keys first
-/// (contextual_ring_order.cuh). One warp of a team multiplies the pass's keys with Tk, 16 at a time, and leaves their
-/// products in the team's ring of slots, with K and V (contextual_ring_keys.cuh). Two warps read them, each for its tile
-/// of 16 rows, and do what is left of a piece. Barriers in shared memory say which slots are full and which may be filled
-/// again; a team's warps meet nowhere else, and teams not at all.
+/// Two warps of a block multiply groups of 16 keys with Tk, and leave their products in a ring of slots, with K and V
+/// (contextual_ring_keys.cuh). Ten warps read them, each for a tile of 16 rows, and do what is left of a piece. A block has
+/// neighbouring windows (contextual_ring_list.cuh), all of whose tiles share their groups. Warps tell each other in shared
+/// memory which groups are there, and which are needed no longer (contextual_ring_slots.cuh).
 ///
-/// What readers keep of two heads takes more than the 168 registers that twelve warps have each. So the four warps
-/// that multiply keys give some of theirs away, which takes the target sm_90a.
-///
-/// What bounds it: three warps of a scheduler wait for what they have just asked for, and for each other: those that
-/// attend for keys a tenth of their time, those that multiply for room. What takes work from the ones makes the others
-/// slower, as they share products, the ALU and the instruction cache, which the hot path (some 35 KB) hardly fits.
+/// What bounds it: shared memory's bandwidth, of which additions by radial row take a quarter, and latency at three warps
+/// a scheduler.
 ///
 /// NaN and infinity: as in contextual_heads.cuh.
 #pragma once
@@ -24,10 +19,10 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_heads_result.cuh"
-#include "winnow/detail/attention/contextual_ring_cursor.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
-#include "winnow/detail/attention/contextual_ring_order.cuh"
+#include "winnow/detail/attention/contextual_ring_list.cuh"
+#include "winnow/detail/attention/contextual_ring_slots.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_short.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
@@ -41,9 +36,10 @@ namespace winnow::detail {
 template <class T, bool Radial>
 struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ring_layout<Radial>> {
   using base = contextual_heads_result<T, Radial, contextual_ring_layout<Radial>>;
-  using base::assigned;
+  using base::group;
   using base::keys;
   using base::place;
+  using base::problem;
   using base::shared;
   using base::warp;
   using base::words;
@@ -57,12 +53,8 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   __device__ __forceinline__ U* at(int offset) const {
     return base::template at<U>(offset);
   }
-  __device__ __forceinline__ std::uint32_t barrier(int array, int index = 0) const {
-    return shared + static_cast<std::uint32_t>(array + 8 * index);
-  }
-  __device__ __forceinline__ void release(int array, int index = 0) const {
-    __syncwarp();
-    arrive_warp(barrier(array, index), place.lane);
+  __device__ __forceinline__ std::uint32_t address(int offset) const {
+    return shared + static_cast<std::uint32_t>(offset);
   }
   /// Products of a slot's keys by cell, as this lane needs them.
   struct key_cells {
@@ -93,33 +85,39 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
       }
     }
   }
-  using cursor_of_team = ring_cursor<layout>;
-  __device__ __forceinline__ void await(const cursor_of_team& cursor) const {
-    wait_for_phase(barrier(cursor.slot + layout::full), cursor.parity);
-  }
-  __device__ __forceinline__ void release(cursor_of_team& cursor) const {
-    release(cursor.slot + layout::empty);
-    cursor.step();
+  /// Says which group is the first that this warp needs from now on. \param before which one it was so far.
+  __device__ __forceinline__ void need(int number, int before) const {
+    __syncwarp();
+    if constexpr (passes_all_groups) {
+      for (int group = before; group < number; ++group) {
+        const ring_slots<layout> slots(group);
+        wait_for_phase(address(slots.products + layout::full), slots.parity);
+        arrive_warp(address(slots.products + layout::empty), place.lane);
+      }
+    } else if (place.lane == 0) {
+      store_number(address(layout::needed + 4 * warp), number);
+    }
   }
   /// A tile of 16 rows against a group of keys that may not be there yet. \param bounds of the rows. \param key the
   /// group's first one. \param interior do all rows attend to all of them?
-  __device__ __forceinline__ void attend_group(int tile, const int2* bounds, int key, bool interior,
-                                               int own_codes, cursor_of_team& cursor,
+  __device__ __forceinline__ void attend_group(int tile, const int2* bounds, int number, int key,
+                                               bool interior, int own_codes,
+                                               const ring_slots<layout>& slots,
                                                heads_state& state) const {
-    await(cursor);
-    const key_group own_keys = this->template load_group<true>(cursor.keys, own_codes);
+    wait_for_phase(address(slots.products + layout::full), slots.parity);
+    const key_group own_keys = this->template load_group<true>(slots.keys, own_codes);
     float s[heads][2][4];
     typename base::radial_places places;
     // Everything is asked for before the first product, as the latter keep their order.
     typename base::radial_pairs pairs[2];
     key_cells cells;
     if constexpr (Radial) {
-      this->template look_up_radials<0>(state, this->load_radii(cursor.keys, 0), cursor.slot,
+      this->template look_up_radials<0>(state, this->load_radii(slots.keys, 0), slots.products,
                                         pairs[0], places);
-      this->template look_up_radials<1>(state, this->load_radii(cursor.keys, 1), cursor.slot,
+      this->template look_up_radials<1>(state, this->load_radii(slots.keys, 1), slots.products,
                                         pairs[1], places);
     }
-    load_cells(cursor.slot, cells);
+    load_cells(slots.products, cells);
     this->score_heads(state, tile, own_keys, s);
     add_sides(cells, state, s);
     if constexpr (Radial)
@@ -133,7 +131,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
         this->add_pairs(state, sums, s[0][b], s[1][b]);
       }
     this->weigh(
-        cursor.keys, interior,
+        slots.keys, interior,
         [&] {
           row_windows windows;
 #pragma unroll
@@ -144,136 +142,195 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
           return windows;
         },
         // What is left of the piece is in registers.
-        [&] { release(cursor.slot + layout::empty); }, s, places, state);
-    cursor.step();
+        [&] { need(number + 1, number); }, s, places, state);
   }
-  /// A tile of 16 rows in a pass whose first group is there. \param tile its slot. \return as `run`.
-  __device__ __forceinline__ bool attend_pass(const ring_pass& pass, int tile, int reader,
-                                              cursor_of_team& cursor, int own_codes,
-                                              heads_state& state) const {
-    const int row = pass.row + reader * layout::rows;
-    const int own = min(layout::rows, assigned - row);
-    const int2* bounds = at<const int2>(layout::row_bounds) + tile * layout::rows;
-    int key = pass.key;
-    int first = pass.end, end = 0;          // the tile's keys
-    int common_first = 0, common_last = 0;  // keys that all rows attend to
-    if (own > 0) {
-      const int2 top = bounds[0], bottom = bounds[own - 1];
-      first = top.x;
-      end = bottom.y;
-      common_first = bottom.x;
-      common_last = own == layout::rows ? top.y : 0;
-      this->begin_products(
-          tile,
-          [&](int i) {
-            const int2 window = bounds[place.g + 8 * i];
-            return window.y - window.x;
-          },
-          state);
-    }
-    release(layout::query_empty, warp / layout::team_readers);
-    for (; key + keys <= first; key += keys) {
-      await(cursor);
-      release(cursor);
-    }
-    // Sums by cell meet Tv before halves could overflow, mostly once.
-#pragma unroll 1
-    while (own > 0) {
-      this->clear_cells(state);
-      const int last = min(key + layout::groups_of_sums * keys, end);
-#pragma unroll 1
-      for (; key < last; key += keys)
-        attend_group(tile, bounds, key, key >= common_first && key + keys <= common_last, own_codes,
-                     cursor, state);
-      this->add_sums_by_cell(
-          at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g, state);
-      if (key >= end) break;
-    }
-    bool bad = false;
-    if (own > 0) {
-      this->complete_sums(state);
-      bool wanted[2];
-      const int shortest = *at<const int>(layout::shortest_left);
+  /// Asks for the tokens of a tile's rows, and for what else there is of them. Behind the last row are copies of it.
+  __device__ __forceinline__ void request_tokens(int tile, const ring_tile& own) const {
+    if (place.lane >= layout::rows) return;
+    const int number = tile * layout::rows + place.lane;
+    const int slot = min(own.row + place.lane, own.end - 1);
+    copy_async_if<4>(true, address(layout::row_order + 4 * number), group().order + slot, true);
+    copy_async_if<8>(true, address(layout::row_bounds + 8 * number),
+                     reinterpret_cast<const int2*>(group().bounds) + slot, true);
+    copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot, true);
+    if constexpr (Radial)
+      copy_async_if<4>(true, address(layout::row_radius + 4 * number), group().radius + slot, true);
+  }
+  /// Asks for a tile's rows of q, whose tokens are there.
+  __device__ __forceinline__ void request_rows(int tile) const {
+    const auto lane = static_cast<unsigned>(place.lane);
+    const int quarter = static_cast<int>(lane / 16 * 2 + lane % 2);
+    const int head = group().first_head + this->group_head + quarter / 2;
+    const T* const first =
+        static_cast<const T*>(problem.q.data) + head * problem.q.head_stride + quarter % 2 * 8;
+    const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});
+    const auto* const tokens = at<const std::int32_t>(layout::row_order) + tile * layout::rows;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int own_row = place.g + 8 * i;
-        const int2 window = bounds[own_row];
-        wanted[i] = own_row < own && window.y - window.x >= shortest;
-      }
-      bad = this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows,
-                             wanted, state);
+    for (int eight = 0; eight < 2; ++eight) {
+      const T* source = first;
+      asm("mad.wide.s32 %0, %1, %2, %0;"
+          : "+l"(source)
+          : "r"(tokens[8 * eight + static_cast<int>(lane / 2 % 8)]), "r"(bytes));
+      const int part =
+          static_cast<int>(lane / 16 * layout::tile_bytes +
+                           (8 * static_cast<unsigned>(eight) + lane / 2 % 8) * layout::row_bytes +
+                           (lane ^ lane >> 3) % 2 * 16);
+      copy_async_if<16>(
+          true, address(layout::query + layout::query_tile(tile) * layout::query_bytes + part),
+          source, true);
     }
-    for (; key < pass.end; key += keys) {
-      await(cursor);
-      release(cursor);
-    }
-    return bad;
   }
-  /// \return whether some row is not finite.
-  __device__ __forceinline__ bool run() const {
-    const int team = warp / layout::team_readers;
-    const int reader = warp % layout::team_readers;
-    heads_state state;
+  /// Tv, and where results are stored.
+  __device__ __forceinline__ void load_values() const {
+    this->load_value_tables(32 * layout::readers);
+    this->store_result_pointers();
+    meet<layout::readers_meet, 32 * layout::readers>();
+  }
+  /// Before a turn.
+  __device__ __forceinline__ void request_first(heads_state& state) const {
+    const int tile = layout::tiles_of_reader * warp;
+    request_tokens(tile, at<const ring_tile>(layout::list)[warp]);
+    commit_copies();
+    wait_for_copies<0>();
+    __syncwarp();
+    request_rows(tile);
+    commit_copies();
     this->begin_block(state);
+  }
+  /// A tile whose rows have been asked for. \param next of the list, if it is below `tiles`.
+  __device__ __forceinline__ void begin_tile(int tile, int next, int tiles,
+                                             heads_state& state) const {
+    wait_for_copies<0>();
+    __syncwarp();
+    this->begin_products(
+        tile,
+        [&](int i) {
+          const int2 window = bounds_of(tile)[place.g + 8 * i];
+          return window.y - window.x;
+        },
+        state);
+    if (next < tiles) request_tokens(tile ^ 1, at<const ring_tile>(layout::list)[next]);
+    commit_copies();
+  }
+  /// Waits until a tile's first group is the next one in its slot, or there.
+  __device__ __forceinline__ void await_slot(int group) const {
+    if constexpr (!passes_all_groups) {
+      const int before = group - layout::slots;
+      const std::uint32_t made =
+          address(layout::made) + 4u * (static_cast<unsigned>(group) % layout::makers);
+      static_assert(layout::slots % layout::makers == 0);
+      if (before >= 0)
+        while (load_acquire(made) <= before) {
+        }
+    }
+  }
+  [[nodiscard]] __device__ __forceinline__ const int2* bounds_of(int tile) const {
+    return at<const int2>(layout::row_bounds) + tile * layout::rows;
+  }
+  /// Its keys [key, last).
+  __device__ __forceinline__ void attend_groups(int tile, int& key, int last, int& number,
+                                                ring_slots<layout>& slots,
+                                                heads_state& state) const {
+    const int2* const bounds = bounds_of(tile);
+    const int common_first = bounds[layout::rows - 1].x;  // keys that all rows attend to
+    const int common_end = bounds[0].y;
     const int own_codes = static_cast<int>(kept_in_register(static_cast<unsigned>(8 * place.g)));
-    bool bad = false;
-    cursor_of_team cursor(team);
-    int buffer = team * layout::passes;
 #pragma unroll 1
-    while (true) {
-      await(cursor);
-      const int4 now = *at<const int4>(layout::places + 16 * buffer);
-      if (now.x >= assigned) return bad;
-      bad |= attend_pass({now.x, now.y, now.z}, buffer * layout::team_readers + reader, reader,
-                         cursor, own_codes, state);
-      release(layout::rows_empty, buffer);
-      buffer ^= 1;
+    for (; key < last; key += keys) {
+      attend_group(tile, bounds, number, key, key >= common_first && key + keys <= common_end,
+                   own_codes, slots, state);
+      ++number;
+      slots.step(1);
+    }
+  }
+  /// Behind a tile's last group. \param group the one behind it.
+  __device__ __forceinline__ void leave_groups(int tile, int group, int next,
+                                               const ring_turn& turn) const {
+    const bool has_next = next < turn.tiles;
+    need(has_next            ? at<const ring_tile>(layout::list)[next].group
+         : passes_all_groups ? turn.groups
+                             : no_group,
+         group);
+    wait_for_copies<0>();
+    __syncwarp();
+    if (has_next) request_rows(tile ^ 1);
+    commit_copies();
+  }
+  __device__ __forceinline__ void add_sums(int tile, heads_state& state) const {
+    this->add_sums_by_cell(
+        at<const std::uint32_t>(layout::row_code) + tile * layout::rows + place.g, state);
+  }
+  __device__ __forceinline__ void end_tile(int tile, int row, int end, heads_state& state) const {
+    this->complete_sums(state);
+    bool wanted[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) wanted[i] = row + place.g + 8 * i < end;
+    if (this->store_rows(at<const std::int32_t>(layout::row_order) + tile * layout::rows, wanted,
+                         state))
+      *at<volatile int>(layout::bad) = 1;
+  }
+  /// A turn's tiles, every so many-th. \param make gives a reader whose lane is read again: what is addressed by it in
+  /// one step would else be kept in registers during all others.
+  template <class Make>
+  static __device__ __forceinline__ void run(const Make& make, std::byte* memory, int warp,
+                                             const ring_turn& turn, bool is_first) {
+    heads_state state;
+    if (warp < turn.tiles) make().request_first(state);
+    if (is_first) make().load_values();
+    if constexpr (passes_all_groups)
+      make().need(warp < turn.tiles
+                      ? reinterpret_cast<const ring_tile*>(memory + layout::list)[warp].group
+                      : turn.groups,
+                  0);
+    int tile = layout::tiles_of_reader * warp;
+#pragma unroll 1
+    for (int index = warp; index < turn.tiles; index += layout::readers, tile ^= 1) {
+      const int next = index + layout::readers;
+      make().begin_tile(tile, next, turn.tiles, state);
+      const ring_tile own = reinterpret_cast<const ring_tile*>(memory + layout::list)[index];
+      ring_slots<layout> slots(own.group);
+      make().await_slot(own.group);
+      int key = own.first, number = own.group;
+      // Sums by cell meet Tv before halves could overflow, mostly once.
+#pragma unroll 1
+      while (true) {
+        base::clear_cells(state);
+        make().attend_groups(tile, key, min(key + layout::groups_of_sums * keys, own.end), number,
+                             slots, state);
+        const bool ends = key >= own.end;
+        const auto again = make();
+        if (ends) again.leave_groups(tile, number, next, turn);
+        again.add_sums(tile, state);
+        if (ends) break;
+      }
+      make().end_tile(tile, own.row, own.end, state);
     }
   }
 };
 
 /// What is seldom needed, apart from everything else, which has all registers. One function for a block's beginning, and
-/// for warps that have found rows that are not finite: with two the assembler keeps nothing in uniform registers
-/// between them.
-/// \param order of the block's passes, if they are `listed`; null at the beginning.
+/// for rows that came out not finite. \param tiles in the list; 0 at the beginning.
 template <class T, class Layout>
 __device__ __noinline__ void complete_ring(const forward_problem& problem, block_share own,
-                                           int shortest, int listed, const std::uint16_t* order) {
+                                           const ring_tile* list, int tiles) {
+  const group_problem& group = problem.groups[own.group];
   own.head *= Layout::heads;
   for (int h = 0; h < Layout::heads; ++h, ++own.head) {
-    if (order == nullptr) complete_unassigned<T>(problem, own);
-    if (order != nullptr || problem.groups[own.group].path == encoding_path::rows)
-      correct_rows<T>(problem, own, Layout::pass_rows,
-                      order == nullptr ? Layout::warps : Layout::readers, shortest,
-                      [&](int number) {
-                        std::int64_t pass = own.share + std::int64_t{number} * own.shares;
-                        if (listed != ring_order<Layout>::none)
-                          pass = number < listed ? order[number] : int{ring_order<Layout>::no_pass};
-                        return pass * Layout::pass_rows;
-                      });
+    if (tiles == 0) {
+      complete_unassigned<T>(problem, own);
+      if (group.path == encoding_path::rows) correct_rows<T>(problem, own, Layout::share_rows, 0);
+    }
+    for (int tile = static_cast<int>(threadIdx.x) / 32; tile < tiles; tile += Layout::warps)
+      correct_slots<T>(problem, group, group.first_head + own.head, list[tile].row,
+                       min(list[tile].row + Layout::rows, list[tile].end));
   }
 }
 
-/// By one thread. \param first_pass that a team takes from the counter.
+/// Seldom needed, too: the list of another turn.
 template <class Layout>
-__device__ __forceinline__ void create_ring_barriers(std::byte* memory, int shortest,
-                                                     int first_pass) {
-  constexpr int readers = Layout::team_readers * warp_arrivals;
-  const std::uint32_t shared = shared_address(memory);
-  for (int i = 0; i < Layout::slots; ++i) {
-    const std::uint32_t slot = shared + Layout::products + i * Layout::slot_bytes;
-    create_barrier(slot + Layout::full, warp_arrivals);
-    create_barrier(slot + Layout::empty, readers);
-  }
-  for (int i = 0; i < Layout::teams; ++i)
-    create_barrier(shared + Layout::query_empty + 8 * i, readers);
-  for (int i = 0; i < Layout::teams * Layout::passes; ++i)
-    create_barrier(shared + Layout::rows_empty + 8 * i, readers);
-  create_barrier(shared + Layout::is_listed, Layout::readers * warp_arrivals);
-  create_barrier(shared + Layout::has_tables, Layout::readers * warp_arrivals);
-  *reinterpret_cast<int*>(memory + Layout::shortest_left) = shortest;
-  *reinterpret_cast<int*>(memory + Layout::next_pass) = first_pass;
-  *reinterpret_cast<int*>(memory + Layout::bad) = 0;
+__device__ __noinline__ void list_turn(const group_problem& group, std::byte* memory,
+                                       const block_share& own, int shortest, int number) {
+  ring_list<Layout>{group, memory, own.share, own.shares, shortest}.make_next(number);
 }
 
 template <class T, bool Radial>
@@ -286,15 +343,15 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
-    complete_ring<T, layout>(problem, own, 0, ring_order<layout>::none, nullptr);
+    complete_ring<T, layout>(problem, own, nullptr, 0);
   const int shortest = shortest_left<Radial>(problem, group);
   // Without tokens nothing is there that could be read ahead.
   if (group.path == encoding_path::tiles && group.counts->largest >= max(shortest, 1)) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-    // The assembler would read it again and again.
-    const int thread = static_cast<int>(kept_in_register(threadIdx.x));
     const auto block = [&] {
+      // The assembler would read it again and again.
+      const int thread = static_cast<int>(kept_in_register(threadIdx.x));
       return contextual_block<T, 16, Radial, true, layout>{problem,
                                                            own.group,
                                                            memory,
@@ -305,42 +362,39 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            shared,
                                                            memory,
                                                            shortest,
-                                                           thread};
+                                                           thread,
+                                                           warp};
     };
-    const ring_order<layout> passes{reinterpret_cast<const int2*>(group.bounds),
-                                    group.counts->assigned, own.share, own.shares};
-    if (warp >= layout::readers) {
-      const bool knows_first = shortest == 0 && passes.fits();
-      if (warp == layout::readers) {
-        if (thread % 32 == 0)
-          create_ring_barriers<layout>(memory, shortest, knows_first ? layout::teams : 0);
-        __syncwarp();
-        announce<layout::readers_begin, 32 * (layout::readers + 1)>();
+    {
+      const ring_list<layout> windows{group, memory, own.share, own.shares, shortest};
+      // Some warps add up what windows cost, the others load tables.
+      if (warp < layout::counters)
+        windows.store_costs();
+      else
+        contextual_heads_products<T, Radial, layout>{block()}
+            .template load_factors<layout::counters>([] {});
+      __syncthreads();
+      windows.make_first();
+    }
+#pragma unroll 1
+    for (int number = 1;; ++number) {
+      __syncthreads();
+      const ring_turn turn = *reinterpret_cast<const ring_turn*>(memory + layout::turn);
+      if (turn.tiles == 0) break;
+      if (warp < layout::readers) {
+        contextual_ring_reader<T, Radial>::run(
+            [&] { return contextual_ring_reader<T, Radial>{{{{block()}}}}; }, memory, warp, turn,
+            number == 1);
+      } else {
+        contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(turn);
       }
-      give_registers<layout::key_registers>();
-      contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(passes, knows_first);
-    } else {
-      contextual_heads_products<T, Radial, layout>{block()}.template load_tables<layout::readers>();
-      contextual_ring_reader<T, Radial>{{{{block()}}}}.store_result_pointers();
-      meet<layout::readers_begin, 32 * (layout::readers + 1)>();
-      arrive_warp(shared + layout::has_tables, thread % 32);
-      take_registers<layout::reader_registers>();
-      const contextual_ring_reader<T, Radial> reader{{{{block()}}}};
-      // Where short windows are another kernel's, most passes are not taken, and none are sorted.
-      int listed = ring_order<layout>::none;
-      if (shortest == 0)
-        listed = passes.list(group.counts->largest, reader.template at<int>(layout::pass_counts),
-                             reader.template at<std::uint16_t>(layout::pass_order));
-      if (threadIdx.x == 0) *reader.template at<int>(layout::listed) = listed;
-      reader.release(layout::is_listed);
-      auto& bad = *reinterpret_cast<volatile int*>(memory + layout::bad);
-      if (reader.run()) bad = 1;
-      meet<layout::readers_meet, 32 * layout::readers>();
-      if (bad != 0)
-        complete_ring<T, layout>(problem, own,
-                                 *reader.template at<const int>(layout::shortest_left),
-                                 *reader.template at<const int>(layout::listed),
-                                 reader.template at<const std::uint16_t>(layout::pass_order));
+      __syncthreads();
+      if (*reinterpret_cast<volatile int*>(memory + layout::bad) != 0)
+        complete_ring<T, layout>(
+            problem, own, reinterpret_cast<const ring_tile*>(memory + layout::list), turn.tiles);
+      if (turn.has_more == 0) break;
+      __syncthreads();
+      list_turn<layout>(group, memory, own, shortest, number);
     }
   }
   end_beside(problem.place, blockIdx.x == 0);

@@ -23,7 +23,7 @@ cudaError_t launch_contextual_ring(const forward_problem& problem, const launch_
   for (int g = 0; g < problem.group_count; ++g) heads += problem.groups[g].heads;
   return launch_block_each<layout>(contextual_ring_kernel<T, true>, problem,
                                    std::max(1, device_attribute(cudaDevAttrMultiProcessorCount)),
-                                   heads, extent.tokens, layout::pass_rows, stream);
+                                   heads, extent.tokens, layout::share_rows, stream);
 }
 
 }  // namespace winnow::detail

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Teams and shared memory of contextual_ring_kernel.cuh.
+/// Warps and shared memory of contextual_ring_kernel.cuh.
 #pragma once
 
 #include <cstddef>
@@ -11,26 +11,23 @@
 
 namespace winnow::detail {
 
-/// A block's shared memory: tables of two heads as in contextual_heads_layout, and what its teams have, each array
-/// team by team.
+/// A block's shared memory: tables of two heads as in contextual_heads_layout, what each reader has, and the ring.
 template <bool Radial>
 struct contextual_ring_layout {
   using warp_layout = contextual_heads_layout<Radial>;
   static constexpr contextual_tuning tuning = warp_layout::tuning;
   static constexpr int heads = warp_layout::heads;
-  static constexpr int readers = 8;  ///< warps that attend; two warpgroups
-  static constexpr int teams = 4;
-  static constexpr int team_readers = readers / teams;
-  static constexpr int warps = readers + teams;  ///< each team has one that multiplies keys
+  static constexpr int readers = 10;  ///< warps that attend
+  static constexpr int makers = 2;    ///< warps that multiply keys
+  static constexpr int warps = readers + makers;
   static constexpr int threads = 32 * warps;
-  /// Barriers with a number: of readers, of readers once barriers in shared memory are there, and of the other warps.
-  enum { readers_meet = 1, readers_begin, keys_begin };
-  /// A thread's, from the beginning of its part on; of 168 that there are for each to begin with.
-  static constexpr int reader_registers = 200, key_registers = 104;
-  static constexpr int rows = 16;              ///< of a tile
-  static constexpr int keys = 16;              ///< of a group
-  static constexpr bool keeps_queries = true;  ///< in registers
-  static constexpr bool only_right = true;     ///< are keys but right factors where rows are?
+  static constexpr int counters = 8;  ///< warps that look at windows while the others load tables
+  static constexpr int readers_meet = 1;  ///< number of a barrier of readers
+  static constexpr int rows = 16;         ///< of a tile
+  static constexpr int share_rows = 32;   ///< that make a block worthwhile
+  static constexpr int keys = 16;         ///< of a group
+  static constexpr bool keeps_queries = false;
+  static constexpr bool only_right = true;  ///< are keys but right factors where rows are?
   /// Do keys' positions lie as they are compared: twice each, and those of neighbours together?
   static constexpr bool pairs_positions = true;
   static constexpr bool loads_early = true;    ///< are there registers for V before weights?
@@ -39,20 +36,17 @@ struct contextual_ring_layout {
   /// and meet Tv every so many groups of keys: 256 weights fit a half, as in `weight_range`.
   static constexpr bool sums_halves = true;
   static constexpr int groups_of_sums = 16;
-  /// Where a tile's rows of q are; only one pass of a team has them.
-  WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) {
-    // Unsigned divisions are shifts.
-    const auto number = static_cast<unsigned>(tile);
-    return static_cast<int>(number / (passes * team_readers) * team_readers +
-                            number % team_readers);
-  }
-  static constexpr int pass_rows = team_readers * rows;  ///< a tile for each
-  static constexpr int passes = 2;                       ///< whose rows a team has
-  static constexpr int tiles = teams * passes * team_readers;
-  static constexpr int team_slots = 12 / teams;
-  static constexpr int slots = teams * team_slots;  ///< of products of groups of keys
-  static constexpr int team_key_slots = team_slots + 1;
-  static constexpr int key_slots = teams * team_key_slots;  ///< of K and V
+  /// Does each lane of a quad have four neighbouring keys? Those that a quad looks up together then have other radial
+  /// rows more often.
+  static constexpr bool spreads_keys = true;
+  static constexpr bool lean_softmax = true;  ///< are registers short?
+  /// Where a tile's rows of q are: a reader has those of one tile.
+  WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile / tiles_of_reader; }
+  /// Whose rows it has otherwise: the one that it attends for, and its next one.
+  static constexpr int tiles_of_reader = 2;
+  static constexpr int tiles = tiles_of_reader * readers;
+  static constexpr int slots = 10;             ///< of products of groups of keys
+  static constexpr int key_slots = slots + 1;  ///< of K and V
   static constexpr int parts = 1;
   static constexpr bool in_halves = false;
   static constexpr int stages = 1;
@@ -110,32 +104,27 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int radii_at(int group) { return group + key_radius; }
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
-  static constexpr int places =
-      products + slots * slot_bytes;  // of a ring_pass, int4 [teams][passes]
-  static constexpr int scratch = places + 16 * teams * passes;  // of readers
+  static constexpr int scratch = products + slots * slot_bytes;  // of readers
   static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
-  static constexpr int rows_empty = scratch + readers * scratch_bytes;  // barriers [teams][passes]
-  static constexpr int query_empty = rows_empty + 8 * teams * passes;   // [teams]
   /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
-  static constexpr int results = query_empty + 8 * teams;
-  static constexpr int shortest_left =
-      results + 4 * 8;  // int, windows that contextual_short.cuh has left
-  static constexpr int next_pass = shortest_left + 4;  // int
-  static constexpr int bad = next_pass + 4;            // int
-  static constexpr int listed = bad + 4;               // int, passes in the list
-  static constexpr int most_listed = 256;              ///< of a block
-  static constexpr int most_dealt = 768;               ///< among the blocks that share them
-  static constexpr int pass_order = listed + 4;        // uint16 [most_listed]
-  static constexpr int is_listed = (pass_order + 2 * most_listed + 7) / 8 * 8;  // barrier
-  static constexpr int has_tables = is_listed + 8;                              // barrier
-  static constexpr std::size_t bytes = (has_tables + 8 + 15) / 16 * 16;
+  static constexpr int results = scratch + readers * scratch_bytes;
+  static constexpr int most_tiles = 352;               ///< of a turn
+  static constexpr int list = results + 4 * 8;         // ring_tile [most_tiles]
+  static constexpr int made = list + 16 * most_tiles;  // int [makers], the groups that are there
+  static constexpr int needed =
+      made + 4 * makers;  // int [readers], the first group that each still needs
+  static constexpr int turn = needed + 4 * readers;  // ring_turn
+  static constexpr int bad = turn + 12;              // int
+  static constexpr int position = bad + 4;           // ring_position
+  static constexpr std::size_t bytes = (position + 20 + 15) / 16 * 16;
+  /// Before readers need it: what chunks of windows cost, int [most_chunks].
+  static constexpr int chunk_costs = scratch;
+  static constexpr int most_chunks = 513;
+  static constexpr int chunk_sums = chunk_costs + 4 * most_chunks;  // int [5][warps]
 
   static_assert(query % 16 == 0 && key_groups % 16 == 0 && key_group_bytes % 16 == 0 &&
-                products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0);
-  /// Before readers need it: what contextual_ring_order.cuh counts.
-  static constexpr int pass_counts = scratch;
-  static_assert(scratch_bytes * readers >= 4 * most_dealt);
-  static_assert(readers % 4 == 0 && teams <= 4 && pass_rows % 32 == 0 && bytes % 16 == 0);
+                products % 16 == 0 && slot_bytes % 16 == 0 && scratch % 16 == 0 && list % 16 == 0);
+  static_assert(4 * (most_chunks + 5 * warps) <= readers * scratch_bytes);
   static_assert(bytes <= 227 * 1024);
 };
 

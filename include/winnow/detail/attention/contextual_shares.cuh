@@ -42,6 +42,12 @@ __device__ __forceinline__ int share_begin(int sum, int share, int shares) {
   return sum / shares * share + sum % shares * share / shares;
 }
 
+/// The same in fewer instructions, rounded alike by all blocks.
+__device__ __forceinline__ int begin_of_share(int sum, int share, int shares) {
+  const float each = __fdividef(static_cast<float>(sum), static_cast<float>(shares));
+  return share == shares ? sum : static_cast<int>(each * static_cast<float>(share));
+}
+
 /// Gives every head so many blocks, or every pair of heads. \return the number of blocks.
 inline std::int64_t divide_among_blocks(forward_problem& problem, std::int64_t shares,
                                         int heads_of_block = 1) noexcept {
@@ -86,50 +92,47 @@ __device__ __forceinline__ void complete_unassigned(const forward_problem& probl
                  static_cast<int>(min(std::int64_t{zeros}, present - first)));
 }
 
-/// Rows of groups that tiles have no room for, and rows that came out with elements that are not finite, as a
-/// weight of 0 times a foreign NaN may have made them so. \param rows that a block has at a time. \param warps that
-/// take part, the block's first ones. \param shortest window that is the block's; shorter ones are another kernel's.
-/// \param first_row of what the block has, by number, until there is nothing left.
-template <class T, class FirstRow>
-__device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
-                                             int rows, int warps, int shortest,
-                                             const FirstRow& first_row) {
-  const group_problem& group = problem.groups[own.group];
+/// Rows of a group that tiles have no room for, and rows that came out with elements that are not finite, as a
+/// weight of 0 times a foreign NaN may have made them so: slots [begin, end), by a warp. \param shortest window that is
+/// the block's; shorter ones are another kernel's.
+template <class T>
+__device__ __forceinline__ void correct_slots(const forward_problem& problem,
+                                              const group_problem& group, int head, int begin,
+                                              int end, int shortest = 0) {
   const auto* bounds = reinterpret_cast<const int2*>(group.bounds);
-  const int head = group.first_head + own.head;
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int assigned = group.counts->assigned;
-  const int tiles = rows / 16;  // of 16 rows, a warp's
-  for (int tile = static_cast<int>(threadIdx.x) / 32;; tile += warps) {
-    const std::int64_t first = first_row(tile / tiles);
-    if (first >= assigned) break;
-    const int begin = static_cast<int>(first) + tile % tiles * 16;
-    for (int slot = begin; slot < min(begin + 16, assigned); ++slot) {
-      bool wrong = group.path == encoding_path::rows;
-      if (!wrong) {
-        if (bounds[slot].y - bounds[slot].x < shortest) continue;
-        const T* out = row_of<T>(problem.out, group.order[slot], head);
-        for (int d = lane; d < problem.head_dim; d += 32)
-          wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
-      }
-      if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
+  for (int slot = begin; slot < end; ++slot) {
+    bool wrong = group.path == encoding_path::rows;
+    if (!wrong) {
+      if (bounds[slot].y - bounds[slot].x < shortest) continue;
+      const T* out = row_of<T>(problem.out, group.order[slot], head);
+      for (int d = lane; d < problem.head_dim; d += 32)
+        wrong = wrong || widen(out[d]) * 0.0f != 0.0f;
     }
+    if (__any_sync(0xffffffffu, wrong)) attend_row<T>(problem, group, head, slot);
   }
 }
-
+/// The same of what a block has. \param rows that it has at a time.
 template <class T>
 __device__ __forceinline__ void correct_rows(const forward_problem& problem, const block_share& own,
-                                             int rows, int warps, int shortest) {
-  correct_rows<T>(problem, own, rows, warps, shortest, [&](int number) {
-    return (own.share + std::int64_t{number} * own.shares) * rows;
-  });
+                                             int rows, int shortest) {
+  const group_problem& group = problem.groups[own.group];
+  const int assigned = group.counts->assigned;
+  const int tiles = rows / 16;  // of 16 rows, a warp's
+  for (int tile = static_cast<int>(threadIdx.x) / 32;; tile += static_cast<int>(blockDim.x) / 32) {
+    const std::int64_t first = (own.share + std::int64_t{tile / tiles} * own.shares) * rows;
+    if (first >= assigned) break;
+    const int begin = static_cast<int>(first) + tile % tiles * 16;
+    correct_slots<T>(problem, group, group.first_head + own.head, begin, min(begin + 16, assigned),
+                     shortest);
+  }
 }
 
 /// What is seldom needed: these rows, and zeros for tokens in no window.
 template <class T>
 __device__ __forceinline__ void complete_rows(const forward_problem& problem,
                                               const block_share& own, int rows, int shortest = 0) {
-  correct_rows<T>(problem, own, rows, static_cast<int>(blockDim.x) / 32, shortest);
+  correct_rows<T>(problem, own, rows, shortest);
   complete_unassigned<T>(problem, own);
 }
 

@@ -175,12 +175,13 @@ struct table_factor {
                       : element{pair(2 * place.t), pair(2 * place.t + 8)};
   }
   /// The same, on its way to shared memory in the background.
-  template <bool Backwards>
-  __device__ __forceinline__ void copy_stored(int axis, int block, std::uint32_t target) const {
+  template <bool Backwards, bool Fours = false>
+  __device__ __forceinline__ void copy_stored(int axis, int block, std::uint32_t target,
+                                              bool radial_axis = false) const {
     static_assert(matrices && steps == 1 && !Neighbours);
     const lane_place place;
     const T* row = static_cast<const T*>(table.data) +
-                   (row_begin<Backwards>(axis, block, false) + 2 * place.t);
+                   (row_begin<Backwards, Fours>(axis, block, radial_axis) + 2 * place.t);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       copy_element_async(target + 4 * i, reinterpret_cast<const std::uint32_t*>(row + 8 * i),

@@ -124,11 +124,6 @@ struct contextual_units_deal : contextual_units_plan<T, Heads> {
   static constexpr int chunk = 64;                  ///< neighbouring windows of a part
   static constexpr int step = 4 * layout::threads;  ///< from four to four of a thread, in a part
   static_assert(step % chunk == 0 && layout::dealt_windows <= 16 * step);
-  /// Where one of equal shares of a sum begins: `share_begin` in fewer instructions, rounded alike by all blocks.
-  static __device__ __forceinline__ int begin_of_share(int sum, int share, int shares) {
-    const float each = __fdividef(static_cast<float>(sum), static_cast<float>(shares));
-    return share == shares ? sum : static_cast<int>(each * static_cast<float>(share));
-  }
   /// How many tiles of a window begin before a place in its cost.
   static __device__ __forceinline__ int tiles_before(int place, int each) {
     return static_cast<int>(

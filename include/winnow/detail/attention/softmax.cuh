@@ -171,4 +171,33 @@ struct scaled_softmax_state {
   }
 };
 
+/// The same with fewer registers: from where on a maximum rises follows from its offset, which is out of reach before the
+/// row's first key.
+struct lean_softmax_state {
+  static constexpr float unmet = 0x1p100f;
+  float offset[2] = {unmet, unmet};  ///< -largest - lag
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+
+  /// \param most exponent of a weight that raises no maximum.
+  [[nodiscard]] __device__ __forceinline__ bool exceeds(const float (&logit)[2], float scale,
+                                                        float most) const {
+    return fmaf(logit[0], scale, offset[0]) > most || fmaf(logit[1], scale, offset[1]) > most;
+  }
+  /// As in `scaled_softmax_state`.
+  __device__ __forceinline__ bool raise_rows(const float (&logit)[2], float scale, float most,
+                                             float lag, float (&factor)[2]) {
+    bool rescale = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool rises = fmaf(logit[i], scale, offset[i]) > most;
+      const float raised = rises ? -lag - floorf(logit[i] * scale) : offset[i];
+      rescale |= rises && offset[i] != unmet;
+      factor[i] = exp2_fast(fminf(raised - offset[i], 0.0f));
+      offset[i] = raised;
+      sum[2 * i] *= factor[i];
+    }
+    return __any_sync(0xffffffffu, rescale);
+  }
+};
+
 }  // namespace winnow::detail

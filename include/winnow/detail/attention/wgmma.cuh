@@ -148,23 +148,21 @@ __device__ __forceinline__ void give_registers() {
 }
 /// @}
 
-/// Waits until so many threads have come, in whole warps: those of one part of the code, and others that `announce` it.
+/// Waits until so many threads have come, in whole warps of one part of the code.
 template <int Number, int Threads>
 __device__ __forceinline__ void meet() {
   static_assert(Threads % 32 == 0);
   asm volatile("bar.sync %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
-}
-/// Comes without waiting.
-template <int Number, int Threads>
-__device__ __forceinline__ void announce() {
-  static_assert(Threads % 32 == 0);
-  asm volatile("bar.arrive %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
 }
 
 /// \name A barrier in shared memory at which threads say early that they are done, and wait later
 /// @{
 __device__ __forceinline__ void create_barrier(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+/// Before it is made again.
+__device__ __forceinline__ void remove_barrier(std::uint32_t barrier) {
+  asm volatile("mbarrier.inval.shared.b64 [%0];\n" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];\n" ::"r"(barrier) : "memory");
