@@ -244,11 +244,11 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     }
   }
   /// Behind a tile's last group. \param group the one behind it.
-  __device__ __forceinline__ void leave_groups(int tile, int group, int next, int tiles,
-                                               const volatile ring_turn& turn) const {
-    const bool has_next = next < tiles;
+  __device__ __forceinline__ void leave_groups(int tile, int group, int next,
+                                               const ring_turn& turn) const {
+    const bool has_next = next < turn.tiles;
     need(has_next            ? at<const ring_tile>(layout::list)[next].group
-         : passes_all_groups ? turn.end
+         : passes_all_groups ? turn.groups
                              : no_group,
          group);
     wait_for_copies<0>();
@@ -273,21 +273,20 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   /// one step would else be kept in registers during all others.
   template <class Make>
   static __device__ __forceinline__ void run(const Make& make, std::byte* memory, int warp,
-                                             const volatile ring_turn& turn, bool is_first) {
-    const int tiles = turn.tiles;
+                                             const ring_turn& turn, bool is_first) {
     heads_state state;
-    if (warp < tiles) make().request_first(state);
+    if (warp < turn.tiles) make().request_first(state);
     if (is_first) make().load_values();
     if constexpr (passes_all_groups)
       make().need(warp < turn.tiles
                       ? reinterpret_cast<const ring_tile*>(memory + layout::list)[warp].group
-                      : turn.end,
-                  turn.group);
+                      : turn.groups,
+                  0);
     int tile = layout::tiles_of_reader * warp;
 #pragma unroll 1
-    for (int index = warp; index < tiles; index += layout::readers, tile ^= 1) {
+    for (int index = warp; index < turn.tiles; index += layout::readers, tile ^= 1) {
       const int next = index + layout::readers;
-      make().begin_tile(tile, next, tiles, state);
+      make().begin_tile(tile, next, turn.tiles, state);
       const ring_tile own = reinterpret_cast<const ring_tile*>(memory + layout::list)[index];
       ring_slots<layout> slots(own.group);
       make().await_slot(own.group);
@@ -300,7 +299,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
                              slots, state);
         const bool ends = key >= own.end;
         const auto again = make();
-        if (ends) again.leave_groups(tile, number, next, tiles, turn);
+        if (ends) again.leave_groups(tile, number, next, turn);
         again.add_sums(tile, state);
         if (ends) break;
       }
@@ -325,6 +324,13 @@ __device__ __noinline__ void complete_ring(const forward_problem& problem, block
       correct_slots<T>(problem, group, group.first_head + own.head, list[tile].row,
                        min(list[tile].row + Layout::rows, list[tile].end));
   }
+}
+
+/// Seldom needed, too: the list of another turn.
+template <class Layout>
+__device__ __noinline__ void list_turn(const group_problem& group, std::byte* memory,
+                                       const block_share& own, int shortest, int number) {
+  ring_list<Layout>{group, memory, own.share, own.shares, shortest}.make_next(number);
 }
 
 template <class T, bool Radial>
@@ -373,8 +379,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
 #pragma unroll 1
     for (int number = 1;; ++number) {
       __syncthreads();
-      // Read again behind the turn, instead of being kept in registers.
-      const auto& turn = *reinterpret_cast<const volatile ring_turn*>(memory + layout::turn);
+      const ring_turn turn = *reinterpret_cast<const ring_turn*>(memory + layout::turn);
       if (turn.tiles == 0) break;
       if (warp < layout::readers) {
         contextual_ring_reader<T, Radial>::run(
@@ -389,7 +394,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
             problem, own, reinterpret_cast<const ring_tile*>(memory + layout::list), turn.tiles);
       if (turn.has_more == 0) break;
       __syncthreads();
-      ring_list<layout>{group, memory, own.share, own.shares, shortest}.make_next(number);
+      list_turn<layout>(group, memory, own, shortest, number);
     }
   }
   end_beside(problem.place, blockIdx.x == 0);

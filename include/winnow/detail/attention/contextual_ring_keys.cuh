@@ -169,7 +169,7 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     __syncwarp();
     arrive_warp(address(slot + layout::full), place.lane);
     if (!passes_all_groups && place.lane == 0)
-      store_number(address(layout::made + 4 * (number % layout::makers)), number + 1);
+      store_number(address(layout::made + 4 * maker), number + 1);
   }
   /// Waits until nobody needs what is in a group's slot, and in the one of K and V of this warp's next group.
   __device__ __forceinline__ void await_room(int number) const {
@@ -291,16 +291,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     return is_large<T>(largest[0], largest[1]);
   }
   /// A turn's groups.
-  __device__ __forceinline__ void run(const volatile ring_turn& turn) const {
-    const int length = group().quant_length, tiles = turn.tiles;
-    int number = turn.group + maker;
-    const int end_number = turn.end;
-    ring_slots<layout> slots(number);
-    group_place ahead{number};
-    find(ahead, tiles);
+  __device__ __forceinline__ void run(const ring_turn& turn) const {
+    const int length = group().quant_length;
+    ring_slots<layout> slots(maker);
+    group_place ahead{maker};
+    find(ahead, turn.tiles);
     request_keys(load_tokens(ahead), slots.keys);
     ahead.number += layout::makers;
-    find(ahead, tiles);
+    find(ahead, turn.tiles);
     key_tokens own = load_tokens(ahead);
     const factor tables[heads] = {this->factor_of_head(group().table_k, 1, 0),
                                   this->factor_of_head(group().table_k, 1, 1)};
@@ -308,14 +306,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 #pragma unroll
     for (int axis = 0; axis <= layout::axes; ++axis) kept[axis] = load_factors(tables, axis);
 #pragma unroll 1
-    for (; number < end_number; number += layout::makers) {
+    for (int number = maker; number < turn.groups; number += layout::makers) {
       await_room(number);
       wait_for_copies<0>();
       __syncwarp();  // K and V are there
       // Those of the next group arrive meanwhile.
       request_keys(own, slots.keys_ahead(layout::makers));
       ahead.number += layout::makers;
-      find(ahead, tiles);
+      find(ahead, turn.tiles);
       own = load_tokens(ahead);
       multiply_slot(kept, slots.products, slots.keys, length);
       announce(number, slots.products);

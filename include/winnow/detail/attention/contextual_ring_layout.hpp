@@ -114,9 +114,9 @@ struct contextual_ring_layout {
   static constexpr int needed =
       made + 4 * makers;  // int [readers], the first group that each still needs
   static constexpr int turn = needed + 4 * readers;  // ring_turn
-  static constexpr int bad = turn + 16;              // int
+  static constexpr int bad = turn + 12;              // int
   static constexpr int position = bad + 4;           // ring_position
-  static constexpr std::size_t bytes = (position + 24 + 15) / 16 * 16;
+  static constexpr std::size_t bytes = (position + 20 + 15) / 16 * 16;
   /// Before readers need it: what chunks of windows cost, int [most_chunks].
   static constexpr int chunk_costs = scratch;
   static constexpr int most_chunks = 513;

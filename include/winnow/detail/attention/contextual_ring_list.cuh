@@ -8,7 +8,7 @@
 ///
 /// Tiles are dealt to readers in turns. A window's tiles come in batches of at most one for each reader, and a batch has
 /// its groups made anew: so a reader's next tile never needs what has been made for this one, and a window may be longer
-/// than the ring. Groups are numbered batch by batch, and from one turn to the next.
+/// than the ring. In the list groups count from 0 on, batch by batch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,9 +35,8 @@ struct __align__(16) ring_tile {
 };
 /// A turn of a block: as many tiles as the list has room for.
 struct ring_turn {
-  int tiles;
-  int group, end;  ///< its groups
-  int has_more;    ///< is there another turn?
+  int tiles, groups;
+  int has_more;  ///< is there another turn?
 };
 inline constexpr int no_group = INT_MAX;  ///< needed by who has no tile left
 
@@ -47,7 +46,6 @@ struct ring_position {
   int cost;        ///< of all windows before it
   int tiles;       ///< of the block before it
   int first, end;  ///< the block's part of all costs
-  int groups = 0;  ///< of the turns before
 };
 
 template <class Layout>
@@ -203,25 +201,13 @@ struct ring_list {
         (is_first ? of_firsts.before + firsts : of_firsts.sum + of_others.before + others) - count,
         of_firsts.sum + of_others.sum};
   }
-  /// By one thread.
-  __device__ __forceinline__ void create_barriers() const {
-    for (int i = 0; i < Layout::makers; ++i) at<int>(Layout::made)[i] = 0;
-    for (int i = 0; i < Layout::slots; ++i) {
-      const std::uint32_t slot =
-          shared_address(memory) +
-          static_cast<std::uint32_t>(Layout::products + i * Layout::slot_bytes);
-      create_barrier(slot + Layout::full, warp_arrivals);
-      if constexpr (passes_all_groups)
-        create_barrier(slot + Layout::empty, Layout::readers * warp_arrivals);
-    }
-  }
   /// In rounds, in which each warp has a chunk.
   __device__ __forceinline__ void make(ring_position next, int turn) const {
     const int first_tile = turn * Layout::most_tiles;
     const int end_tile = first_tile + Layout::most_tiles;
     auto* const list = at<ring_tile>(Layout::list) - first_tile;
     const int stride = is_dealt ? chunk : chunk * shares;
-    int groups = next.groups;
+    int groups = 0;
     bool has_more = false;
     if (warp == 0 && lane < Layout::readers) at<int>(Layout::needed)[lane] = no_group;
 #pragma unroll 1
@@ -286,10 +272,21 @@ struct ring_list {
       next.tiles += tiles.sum;
     }
     if (threadIdx.x != 0) return;
-    if (turn == 0) create_barriers();
+    for (int i = 0; i < Layout::makers; ++i) at<int>(Layout::made)[i] = 0;
+    for (int i = 0; i < Layout::slots; ++i) {
+      const std::uint32_t slot =
+          shared_address(memory) +
+          static_cast<std::uint32_t>(Layout::products + i * Layout::slot_bytes);
+      const auto create = [&](int barrier, int arrivals) {
+        const std::uint32_t own = slot + static_cast<std::uint32_t>(barrier);
+        if (turn > 0) remove_barrier(own);
+        create_barrier(own, arrivals);
+      };
+      create(Layout::full, warp_arrivals);
+      if constexpr (passes_all_groups) create(Layout::empty, Layout::readers * warp_arrivals);
+    }
     *at<ring_turn>(Layout::turn) = {has_more ? Layout::most_tiles : max(next.tiles - first_tile, 0),
-                                    next.groups, groups, has_more ? 1 : 0};
-    next.groups = groups;
+                                    groups, has_more ? 1 : 0};
     *at<int>(Layout::bad) = 0;
     *at<ring_position>(Layout::position) = next;
   }

@@ -160,6 +160,10 @@ __device__ __forceinline__ void meet() {
 __device__ __forceinline__ void create_barrier(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+/// Before it is made again.
+__device__ __forceinline__ void remove_barrier(std::uint32_t barrier) {
+  asm volatile("mbarrier.inval.shared.b64 [%0];\n" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
