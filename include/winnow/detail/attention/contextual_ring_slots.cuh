@@ -47,15 +47,4 @@ struct ring_slots {
   }
 };
 
-/// Of a number in shared memory.
-__device__ __forceinline__ int load_acquire(std::uint32_t address) {
-  int number;
-  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(number) : "r"(address) : "memory");
-  return number;
-}
-/// Behind what the warp has read and stored before, as its accesses to shared memory keep their order.
-__device__ __forceinline__ void store_number(std::uint32_t address, int number) {
-  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(address), "r"(number) : "memory");
-}
-
 }  // namespace winnow::detail

@@ -198,11 +198,6 @@ struct contextual_units_plan
   __device__ __forceinline__ std::uint32_t count_of_units(int of_warp) const {
     return shared_address(tables) + static_cast<std::uint32_t>(layout::unit_counts + 8 * of_warp);
   }
-  static __device__ __forceinline__ int load_acquire(std::uint32_t address) {
-    int number;
-    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(number) : "r"(address) : "memory");
-    return number;
-  }
   /// Takes a unit of this warp, or of another one. \return where it is in the block's memory, or 0.
   __device__ __forceinline__ int take_unit() const {
     while (true) {

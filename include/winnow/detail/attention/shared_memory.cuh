@@ -79,4 +79,15 @@ __device__ __forceinline__ char* load_shared_pointer(std::uint32_t address) {
   return reinterpret_cast<char*>(x);
 }
 
+/// A number by which another warp says how far it is, and what it has stored before.
+__device__ __forceinline__ int load_acquire(std::uint32_t address) {
+  int number;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(number) : "r"(address) : "memory");
+  return number;
+}
+/// Such a number, behind what the warp has read and stored before, as its accesses to shared memory keep their order.
+__device__ __forceinline__ void store_number(std::uint32_t address, int number) {
+  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(address), "r"(number) : "memory");
+}
+
 }  // namespace winnow::detail
