@@ -118,14 +118,13 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
                                               const key_group& keys_,
                                               float (&scores)[heads][2][4]) const {
     rows_of_head loaded[heads];
-    if constexpr (!layout::keeps_queries) this->load_queries(tile, loaded);
+    this->load_queries(tile, loaded);
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const auto& left = keys_.left[h].a[0];
-        multiply_16<T>(scores[h][b], (layout::keeps_queries ? state.q : loaded)[h].a[0],
-                       left[layout::only_right ? 2 * b : b],
+        multiply_16<T>(scores[h][b], loaded[h].a[0], left[layout::only_right ? 2 * b : b],
                        left[layout::only_right ? 2 * b + 1 : b + 2]);
       }
     std::uint32_t places[2][layout::axes];

@@ -74,7 +74,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   };
   struct heads_state {
     head_state of_head[heads];
-    rows_of_head q[layout::keeps_queries ? heads : 1];
     std::uint32_t row_cells[2][words];  ///< one-hot rows, or
     std::uint32_t positions[2][layout::axes];
     float radius[2];
@@ -238,9 +237,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     const int row = tile * layout::rows + place.g;
     rows_of_head left[heads];
     load_queries(tile, left);
-    if constexpr (layout::keeps_queries)
-#pragma unroll
-      for (int h = 0; h < heads; ++h) state.q[h] = left[h];
     const std::uint32_t codes[2] = {at<std::uint32_t>(layout::row_code)[row],
                                     at<std::uint32_t>(layout::row_code)[row + 8]};
     const std::uint32_t moves[2] = {moves_of(codes[0], state.length, place.t),

@@ -277,7 +277,6 @@ struct contextual_heads_layout {
   }
   WINNOW_HOST_DEVICE static constexpr int products_at(int) { return key_products; }
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile; }
-  static constexpr bool keeps_queries = false;  ///< in registers
   static constexpr bool only_right = false, pairs_positions = false;
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;

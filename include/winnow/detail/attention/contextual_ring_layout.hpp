@@ -22,11 +22,10 @@ struct contextual_ring_layout {
   static constexpr int warps = readers + makers;
   static constexpr int threads = 32 * warps;
   static constexpr int counters = 8;  ///< warps that look at windows while the others load tables
-  static constexpr int readers_meet = 1;  ///< number of a barrier of readers
-  static constexpr int rows = 16;         ///< of a tile
-  static constexpr int share_rows = 32;   ///< that make a block worthwhile
-  static constexpr int keys = 16;         ///< of a group
-  static constexpr bool keeps_queries = false;
+  static constexpr int readers_meet = 1;    ///< number of a barrier of readers
+  static constexpr int rows = 16;           ///< of a tile
+  static constexpr int share_rows = 32;     ///< that make a block worthwhile
+  static constexpr int keys = 16;           ///< of a group
   static constexpr bool only_right = true;  ///< are keys but right factors where rows are?
   /// Do keys' positions lie as they are compared: twice each, and those of neighbours together?
   static constexpr bool pairs_positions = true;
