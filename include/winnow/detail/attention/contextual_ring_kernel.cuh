@@ -19,12 +19,13 @@
 #include <cstdint>
 
 #include "winnow/detail/attention/contextual_heads_result.cuh"
+#include "winnow/detail/attention/contextual_ring_copies.cuh"
 #include "winnow/detail/attention/contextual_ring_keys.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_list.cuh"
 #include "winnow/detail/attention/contextual_ring_slots.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
-#include "winnow/detail/attention/contextual_short.cuh"
+#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
@@ -47,6 +48,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   using typename base::key_group;
   using typename base::layout;
   using typename base::row_windows;
+  using copies = ring_copies<T, layout>;
   static constexpr int heads = layout::heads;
 
   template <class U>
@@ -159,22 +161,15 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   /// Asks for a tile's rows of q, whose tokens are there.
   __device__ __forceinline__ void request_rows(int tile) const {
     const auto lane = static_cast<unsigned>(place.lane);
-    const int quarter = static_cast<int>(lane / 16 * 2 + lane % 2);
-    const int head = group().first_head + this->group_head + quarter / 2;
     const T* const first =
-        static_cast<const T*>(problem.q.data) + head * problem.q.head_stride + quarter % 2 * 8;
+        copies::first_part(problem.q, group().first_head + this->group_head, lane);
     const auto bytes = static_cast<std::int32_t>(problem.q.token_stride * std::int64_t{sizeof(T)});
     const auto* const tokens = at<const std::int32_t>(layout::row_order) + tile * layout::rows;
 #pragma unroll
     for (int eight = 0; eight < 2; ++eight) {
-      const T* source = first;
-      asm("mad.wide.s32 %0, %1, %2, %0;"
-          : "+l"(source)
-          : "r"(tokens[8 * eight + static_cast<int>(lane / 2 % 8)]), "r"(bytes));
-      const int part =
-          static_cast<int>(lane / 16 * layout::tile_bytes +
-                           (8 * static_cast<unsigned>(eight) + lane / 2 % 8) * layout::row_bytes +
-                           (lane ^ lane >> 3) % 2 * 16);
+      const T* const source =
+          copies::token_part(first, tokens[8 * eight + copies::token(lane)], bytes);
+      const int part = copies::target(lane, layout::tile_bytes, 8 * static_cast<unsigned>(eight));
       copy_async_if<16>(
           true, address(layout::query + layout::query_tile(tile) * layout::query_bytes + part),
           source, true);

@@ -11,10 +11,12 @@
 #include <type_traits>
 
 #include "winnow/detail/attention/contextual_heads_products.cuh"
+#include "winnow/detail/attention/contextual_ring_copies.cuh"
 #include "winnow/detail/attention/contextual_ring_layout.hpp"
 #include "winnow/detail/attention/contextual_ring_list.cuh"
 #include "winnow/detail/attention/contextual_ring_slots.cuh"
 #include "winnow/detail/attention/problem.hpp"
+#include "winnow/detail/attention/shared_memory.cuh"
 #include "winnow/detail/attention/wgmma.cuh"
 
 namespace winnow::detail {
@@ -31,13 +33,14 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
   using typename base::factor;
   using typename base::key_group;
   using typename base::layout;
+  using copies = ring_copies<T, layout>;
   static constexpr int heads = layout::heads;
   static constexpr unsigned all = 0xffffffffu;
 
   int maker;
   const std::int32_t* order = in_registers(base::group().order);
-  const T* first_key = in_registers(first_part(problem.k, own_lane()));
-  const T* first_value = in_registers(first_part(problem.v, own_lane()));
+  const T* first_key = in_registers(first_part(problem.k));
+  const T* first_value = in_registers(first_part(problem.v));
   std::int32_t key_bytes = token_bytes(problem.k), value_bytes = token_bytes(problem.v);
   /// Half of the lanes load keys' positions, the others their radii.
   const std::uint32_t* own_array = in_registers(
@@ -97,14 +100,6 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
 
   /// Not negative, as divisions shall know.
   __device__ __forceinline__ unsigned own_lane() const { return static_cast<unsigned>(place.lane); }
-  /// Lanes load 16 bytes each of eight tokens, of one head and then of the other, so that eight lanes store to all
-  /// banks. These are a lane's token and its quarter of two heads' rows.
-  static __device__ __forceinline__ int copied_key(unsigned lane) {
-    return static_cast<int>(lane / 2 % 8);
-  }
-  static __device__ __forceinline__ int own_quarter(unsigned lane) {
-    return static_cast<int>(lane / 16 * 2 + lane % 2);
-  }
   /// Of key lane % 16 of a group: its token, and its position or radius.
   struct key_tokens {
     std::int32_t token;
@@ -115,33 +110,23 @@ struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ri
     const auto key = static_cast<std::uint32_t>(min(ahead.key + own_key, ahead.end - 1));
     return {__ldg(order + key), __ldg(own_array + key)};
   }
-  /// A lane's quarter of two rows of token 0.
-  __device__ __forceinline__ const T* first_part(const row_view& view, unsigned lane) const {
-    const int head = group().first_head + this->group_head + own_quarter(lane) / 2;
-    return static_cast<const T*>(view.data) + head * view.head_stride + own_quarter(lane) % 2 * 8;
-  }
-  static __device__ __forceinline__ const T* token_part(const T* first, std::int32_t token,
-                                                        std::int32_t bytes) {
-    asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(first) : "r"(token), "r"(bytes));
-    return first;
-  }
-  static __device__ __forceinline__ int own_part(unsigned lane) {
-    return static_cast<int>(lane / 16 * 2 * layout::tile_bytes + lane / 2 % 8 * layout::row_bytes +
-                            (lane ^ lane >> 3) % 2 * 16);
+  __device__ __forceinline__ const T* first_part(const row_view& view) const {
+    return copies::first_part(view, group().first_head + this->group_head, own_lane());
   }
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return shared + static_cast<std::uint32_t>(offset);
   }
   /// Asks for K and V of a group, and stores positions and radii.
   __device__ __forceinline__ void request_keys(const key_tokens& own, int slot) const {
-    const std::uint32_t target = address(layout::tiles_at(slot) + own_part(own_lane()));
+    const std::uint32_t target =
+        address(layout::tiles_at(slot) + copies::target(own_lane(), 2 * layout::tile_bytes));
     // Addresses of all copies first: one that overwrites an earlier one's waits until that has been read.
     const T* sources[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int32_t token = __shfl_sync(all, own.token, copied_key(own_lane()) + 8 * i);
-      sources[2 * i] = token_part(first_key, token, key_bytes);
-      sources[2 * i + 1] = token_part(first_value, token, value_bytes);
+      const std::int32_t token = __shfl_sync(all, own.token, copies::token(own_lane()) + 8 * i);
+      sources[2 * i] = copies::token_part(first_key, token, key_bytes);
+      sources[2 * i + 1] = copies::token_part(first_value, token, value_bytes);
     }
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16;\n"

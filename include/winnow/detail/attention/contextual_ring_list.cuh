@@ -50,8 +50,8 @@ struct ring_position {
 
 template <class Layout>
 struct ring_list {
-  static constexpr unsigned all = 0xffffffffu;
   static constexpr int chunk = 32;  ///< windows that a warp lists together
+  static_assert(most_short_windows / size_chunk < Layout::most_chunks);
 
   const group_problem& group;
   std::byte* memory;
@@ -114,14 +114,14 @@ struct ring_list {
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int index = first + i * Layout::counters;
-        const int sum = __reduce_add_sync(all, cost_of(sizes[i]));
+        const int sum = __reduce_add_sync(all_lanes, cost_of(sizes[i]));
         if (lane == 0 && index < whole) costs[index] = sum;
       }
     }
     if (warp == Layout::counters - 1) {
       int sizes[4];
       load_sizes(group.offsets, whole, windows, lane, sizes);
-      const int sum = __reduce_add_sync(all, cost_of(sizes));
+      const int sum = __reduce_add_sync(all_lanes, cost_of(sizes));
       if (lane == 0) costs[whole] = sum;
     }
   }
@@ -137,7 +137,7 @@ struct ring_list {
 #pragma unroll 1
     for (int i = own_first; i < own_end; ++i) own += costs[i];
     const int behind = warp_inclusive_sum(own);
-    const int sum = __shfl_sync(all, behind, 31);
+    const int sum = __shfl_sync(all_lanes, behind, 31);
     const int first = begin_of_share(sum, share, shares);
     const int end = begin_of_share(sum, share + 1, shares);
     const bool begins = behind - own <= first && first < behind;
@@ -145,11 +145,11 @@ struct ring_list {
     if (begins)
 #pragma unroll 1
       while (before + costs[index] <= first) before += costs[index++];
-    const unsigned found = __ballot_sync(all, begins);
+    const unsigned found = __ballot_sync(all_lanes, begins);
     if (found == 0) return {windows, 0, 0, 0, 0};
     const int source = __ffs(static_cast<int>(found)) - 1;
-    return {__shfl_sync(all, index, source) * size_chunk, __shfl_sync(all, before, source), 0,
-            first, end};
+    return {__shfl_sync(all_lanes, index, source) * size_chunk,
+            __shfl_sync(all_lanes, before, source), 0, first, end};
   }
   /// Of a window's tiles, how many begin before a part of its cost.
   [[nodiscard]] __device__ __forceinline__ int tiles_before(int part, int size) const {
@@ -185,7 +185,8 @@ struct ring_list {
   [[nodiscard]] __device__ __forceinline__ part_of_sum part_of(int which) const {
     const int other =
         lane < Layout::warps ? at<int>(Layout::chunk_sums)[which * Layout::warps + lane] : 0;
-    return {__reduce_add_sync(all, lane < warp ? other : 0), __reduce_add_sync(all, other)};
+    return {__reduce_add_sync(all_lanes, lane < warp ? other : 0),
+            __reduce_add_sync(all_lanes, other)};
   }
   /// Numbers of two kinds, those of the first kind before all others. \return where this lane's begin, and how many
   /// there are.
@@ -193,8 +194,8 @@ struct ring_list {
                                                               int count) const {
     const int firsts = warp_inclusive_sum(is_first ? count : 0);
     const int others = warp_inclusive_sum(is_first ? 0 : count);
-    store_sum(which, __shfl_sync(all, firsts, 31));
-    store_sum(which + 1, __shfl_sync(all, others, 31));
+    store_sum(which, __shfl_sync(all_lanes, firsts, 31));
+    store_sum(which + 1, __shfl_sync(all_lanes, others, 31));
     __syncthreads();
     const part_of_sum of_firsts = part_of(which), of_others = part_of(which + 1);
     return {
@@ -215,18 +216,18 @@ struct ring_list {
       const int2 slots = slots_of(min(next.window + warp * stride, windows));
       const int size = slots.y - slots.x;
       const int behind = warp_inclusive_sum(cost_of(size));
-      const part_of_sum costs = sum_warps(0, __shfl_sync(all, behind, 31));
+      const part_of_sum costs = sum_warps(0, __shfl_sync(all_lanes, behind, 31));
       const int before = next.cost + costs.before + behind - cost_of(size);
       const int begin = tiles_before(next.first - before, size);
       const int end = tiles_before(next.end - before, size);
       const bool is_here = begin < end;
       // Short windows share tiles: the last lane whose window ends within 16 slots.
-      const unsigned alone = __ballot_sync(all, !is_here || size > 16);
+      const unsigned alone = __ballot_sync(all_lanes, !is_here || size > 16);
       int last = lane;
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) {
         const int there = min(last + step, 31);
-        if (__shfl_sync(all, slots.y, there) <= slots.x + 16) last = there;
+        if (__shfl_sync(all_lanes, slots.y, there) <= slots.x + 16) last = there;
       }
       const unsigned alone_behind = alone & ~lanes_below() & ~(1u << lane);
       if (alone_behind != 0) last = min(last, __ffs(static_cast<int>(alone_behind)) - 2);
@@ -236,12 +237,12 @@ struct ring_list {
       int then = last + 1;
 #pragma unroll
       for (int step = 0; step < 5; ++step) {
-        const unsigned others = __shfl_sync(all, begins, min(then, 31));
-        const int behind_those = __shfl_sync(all, then, min(then, 31));
+        const unsigned others = __shfl_sync(all_lanes, begins, min(then, 31));
+        const int behind_those = __shfl_sync(all_lanes, then, min(then, 31));
         if (then < 32) begins |= others, then = behind_those;
       }
-      begins = __shfl_sync(all, begins, 0);
-      const int unit_end = __shfl_sync(all, slots.y, last);
+      begins = __shfl_sync(all_lanes, begins, 0);
+      const int unit_end = __shfl_sync(all_lanes, slots.y, last);
       const int count = (begins >> lane & 1) != 0 && is_here ? end - begin : 0;
       // Tiles with many keys come first, so that readers end at about the same time.
       const int keys = groups_of(unit_end - slots.x);
