@@ -179,7 +179,9 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
   __device__ __forceinline__ void load_values() const {
     this->load_value_tables(32 * layout::readers);
     this->store_result_pointers();
-    meet<layout::readers_meet, 32 * layout::readers>();
+    __syncwarp();
+    arrive_warp(address(layout::has_values), place.lane);
+    wait_for_phase(address(layout::has_values), 0);
   }
   /// Before a turn.
   __device__ __forceinline__ void request_first(heads_state& state) const {

@@ -22,8 +22,7 @@ struct contextual_ring_layout {
   static constexpr int warps = readers + makers;
   static constexpr int threads = 32 * warps;
   static constexpr int counters = 8;  ///< warps that look at windows while the others load tables
-  static constexpr int readers_meet = 1;    ///< number of a barrier of readers
-  static constexpr int rows = 16;           ///< of a tile
+  static constexpr int rows = 16;     ///< of a tile
   static constexpr int share_rows = 32;     ///< that make a block worthwhile
   static constexpr int keys = 16;           ///< of a group
   static constexpr bool only_right = true;  ///< are keys but right factors where rows are?
@@ -107,8 +106,9 @@ struct contextual_ring_layout {
   static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
   /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
   static constexpr int results = scratch + readers * scratch_bytes;
-  static constexpr int most_tiles = 352;               ///< of a turn
-  static constexpr int list = results + 4 * 8;         // ring_tile [most_tiles]
+  static constexpr int has_values = results + 4 * 8;   // barrier
+  static constexpr int most_tiles = 351;               ///< of a turn
+  static constexpr int list = has_values + 16;         // ring_tile [most_tiles]
   static constexpr int made = list + 16 * most_tiles;  // int [makers], the groups that are there
   static constexpr int needed =
       made + 4 * makers;  // int [readers], the first group that each still needs

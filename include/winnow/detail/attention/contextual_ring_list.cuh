@@ -274,6 +274,9 @@ struct ring_list {
     }
     if (threadIdx.x != 0) return;
     for (int i = 0; i < Layout::makers; ++i) at<int>(Layout::made)[i] = 0;
+    if (turn == 0)
+      create_barrier(shared_address(at<std::byte>(Layout::has_values)),
+                     Layout::readers * warp_arrivals);
     for (int i = 0; i < Layout::slots; ++i) {
       const std::uint32_t slot =
           shared_address(memory) +

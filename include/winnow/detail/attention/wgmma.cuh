@@ -148,13 +148,6 @@ __device__ __forceinline__ void give_registers() {
 }
 /// @}
 
-/// Waits until so many threads have come, in whole warps of one part of the code.
-template <int Number, int Threads>
-__device__ __forceinline__ void meet() {
-  static_assert(Threads % 32 == 0);
-  asm volatile("bar.sync %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
-}
-
 /// \name A barrier in shared memory at which threads say early that they are done, and wait later
 /// @{
 __device__ __forceinline__ void create_barrier(std::uint32_t barrier, int arrivals) {
