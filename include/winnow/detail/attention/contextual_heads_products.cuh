@@ -106,18 +106,9 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
 #pragma unroll 1
     for (int i = base::warp - First; i < blocks; i += step) {
       const int block = i / heads % axis_blocks, axis = i / heads / axis_blocks, h = i % heads;
-      const bool radial = Radial && axis == 2;
-      const factor q = factor_of_head(group().table_q, 0, h),
-                   k = factor_of_head(group().table_k, 1, h);
-      if (group().table_q.is_float || group().table_k.is_float) {
-        *factor_part(i, 0) = q.template load<true, Radial>(axis, block, 0, radial);
-        *factor_part(i, 1) = k.template load<false, Radial>(axis, block, 0, radial);
-      } else {
-        q.template copy_stored<true, Radial>(axis, block, shared_address(factor_part(i, 0)),
-                                             radial);
-        k.template copy_stored<false, Radial>(axis, block, shared_address(factor_part(i, 1)),
-                                              radial);
-      }
+      factor::template request<Radial>(factor_of_head(group().table_q, 0, h),
+                                       factor_of_head(group().table_k, 1, h), axis, block,
+                                       Radial && axis == 2, factor_part(i, 0), factor_part(i, 1));
     }
     commit_copies();
     meanwhile();

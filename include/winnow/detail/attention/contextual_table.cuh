@@ -187,6 +187,19 @@ struct table_factor {
       copy_element_async(target + 4 * i, reinterpret_cast<const std::uint32_t*>(row + 8 * i),
                          table.data != nullptr && 2 * place.t + 8 * i < dim);
   }
+  /// Both tables of logits, Tq backwards, on their way to shared memory; at once where one is kept in float.
+  template <bool Fours = false>
+  static __device__ __forceinline__ void request(const table_factor& q, const table_factor& k,
+                                                 int axis, int block, bool radial_axis,
+                                                 element* of_q, element* of_k) {
+    if (q.table.is_float || k.table.is_float) {
+      *of_q = q.template load<true, Fours>(axis, block, 0, radial_axis);
+      *of_k = k.template load<false, Fours>(axis, block, 0, radial_axis);
+    } else {
+      q.template copy_stored<true, Fours>(axis, block, shared_address(of_q), radial_axis);
+      k.template copy_stored<false, Fours>(axis, block, shared_address(of_k), radial_axis);
+    }
+  }
   /// Are a lane's parts of two blocks neighbours, so that one load takes both?
   static constexpr bool paired = std::is_same_v<T, half> && matrices && steps == 1;
   /// Where this lane's part lies; `block` counts over all axes.

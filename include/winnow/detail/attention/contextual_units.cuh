@@ -106,19 +106,12 @@ struct contextual_units : contextual_units_cells<T, Heads> {
 #pragma unroll 1
     for (int i = base::warp; i < heads * 3 * axis_blocks; i += layout::warps) {
       const int block = i / heads, h = i % heads, axis = block / axis_blocks;
-      const factor q = factor_of_head(group().table_q, 0, h),
-                   k = factor_of_head(group().table_k, 1, h);
       element* const of_q =
           this->template table_at<element>(h * layout::head_bytes + layout::tables) +
           factor::element_at(block, 0);
-      element* const of_k = of_q + layout::table_bytes / sizeof(element);
-      if (group().table_q.is_float || group().table_k.is_float) {
-        *of_q = q.template load<true>(axis, block % axis_blocks, 0, false);
-        *of_k = k.template load<false>(axis, block % axis_blocks, 0, false);
-      } else {
-        q.template copy_stored<true>(axis, block % axis_blocks, shared_address(of_q));
-        k.template copy_stored<false>(axis, block % axis_blocks, shared_address(of_k));
-      }
+      factor::request(factor_of_head(group().table_q, 0, h), factor_of_head(group().table_k, 1, h),
+                      axis, block % axis_blocks, false, of_q,
+                      of_q + layout::table_bytes / sizeof(element));
     }
     static_assert(layout::threads >= 2 * 3 * tile_rows);
     const table_view& values = group().table_v;
