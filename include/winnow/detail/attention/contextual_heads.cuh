@@ -247,12 +247,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       for (int i = 0; i < 2; ++i) largest[h][i] = lane_max(s[h], i);
     const auto raise = [&](int h, float(&by)[2]) {
       head_state& own = state.of_head[h];
-      bool rises;
-      if constexpr (layout::lean_softmax)
-        rises = own.softmax.raise_rows(largest[h], scale, state.most, state.lag, by);
-      else
-        rises = own.softmax.raise_rows(largest[h], scale, state.inverse_factor, state.slack,
-                                       state.lag, by);
+      const bool rises = own.softmax.raise_rows(largest[h], scale, state.most, state.lag, by);
       if (rises) rescale_head(by, own);
       return rises;
     };
@@ -267,10 +262,7 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
       bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < heads; ++h)
-        if constexpr (layout::lean_softmax)
-          exceeds |= state.of_head[h].softmax.exceeds(largest[h], scale, state.most);
-        else
-          exceeds |= state.of_head[h].softmax.exceeds(largest[h]);
+        exceeds |= state.of_head[h].softmax.exceeds(largest[h], scale, state.most);
       if (__any_sync(0xffffffffu, exceeds)) {
         // Rows' maxima together, as each step of one waits.
 #pragma unroll
@@ -285,7 +277,8 @@ struct contextual_heads : contextual_heads_products<T, Radial, Layout> {
     } else {
 #pragma unroll
       for (int h = 0; h < heads; ++h)
-        if (!state.of_head[h].softmax.holds(largest[h])) {
+        if (__any_sync(0xffffffffu,
+                       state.of_head[h].softmax.exceeds(largest[h], scale, state.most))) {
           float by[heads][2] = {{1.0f, 1.0f}, {1.0f, 1.0f}};
           find_rows(h);
           const bool rises = raise(h, by[h]);

@@ -66,7 +66,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   struct head_state {
     /// Gq of rows g and g + 8 by cell, if not in shared memory.
     std::uint32_t products[2][stores_products ? 1 : words];
-    std::conditional_t<layout::lean_softmax, lean_softmax_state, scaled_softmax_state> softmax;
+    lean_softmax_state softmax;
     float o[2][4];
     /// Weights by cell: pairs of halves of two rows, or floats.
     using sums_of_cells = std::conditional_t<layout::sums_halves, std::uint32_t[2], float[4]>;
@@ -85,9 +85,8 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     int length;
     int most_steps;  ///< of `radial_step`
     bool has_values;
-    float slack, lag;          ///< of the tile's rows
+    float lag;                 ///< of the tile's rows
     float most;                ///< exponent of their weights that raises no maximum
-    float inverse_factor;      ///< 1 over what makes logits count in base 2
     std::uint32_t first_cell;  ///< that this lane compares keys' positions with, twice
     std::uint32_t cells[Radial ? cell_words : 1];  ///< and, of an axis, `own_cells`
   };
@@ -130,7 +129,6 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     state.has_values = group().table_v.data != nullptr;
     state.length = group().quant_length;
     state.inverse_scale = __fdividef(1.0f, problem.scale);
-    state.inverse_factor = state.inverse_scale * ln_2;
     const int cell = spread(place.g);
     state.first_cell = kept_in_register(position_pair(cell, cell));
     if constexpr (Radial)
@@ -269,8 +267,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
     const auto longest = static_cast<int>(
         __reduce_max_sync(0xffffffffu, static_cast<unsigned>(max(length_of(0), length_of(1)))));
     const weight_range range = range_of(longest);
-    state.slack = range.slack, state.lag = range.lag;
-    state.most = range.slack + 1.0f - range.lag;
+    state.lag = range.lag, state.most = range.slack + 1.0f - range.lag;
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
       head_state& own = state.of_head[h];

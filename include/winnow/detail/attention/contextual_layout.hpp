@@ -281,7 +281,7 @@ struct contextual_heads_layout {
   static constexpr bool loads_early = false;  ///< are there registers for V before weights?
   static constexpr bool scales_tables = false;
   static constexpr bool sums_halves = false;
-  static constexpr bool lean_softmax = false, spreads_keys = false;
+  static constexpr bool spreads_keys = false;
   static constexpr int scratch = key_products + (Radial ? key_row(keys) : 0);
   static constexpr int scratch_bytes = Radial ? radial_row(16) : 0;
   /// Products of rows by cell, of lanes.

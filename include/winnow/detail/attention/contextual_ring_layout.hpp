@@ -37,7 +37,6 @@ struct contextual_ring_layout {
   /// Does each lane of a quad have four neighbouring keys? Those that a quad looks up together then have other radial
   /// rows more often.
   static constexpr bool spreads_keys = true;
-  static constexpr bool lean_softmax = true;  ///< are registers short?
   /// Where a tile's rows of q are: a reader has those of one tile.
   WINNOW_HOST_DEVICE static constexpr int query_tile(int tile) { return tile / tiles_of_reader; }
   /// Whose rows it has otherwise: the one that it attends for, and its next one.
