@@ -23,6 +23,7 @@
 #include "winnow/detail/attention/contextual_shares.cuh"
 #include "winnow/detail/attention/contextual_tokens.cuh"
 #include "winnow/detail/attention/contextual_units_tiles.cuh"
+#include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
 #include "winnow/detail/util/device.cuh"
@@ -210,8 +211,13 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
   /// Computes rows of a part again that came out with elements that are not finite.
   __device__ __forceinline__ void complete(int part, bool is_dealt) const {
     const auto complete_rows_of = [&](int first, int end) {
-      for (int h = 0; h < heads; ++h)
-        correct_slots<T>(problem, group(), group().first_head + group_head + h, first, end);
+      for (int row = first; row < end; ++row)
+        for (int h = 0; h < heads; ++h) {
+          const int head = group().first_head + group_head + h;
+          const T* out = row_of<T>(problem.out, group().order[row], head);
+          const bool wrong = place.lane < problem.head_dim && widen(out[place.lane]) * 0.0f != 0.0f;
+          if (__any_sync(all, wrong)) attend_row<T>(problem, group(), head, row);
+        }
     };
     const auto* bounds = reinterpret_cast<const int2*>(group().bounds);
     for (int round = 0; round < layout::rounds; ++round)
