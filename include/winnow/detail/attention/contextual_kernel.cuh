@@ -20,13 +20,13 @@
 /// V and Gk (half) in shared memory, small tables too. Float, and 16 bits from head dim 32 on, keep
 /// products as two halves. How they move by a position is in contextual_products.cuh.
 ///
-/// Short spherical windows of head dim 16 have a kernel of their own (contextual_short.cuh), in groups
-/// that have hardly any others; what is left then is rows of 64 with a longer window among them.
-///
 /// With 16-bit storage and head dim 16 other kernels take over: of cubic windows contextual_units_kernel.cuh, if a block
 /// may have the shared memory; of groups with an even number of heads, and tiles enough, else
 /// contextual_heads_kernel.cuh, or contextual_ring_kernel.cuh if they are spherical and the device has compute
 /// capability 9.0.
+///
+/// But for the last of these, short spherical windows of head dim 16 have a kernel of their own (contextual_short.cuh), in
+/// groups that have hardly any others; what is left then is rows of 64 with a longer window among them.
 ///
 /// What bounds it: instructions, their fixed latencies at three or four warps a scheduler, and barriers.
 ///
@@ -123,10 +123,18 @@ struct contextual_groups {
   bool even = true;         ///< are heads of all groups pairs?
   bool by_vectors = false;  ///< are rows of q, k and v read 16 bytes at a time?
   bool has_steps = false;   ///< and are all strides short enough for every kernel?
+  bool in_ring = false;     ///< does contextual_ring_kernel.cuh serve them?
   int short_warps = 0;      ///< of a block of contextual_short.cuh, if that takes short windows
 };
+/// Has each warp so many tiles of two heads? Few leave some of them idle at the end.
+inline bool has_tiles(std::int64_t heads, const launch_extent& extent, int least) noexcept {
+  using layout = contextual_heads_layout<true>;
+  return extent.tokens / layout::rows * (heads / 2) >=
+         std::int64_t{least} * layout::warps * device_attribute(cudaDevAttrMultiProcessorCount);
+}
 template <class T, int D, bool Radial>
-contextual_groups select_groups(const forward_problem& problem) noexcept {
+contextual_groups select_groups(const forward_problem& problem,
+                                const launch_extent& extent) noexcept {
   contextual_groups result{problem};
   result.problem.group_count = 0;
   for (int g = 0; g < problem.group_count; ++g) {
@@ -138,8 +146,13 @@ contextual_groups select_groups(const forward_problem& problem) noexcept {
   result.by_vectors = vector_rows<T>(problem.q) && vector_rows<T>(problem.k) &&
                       vector_rows<T>(problem.v) && problem.out.vectors;
   result.has_steps = result.by_vectors && vector_rows<T>(problem.out) && fits_lse(problem);
+  constexpr int least_tiles = 5;
+  if constexpr (has_contextual_heads<sizeof(T), D> && Radial)
+    result.in_ring = result.even && result.has_steps &&
+                     has_tiles(result.heads, extent, least_tiles) && takes_ring(problem, extent);
   if constexpr (has_contextual_short<sizeof(T), D, Radial>)
-    if (result.heads > 0 && result.has_steps && (sizeof(T) == 4 || has_moderate_scale(problem))) {
+    if (result.heads > 0 && result.has_steps && !result.in_ring &&
+        (sizeof(T) == 4 || has_moderate_scale(problem))) {
       using layout = contextual_short_layout<Radial, sizeof(T)>;
       const int memory = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
       const int warps =
@@ -199,17 +212,10 @@ cudaError_t launch_contextual_groups(const contextual_groups& groups, const laun
                              : launch(contextual_units_kernel<T, 1>, contextual_units_layout<1>());
         }
       using heads_layout = contextual_heads_layout<Radial>;
-      // Few tiles a warp leave some of them idle at the end.
-      constexpr int least_tiles = 10, least_tiles_of_ring = 5;
-      const std::int64_t tiles = extent.tokens / heads_layout::rows * (heads / 2);
-      const auto are_enough = [&](int least) {
-        return tiles >= std::int64_t{least} * heads_layout::warps * processors;
-      };
-      if (Radial && groups.even && are_enough(least_tiles_of_ring) &&
-          takes_ring(parameters, extent))
-        return extent.hopper_spherical_launch(parameters, extent, stream);
+      constexpr int least_tiles = 10;
+      if (groups.in_ring) return extent.hopper_spherical_launch(parameters, extent, stream);
       if (groups.even && block_memory >= static_cast<int>(heads_layout::bytes) &&
-          are_enough(least_tiles))
+          has_tiles(heads, extent, least_tiles))
         return launch_block_each<heads_layout>(contextual_heads_kernel<T, Radial>, parameters,
                                                processors, heads, extent.tokens,
                                                heads_layout::warps * heads_layout::rows, stream);
@@ -236,21 +242,23 @@ cudaError_t launch_contextual_groups(const contextual_groups& groups, const laun
 /// Short spherical windows come last where their heads are pairs, as they mostly have nothing to do then: in front,
 /// that takes up to 5 µs, behind the others it passes while their last blocks end. A single head mostly has nothing else.
 ///
-/// The next call's blocks may wait where this one's have ended, which saves it 3 to 8 µs, if there are pairs of both
-/// kinds. Windows of one kind alone, and one head at a time, lose 2 to 7 by it.
+/// If there are pairs of both kinds, the next call's blocks may come and wait once this one's warps run out of work, which
+/// saves it up to 4 µs; while they have some, it costs 4. Short spherical ones mostly have none from the beginning. Windows
+/// of one kind alone, and one head at a time, lose 2 to 7 by it.
 template <class T, int D>
 cudaError_t launch_contextual_forward(const forward_problem& problem, const launch_extent& extent,
                                       cudaStream_t stream) noexcept {
-  const contextual_groups spherical = select_groups<T, D, true>(problem);
-  const contextual_groups others = select_groups<T, D, false>(problem);
+  const contextual_groups spherical = select_groups<T, D, true>(problem, extent);
+  const contextual_groups others = select_groups<T, D, false>(problem, extent);
   const bool has_short = spherical.short_warps > 0;
   const bool short_is_last = has_short && spherical.even;
-  const bool admits_next = spherical.heads > 0 && others.heads > 0 && others.even;
+  const bool admits_call = spherical.heads > 0 && others.heads > 0 && others.even;
   int kernels = (spherical.heads > 0 ? 1 : 0) + (others.heads > 0 ? 1 : 0) + (has_short ? 1 : 0);
   bool is_first = true;
   const auto next_place = [&] {
-    --kernels;
-    return kernel_place{std::exchange(is_first, false), kernels > 0 || admits_next};
+    const bool is_last = --kernels == 0;
+    return kernel_place{std::exchange(is_first, false), !is_last || (short_is_last && admits_call),
+                        is_last && admits_call};
   };
   cudaError_t error = cudaSuccess;
   if (has_short && !short_is_last)

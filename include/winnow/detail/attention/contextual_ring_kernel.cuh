@@ -25,7 +25,6 @@
 #include "winnow/detail/attention/contextual_ring_list.cuh"
 #include "winnow/detail/attention/contextual_ring_slots.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
-#include "winnow/detail/attention/contextual_short_left.cuh"
 #include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
@@ -326,8 +325,8 @@ __device__ __noinline__ void complete_ring(const forward_problem& problem, block
 /// Seldom needed, too: the list of another turn.
 template <class Layout>
 __device__ __noinline__ void list_turn(const group_problem& group, std::byte* memory,
-                                       const block_share& own, int shortest, int number) {
-  ring_list<Layout>{group, memory, own.share, own.shares, shortest}.make_next(number);
+                                       const block_share& own, int number) {
+  ring_list<Layout>{group, memory, own.share, own.shares}.make_next(number);
 }
 
 template <class T, bool Radial>
@@ -341,9 +340,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
   const group_problem& group = problem.groups[own.group];
   if (problem.zero_unassigned || group.path == encoding_path::rows)
     complete_ring<T, layout>(problem, own, nullptr, 0);
-  const int shortest = shortest_left<Radial>(problem, group);
   // Without tokens nothing is there that could be read ahead.
-  if (group.path == encoding_path::tiles && group.counts->largest >= max(shortest, 1)) {
+  if (group.path == encoding_path::tiles && group.counts->largest > 0) {
     const std::uint32_t shared = shared_address(memory);
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     const auto block = [&] {
@@ -358,12 +356,12 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            group.counts->assigned,
                                                            shared,
                                                            memory,
-                                                           shortest,
+                                                           0,
                                                            thread,
                                                            warp};
     };
     {
-      const ring_list<layout> windows{group, memory, own.share, own.shares, shortest};
+      const ring_list<layout> windows{group, memory, own.share, own.shares};
       // Some warps add up what windows cost, the others load tables.
       if (warp < layout::counters)
         windows.store_costs();
@@ -391,7 +389,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
             problem, own, reinterpret_cast<const ring_tile*>(memory + layout::list), turn.tiles);
       if (turn.has_more == 0) break;
       __syncthreads();
-      list_turn<layout>(group, memory, own, shortest, number);
+      list_turn<layout>(group, memory, own, number);
     }
   }
   end_beside(problem.place, blockIdx.x == 0);

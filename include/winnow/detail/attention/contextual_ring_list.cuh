@@ -56,7 +56,6 @@ struct ring_list {
   const group_problem& group;
   std::byte* memory;
   int share, shares;
-  int shortest;  ///< window that is this kernel's
   int lane = lane_id(), warp = warp_id();
   int windows = group.counts->windows;
   /// Otherwise blocks take chunks in turns.
@@ -86,7 +85,7 @@ struct ring_list {
   [[nodiscard]] __device__ __forceinline__ int cost_of(int size) const {
     const int rows = size <= 16 ? size + (size >> 2) : (size + 15) & ~15;
     const int cost = (rows * (cost_of_tile(groups_of(size)) >> shift)) >> 4;
-    return size > 0 && size >= shortest ? max(cost, 1) : 0;
+    return size > 0 ? max(cost, 1) : 0;
   }
   [[nodiscard]] __device__ __forceinline__ int cost_of(const int (&sizes)[4]) const {
     return (cost_of(sizes[0]) + cost_of(sizes[1])) + (cost_of(sizes[2]) + cost_of(sizes[3]));

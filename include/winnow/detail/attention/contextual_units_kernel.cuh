@@ -193,6 +193,7 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
       run_singles();
       __syncwarp();
       run_units();
+      if (problem.place.admits_call) admit_successor();
       __syncthreads();
       if (*counter_of(base::bad_rows) != 0) {
         complete(part, is_dealt);

@@ -72,7 +72,8 @@ struct group_problem {
 /// A kernel among those of its call, which run beside each other.
 struct kernel_place {
   bool is_first = true;
-  bool admits = false;  ///< the next kernel may begin when all blocks have
+  bool admits = false;       ///< the next kernel may begin when all blocks have
+  bool admits_call = false;  ///< the next call may when they run out of work
 };
 
 struct forward_problem {
