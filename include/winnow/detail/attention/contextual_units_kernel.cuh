@@ -209,7 +209,8 @@ struct contextual_units_block : contextual_units_tiles<T, Heads> {
     }
   }
 
-  /// Computes rows of a part again that came out with elements that are not finite.
+  /// Computes rows of a part again that came out with elements that are not finite. Not by `correct_slots`: what that
+  /// looks for besides costs the loops before registers.
   __device__ __forceinline__ void complete(int part, bool is_dealt) const {
     const auto complete_rows_of = [&](int first, int end) {
       for (int row = first; row < end; ++row)
