@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
                                                            group.counts->assigned,
                                                            shared,
                                                            memory,
-                                                           0,
+                                                           0,  // it has windows of all sizes
                                                            thread,
                                                            warp};
     };
