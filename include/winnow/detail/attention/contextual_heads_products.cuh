@@ -40,7 +40,7 @@ struct contextual_heads_products : contextual_block<T, 16, Radial, true, Layout>
   ///
   /// Radial sums count units of 2⁻¹⁶, which 32 bits hold, and 24 bits of a weight.
   struct weight_range {
-    float slack, lag;  ///< of `scaled_softmax_state`
+    float slack, lag;  ///< as `scaled_softmax_state` has them
   };
   static constexpr int sum_bits = 16, unit_bits = 16, short_bits = 8;
   static constexpr int first_bits = -7, most_longer_bits = 5;

@@ -25,7 +25,6 @@
 #include "winnow/detail/attention/contextual_ring_list.cuh"
 #include "winnow/detail/attention/contextual_ring_slots.cuh"
 #include "winnow/detail/attention/contextual_shares.cuh"
-#include "winnow/detail/attention/exact_row.cuh"
 #include "winnow/detail/attention/problem.hpp"
 #include "winnow/detail/attention/wgmma.cuh"
 #include "winnow/detail/util/device.cuh"
@@ -33,9 +32,9 @@
 namespace winnow::detail {
 
 /// A warp that attends.
-template <class T, bool Radial>
-struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ring_layout<Radial>> {
-  using base = contextual_heads_result<T, Radial, contextual_ring_layout<Radial>>;
+template <class T>
+struct contextual_ring_reader : contextual_heads_result<T, true, contextual_ring_layout> {
+  using base = contextual_heads_result<T, true, contextual_ring_layout>;
   using base::group;
   using base::keys;
   using base::place;
@@ -112,25 +111,22 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     // Everything is asked for before the first product, as the latter keep their order.
     typename base::radial_pairs pairs[2];
     key_cells cells;
-    if constexpr (Radial) {
-      this->template look_up_radials<0>(state, this->load_radii(slots.keys, 0), slots.products,
-                                        pairs[0], places);
-      this->template look_up_radials<1>(state, this->load_radii(slots.keys, 1), slots.products,
-                                        pairs[1], places);
-    }
+    this->template look_up_radials<0>(state, this->load_radii(slots.keys, 0), slots.products,
+                                      pairs[0], places);
+    this->template look_up_radials<1>(state, this->load_radii(slots.keys, 1), slots.products,
+                                      pairs[1], places);
     load_cells(slots.products, cells);
     this->score_heads(state, tile, own_keys, s);
     add_sides(cells, state, s);
-    if constexpr (Radial)
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        // One product less for each head, at the cost of one more rounding to half.
-        std::uint32_t sums[4];
+    for (int b = 0; b < 2; ++b) {
+      // One product less for each head, at the cost of one more rounding to half.
+      std::uint32_t sums[4];
 #pragma unroll
-        for (int pair = 0; pair < 4; ++pair)
-          sums[pair] = add_half_pairs(pairs[b].of_rows[pair], pairs[b].of_keys[pair]);
-        this->add_pairs(state, sums, s[0][b], s[1][b]);
-      }
+      for (int pair = 0; pair < 4; ++pair)
+        sums[pair] = add_half_pairs(pairs[b].of_rows[pair], pairs[b].of_keys[pair]);
+      this->add_pairs(state, sums, s[0][b], s[1][b]);
+    }
     this->weigh(
         slots.keys, interior,
         [&] {
@@ -154,8 +150,7 @@ struct contextual_ring_reader : contextual_heads_result<T, Radial, contextual_ri
     copy_async_if<8>(true, address(layout::row_bounds + 8 * number),
                      reinterpret_cast<const int2*>(group().bounds) + slot, true);
     copy_async_if<4>(true, address(layout::row_code + 4 * number), group().positions + slot, true);
-    if constexpr (Radial)
-      copy_async_if<4>(true, address(layout::row_radius + 4 * number), group().radius + slot, true);
+    copy_async_if<4>(true, address(layout::row_radius + 4 * number), group().radius + slot, true);
   }
   /// Asks for a tile's rows of q, whose tokens are there.
   __device__ __forceinline__ void request_rows(int tile) const {
@@ -329,12 +324,12 @@ __device__ __noinline__ void list_turn(const group_problem& group, std::byte* me
   ring_list<Layout>{group, memory, own.share, own.shares}.make_next(number);
 }
 
-template <class T, bool Radial>
-__global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
+template <class T>
+__global__ void __launch_bounds__(contextual_ring_layout::threads, 1)
     contextual_ring_kernel(const __grid_constant__ forward_problem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   begin_beside(problem.place);
-  using layout = contextual_ring_layout<Radial>;
+  using layout = contextual_ring_layout;
   extern __shared__ __align__(16) std::byte memory[];
   const block_share own = share_of_block(problem);
   const group_problem& group = problem.groups[own.group];
@@ -347,18 +342,18 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
     const auto block = [&] {
       // The assembler would read it again and again.
       const int thread = static_cast<int>(kept_in_register(threadIdx.x));
-      return contextual_block<T, 16, Radial, true, layout>{problem,
-                                                           own.group,
-                                                           memory,
-                                                           layout::heads * own.head,
-                                                           own.share,
-                                                           own.shares,
-                                                           group.counts->assigned,
-                                                           shared,
-                                                           memory,
-                                                           0,  // it has windows of all sizes
-                                                           thread,
-                                                           warp};
+      return contextual_block<T, 16, true, true, layout>{problem,
+                                                         own.group,
+                                                         memory,
+                                                         layout::heads * own.head,
+                                                         own.share,
+                                                         own.shares,
+                                                         group.counts->assigned,
+                                                         shared,
+                                                         memory,
+                                                         0,  // it has windows of all sizes
+                                                         thread,
+                                                         warp};
     };
     {
       const ring_list<layout> windows{group, memory, own.share, own.shares};
@@ -366,8 +361,8 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       if (warp < layout::counters)
         windows.store_costs();
       else
-        contextual_heads_products<T, Radial, layout>{block()}
-            .template load_factors<layout::counters>([] {});
+        contextual_heads_products<T, true, layout>{block()}.template load_factors<layout::counters>(
+            [] {});
       __syncthreads();
       windows.make_first();
     }
@@ -377,11 +372,10 @@ __global__ void __launch_bounds__(contextual_ring_layout<Radial>::threads, 1)
       const ring_turn turn = *reinterpret_cast<const ring_turn*>(memory + layout::turn);
       if (turn.tiles == 0) break;
       if (warp < layout::readers) {
-        contextual_ring_reader<T, Radial>::run(
-            [&] { return contextual_ring_reader<T, Radial>{{{{block()}}}}; }, memory, warp, turn,
-            number == 1);
+        contextual_ring_reader<T>::run([&] { return contextual_ring_reader<T>{{{{block()}}}}; },
+                                       memory, warp, turn, number == 1);
       } else {
-        contextual_ring_keys<T, Radial>{{block()}, warp - layout::readers}.run(turn);
+        contextual_ring_keys<T>{{block()}, warp - layout::readers}.run(turn);
       }
       __syncthreads();
       if (*reinterpret_cast<volatile int*>(memory + layout::bad) != 0)

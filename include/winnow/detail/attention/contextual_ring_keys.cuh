@@ -21,9 +21,9 @@
 
 namespace winnow::detail {
 
-template <class T, bool Radial>
-struct contextual_ring_keys : contextual_heads_products<T, Radial, contextual_ring_layout<Radial>> {
-  using base = contextual_heads_products<T, Radial, contextual_ring_layout<Radial>>;
+template <class T>
+struct contextual_ring_keys : contextual_heads_products<T, true, contextual_ring_layout> {
+  using base = contextual_heads_products<T, true, contextual_ring_layout>;
   using base::group;
   using base::keys;
   using base::place;

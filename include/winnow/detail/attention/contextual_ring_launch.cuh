@@ -18,10 +18,10 @@ namespace winnow::detail {
 template <class T>
 cudaError_t launch_contextual_ring(const forward_problem& problem, const launch_extent& extent,
                                    cudaStream_t stream) noexcept {
-  using layout = contextual_ring_layout<true>;
+  using layout = contextual_ring_layout;
   std::int64_t heads = 0;
   for (int g = 0; g < problem.group_count; ++g) heads += problem.groups[g].heads;
-  return launch_block_each<layout>(contextual_ring_kernel<T, true>, problem,
+  return launch_block_each<layout>(contextual_ring_kernel<T>, problem,
                                    std::max(1, device_attribute(cudaDevAttrMultiProcessorCount)),
                                    heads, extent.tokens, layout::share_rows, stream);
 }

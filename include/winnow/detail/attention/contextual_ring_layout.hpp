@@ -12,9 +12,8 @@
 namespace winnow::detail {
 
 /// A block's shared memory: tables of two heads as in contextual_heads_layout, what each reader has, and the ring.
-template <bool Radial>
 struct contextual_ring_layout {
-  using warp_layout = contextual_heads_layout<Radial>;
+  using warp_layout = contextual_heads_layout<true>;
   static constexpr contextual_tuning tuning = warp_layout::tuning;
   static constexpr int heads = warp_layout::heads;
   static constexpr int readers = 10;  ///< warps that attend
@@ -76,8 +75,7 @@ struct contextual_ring_layout {
   static constexpr int row_order = row_bounds + 8 * tiles * rows;  // int [tiles][rows]
   static constexpr int row_code = row_order + 4 * tiles * rows;    // uint32 [tiles][rows]
   static constexpr int row_radius = row_code + 4 * tiles * rows;   // float [tiles][rows]
-  static constexpr int query =
-      row_radius + (Radial ? 4 * tiles * rows : 0);  // T [readers][heads][rows]
+  static constexpr int query = row_radius + 4 * tiles * rows;      // T [readers][heads][rows]
   static constexpr int query_bytes = heads * tile_bytes;
   /// A group's K and V, T [heads][K, V][keys], positions as halves to compare, of a key, half2 [keys][2 axes], and of
   /// two neighbours, half2 [keys / 2][2 axes], and radii, float [keys].
@@ -85,14 +83,14 @@ struct contextual_ring_layout {
   static constexpr int group_bytes = heads * 2 * tile_bytes;
   static constexpr int key_code = group_bytes, key_columns = key_code + 8 * keys;
   static constexpr int key_radius = key_columns + 4 * keys;
-  static constexpr int key_group_bytes = key_radius + (Radial ? 4 * keys : 0);
+  static constexpr int key_group_bytes = key_radius + 4 * keys;
   /// Products of a group's keys by cell, as lanes need them, uint4 [heads][product_pairs][32], and by radial row,
   /// [keys] from `key_row` on. Then barriers.
   static constexpr int products = key_groups + key_slots * key_group_bytes;  // [slots]
   static constexpr int product_pairs = (cells / 8 + 1) / 2;
   static constexpr int cell_bytes = heads * product_pairs * 512;
   static constexpr int key_products = cell_bytes;
-  static constexpr int full = key_products + (Radial ? key_row(keys) : 0);
+  static constexpr int full = key_products + warp_layout::key_row(keys);
   static constexpr int empty = full + 8;
   static constexpr int slot_bytes = empty + 8;
   /// Slots are named by where they begin.
@@ -102,7 +100,7 @@ struct contextual_ring_layout {
   WINNOW_HOST_DEVICE static constexpr int tiles_at(int group) { return group; }
   WINNOW_HOST_DEVICE static constexpr int products_at(int slot) { return slot + key_products; }
   static constexpr int scratch = products + slots * slot_bytes;  // of readers
-  static constexpr int scratch_bytes = Radial ? radial_row(rows) : 0;
+  static constexpr int scratch_bytes = warp_layout::radial_row(rows);
   /// Where lanes' quarters of two heads' results begin, of each lane of a quad.
   static constexpr int results = scratch + readers * scratch_bytes;
   static constexpr int has_values = results + 4 * 8;   // barrier
